@@ -1,0 +1,47 @@
+# Sets itself up: each target that needs it makes .venv and installs this checkout into it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## say what there is
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+.PHONY: setup
+setup: $(STAMP) ## make .venv and install the checkout into it
+
+$(STAMP): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## a real run of several processes on real files, its picture and numbers
+	$(BIN)/dagsched demo
+
+.PHONY: lint
+lint: $(STAMP) ## style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: check
+check: lint ## style, types, and the tests that need no other process; below 90 seconds
+	$(BIN)/python -m pytest -q -m 'not slow' $(wildcard tests/unit tests/property tests/sim)
+
+.PHONY: test
+test: $(STAMP) ## the whole suite (needs a redis-server binary)
+	$(BIN)/python -m pytest -q
+
+.PHONY: format
+format: $(STAMP) ## let the formatter write
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: clean
+clean: ## remove what was built, .venv too
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

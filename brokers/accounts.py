@@ -1,0 +1,163 @@
+"""What a node did: counts for statistics, measured durations, and the check of all counts. Pure."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dagsched.brokers import bundling
+from dagsched.brokers.state import (
+    BrokerRun,
+    Bundle,
+    BundleState,
+    Counters,
+    Executor,
+    ExecutorCounters,
+)
+from dagsched.errors import InternalError
+from dagsched.protocol.messages import BundleDone, ExecutorStats, NodeStats
+
+if TYPE_CHECKING:
+    from dagsched.brokers.core import BrokerCore
+
+NEW_WEIGHT = 0.5  # of a new measurement in the moving average: durations may change at once
+
+
+class Accounts:
+    """Books and checks numbers; part of `BrokerCore`."""
+
+    def __init__(self, core: "BrokerCore") -> None:
+        self.core = core
+
+    def bundle_ended(
+        self, executor: Executor, bundle: Bundle, message: BundleDone, task_count: int
+    ) -> None:
+        """Count a bundle, and learn how long its functions take."""
+        run = bundle.run
+        counters = run.counters
+        mine = counters.executors.setdefault(executor.id, ExecutorCounters())
+        mine.task_count += task_count + message.retry_count
+        mine.bundle_count += 1
+        mine.read_bytes += message.read_bytes
+        mine.written_bytes += message.written_bytes
+        counters.retry_count += message.retry_count
+        for index, call_count, seconds in message.seconds:
+            mine.busy_s += seconds
+            calls = counters.seconds.setdefault(index, [0, 0.0])
+            calls[0] += call_count
+            calls[1] += seconds
+            if not call_count or index >= len(run.seconds):
+                continue
+            mean, old = seconds / call_count, float(run.seconds[index])
+            if old == old:  # not nan: measured before
+                mean = NEW_WEIGHT * mean + (1 - NEW_WEIGHT) * old
+            run.seconds[index] = mean
+            if index in run.functions:
+                self.core.estimates[run.functions[index][0].digest] = mean
+
+    def take_seconds(self, run: BrokerRun) -> list[tuple[int, int, float]]:
+        """Function index, calls and seconds since this was last asked."""
+        taken, run.counters.seconds = run.counters.seconds, {}
+        return [(index, int(calls), seconds) for index, (calls, seconds) in sorted(taken.items())]
+
+    def node_stats(self, run: BrokerRun | None, now: float) -> NodeStats:
+        """Of one run; without one, what the node holds now."""
+        counters = run.counters if run is not None else Counters()
+        duration_s = now - run.started_s if run is not None else 0.0
+        executors = []
+        for executor in self.core.executors.values():
+            mine = counters.executors.get(executor.id, ExecutorCounters())
+            executors.append(
+                ExecutorStats(
+                    executor.id, executor.pid, mine.task_count, mine.bundle_count, mine.busy_s,
+                    max(0.0, duration_s - mine.busy_s), mine.read_bytes, mine.written_bytes,
+                    executor.restart_count, executor.rss_peak_bytes,
+                )
+            )  # fmt: skip
+        table = self.core.table
+        return NodeStats(
+            id=self.core.broker,
+            host=self.core.host,
+            received_count=counters.received_count,
+            in_bytes=counters.in_bytes,
+            out_bytes=counters.out_bytes,
+            live_object_count=table.live_count,
+            live_bytes=table.live_bytes,
+            peak_bytes=table.peak_bytes,
+            bundle_count=counters.bundle_count,
+            retry_count=counters.retry_count,
+            stale_count=counters.stale_count,
+            executors=executors,
+        )
+
+    # --- check ------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Re-derive every count from scratch.
+
+        Raises:
+            InternalError: one is wrong; says which.
+        """
+        for run in self.core.runs.values():
+            if not run.cancelled:
+                self._check_uses(run)
+                self._check_waits(run)
+                self._check_counts(run)
+        self.core.table.check()
+
+    def _check_uses(self, run: BrokerRun) -> None:
+        left = np.zeros(run.total, np.int64)
+        for subtree in run.subtrees.values():
+            if len(subtree.indptr):
+                uncut = subtree.deps[subtree.indptr[subtree.cursor - subtree.lo] :]
+                left += np.bincount(uncut, minlength=run.total)
+        for bundle in run.bundles.values():
+            _, deps = bundling.gather(bundle.subtree, bundle.positions)
+            outside = deps[run.bundle_of[deps] != bundle.number]
+            left += np.bincount(outside, minlength=run.total)
+        wrong = np.flatnonzero(left != run.left)
+        if len(wrong):
+            at = int(wrong[0])
+            raise InternalError(
+                f"run {run.number}, position {at}: {run.left[at]} uses booked, {left[at]} left"
+            )
+
+    def _check_waits(self, run: BrokerRun) -> None:
+        waits: dict[int, int] = {}
+        for bundle in run.bundles.values():
+            for dependent in bundle.dependents:
+                waits[dependent.number] = waits.get(dependent.number, 0) + 1
+        for waiters in run.waiters.values():
+            for bundle in waiters:
+                waits[bundle.number] = waits.get(bundle.number, 0) + 1
+        lined_up = {entry[2] for entry in run.ready}
+        for bundle in run.bundles.values():
+            is_waiting = bundle.state is BundleState.WAITING
+            if is_waiting and waits.get(bundle.number, 0) != bundle.waiting_count:
+                raise InternalError(
+                    f"bundle {bundle.number} waits for {bundle.waiting_count} things, but "
+                    f"{waits.get(bundle.number, 0)} know of it"
+                )
+            if is_waiting != bool(bundle.waiting_count):
+                raise InternalError(f"bundle {bundle.number}: {bundle.state.name} is wrong")
+            if bundle.state is BundleState.READY and bundle.number not in lined_up:
+                raise InternalError(f"bundle {bundle.number} is ready, but not lined up")
+
+    def _check_counts(self, run: BrokerRun) -> None:
+        for subtree in run.subtrees.values():
+            mine = [bundle for bundle in run.bundles.values() if bundle.subtree is subtree]
+            undispatched = [b for b in mine if b.state is not BundleState.DISPATCHED]
+            if len(undispatched) != subtree.open_bundle_count:
+                raise InternalError(
+                    f"subtree {subtree.number}: {subtree.open_bundle_count} bundles to dispatch "
+                    f"booked, {len(undispatched)} found"
+                )
+            unmade = run.bundle_of[subtree.lo : subtree.hi] == bundling.RETURNED_GRAPH
+            unmade &= run.object_of[subtree.lo : subtree.hi] < 0
+            remaining = subtree.hi - subtree.cursor + sum(len(b.positions) for b in mine)
+            if subtree.remaining_count < remaining or (
+                subtree.remaining_count > remaining + int(unmade.sum())
+            ):
+                raise InternalError(
+                    f"subtree {subtree.number}: {subtree.remaining_count} tasks remain, "
+                    f"{remaining} found"
+                )

@@ -1,0 +1,287 @@
+"""Subtrees into bundles: the windows that are cut, and what each bundle waits for. Pure, numpy.
+
+Cost: some ten array passes a window, nothing a task. A window holds a few bundles an executor, so
+that sizes follow durations as they become known: tasks of functions never measured come in small
+bundles first.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from dagsched.brokers.state import (
+    BrokerRun,
+    Bundle,
+    BundleState,
+    Int32,
+    Int64,
+    Subtree,
+)
+from dagsched.config import Config
+from dagsched.ids import BundleNo, SubtreeNo
+from dagsched.partition import cut_window
+from dagsched.protocol.messages import (
+    EXPORTED,
+    META,
+    OUTPUT,
+    PERSISTED,
+    REFERENCED,
+    SOLO,
+    PlaceSubtree,
+)
+
+HOLDS = EXPORTED | OUTPUT | REFERENCED | PERSISTED
+RETURNED_GRAPH = -2  # in BrokerRun.bundle_of
+WINDOW_TASKS_MAX = 65_536
+BUNDLE_TASKS_MAX = 16_384
+SMALL = 48  # below this many elements Python loops beat numpy calls
+
+
+def make_subtree(message: PlaceSubtree, arrays: Sequence[Int32], flags: bytes) -> Subtree:
+    """A subtree as placed; `arrays`: indptr, deps, function_of, levels of its message."""
+    indptr, deps, function_of, levels = arrays
+    lo, hi = message.lo, message.hi
+    first = np.full(hi - lo, -1, np.int32)
+    last = np.full(hi - lo, -1, np.int32)
+    owners = np.repeat(np.arange(lo, hi, dtype=np.int32), np.diff(indptr))
+    inside = (deps >= lo) & (deps < hi)
+    inner_deps, inner_owners = deps[inside] - lo, owners[inside]
+    last[inner_deps] = inner_owners  # owners rise, so the last assignment is the largest
+    first[inner_deps[::-1]] = inner_owners[::-1]
+    return Subtree(
+        SubtreeNo(message.subtree), message.attempt, message.epoch, lo, hi, indptr, deps,
+        function_of, np.frombuffer(flags, np.uint8), levels, first, last,
+        cursor=lo, remaining_count=hi - lo,
+    )  # fmt: skip
+
+
+def count_uses(run: BrokerRun, subtree: Subtree) -> None:
+    """Count every dependency of the subtree as a use, and take its holds."""
+    lo, hi, deps = subtree.lo, subtree.hi, subtree.deps
+    inside = (deps >= lo) & (deps < hi)
+    run.left[lo:hi] += np.bincount(deps[inside] - lo, minlength=hi - lo).astype(np.int32)
+    outside, counts = np.unique(deps[~inside], return_counts=True)
+    run.left[outside] += counts.astype(np.int32)
+    run.hold[lo:hi] = subtree.flags & HOLDS
+    for local in np.flatnonzero(subtree.flags & META).tolist():
+        # What a Ref may name is kept until the run ends, constants among it.
+        run.hold[deps[subtree.indptr[local] : subtree.indptr[local + 1]]] |= REFERENCED
+
+
+def gather(subtree: Subtree, positions: Int32) -> tuple[Int32, Int32]:
+    """Dependency counts of each position, and all their dependencies in order."""
+    first, last = int(positions[0]) - subtree.lo, int(positions[-1]) - subtree.lo
+    if last - first + 1 == len(positions):
+        counts = np.diff(subtree.indptr[first : last + 2])
+        return counts, subtree.deps[subtree.indptr[first] : subtree.indptr[last + 1]]
+    local = positions - subtree.lo
+    starts = subtree.indptr[local]
+    counts = subtree.indptr[local + 1] - starts
+    ends = np.cumsum(counts)
+    offsets = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(
+        starts - (ends - counts), counts
+    )
+    return counts, subtree.deps[offsets]
+
+
+def window_end(run: BrokerRun, subtree: Subtree, executors: int, config: Config) -> int:
+    """Where the window that begins at the cursor ends."""
+    start, hi = subtree.cursor, subtree.hi
+    limit = min(hi, start + WINDOW_TASKS_MAX)
+    local = slice(start - subtree.lo, limit - subtree.lo)
+    weights = task_seconds(run, subtree.function_of[local], config)
+    budget_s = 3 * executors * config.bundle_s
+    end = start + int(np.searchsorted(np.cumsum(weights), budget_s)) + 1
+    end = min(limit, max(end, start + 2 * executors))
+    levels = subtree.level_starts
+    if len(levels) and end < hi:
+        # A level is cut as a whole where it isn't much larger than the window.
+        after = int(np.searchsorted(levels, end))
+        border = int(levels[after]) if after < len(levels) else hi
+        if border - start <= 2 * (end - start):
+            end = border
+    return end
+
+
+def task_seconds(run: BrokerRun, function_of: Int32, config: Config) -> np.ndarray:
+    """Expected seconds of each call; a function not measured yet counts as `unknown_task_s`."""
+    if len(run.seconds) == 1:
+        seconds = float(run.seconds[0])
+        known = seconds == seconds  # not nan
+        return np.full(len(function_of), seconds if known else config.unknown_task_s)
+    weights = run.seconds[function_of]
+    return np.where(np.isnan(weights), config.unknown_task_s, weights)
+
+
+def cut_next_window(
+    run: BrokerRun, subtree: Subtree, executors: int, config: Config, first_number: int
+) -> list[Bundle]:
+    """Cut the next window of the subtree into bundles, and enter them into the run."""
+    start, end = subtree.cursor, window_end(run, subtree, executors, config)
+    subtree.cursor = end
+    local = slice(start - subtree.lo, end - subtree.lo)
+    offsets = subtree.indptr[start - subtree.lo : end - subtree.lo + 1]
+    deps = subtree.deps[offsets[0] : offsets[-1]] - start
+    deps[(deps >= end - start) | (deps < 0)] = -1
+    weights = task_seconds(run, subtree.function_of[local], config)
+    levels = subtree.level_starts
+    if len(levels):
+        levels = levels[(levels > start) & (levels < end)] - start
+        levels = np.concatenate((np.zeros(1, np.int32), levels)).astype(np.int32)
+    parts = cut_window(
+        (offsets - offsets[0]).astype(np.int64), deps, weights, levels, executors, config
+    )
+    parts = split_solo(parts, subtree.flags[local])
+    return make_bundles(
+        run, subtree, [part + np.int32(start) for part in parts], config, first_number
+    )
+
+
+def split_solo(parts: list[Int32], flags: np.ndarray) -> list[Int32]:
+    """Give tasks that are dispatched alone a part of their own, and bound the size of parts."""
+    has_solo = bool((flags & SOLO).any())
+    result: list[Int32] = []
+    for part in parts:
+        borders = [0, len(part)]
+        if has_solo:
+            for index in np.flatnonzero(flags[part] & SOLO).tolist():
+                borders += [index, index + 1]
+        if len(part) > BUNDLE_TASKS_MAX:
+            borders += list(range(0, len(part), BUNDLE_TASKS_MAX))
+        borders = sorted(set(borders))
+        result += [part[a:b] for a, b in pairwise(borders)]
+    return result
+
+
+def split_solo_positions(subtree: Subtree, parts: Sequence[Int32]) -> list[Int32]:
+    """`split_solo` for parts given by position."""
+    lo = np.int32(subtree.lo)
+    return [part + lo for part in split_solo([part - lo for part in parts], subtree.flags)]
+
+
+def hollow(subtree: Subtree) -> Subtree:
+    """What is kept of a subtree that has ended: its number and range."""
+    none = np.zeros(0, np.int32)
+    return Subtree(
+        subtree.number, subtree.attempt, subtree.epoch, subtree.lo, subtree.hi, none, none, none,
+        np.zeros(0, np.uint8), none, none, none, cursor=subtree.hi, remaining_count=0,
+    )  # fmt: skip
+
+
+def make_bundles(
+    run: BrokerRun, subtree: Subtree, parts: Sequence[Int32], config: Config, first_number: int
+) -> list[Bundle]:
+    """Enter bundles of these positions, none of which is in a living bundle, into the run.
+
+    Dependencies inside one bundle are no uses any more; for each other one that isn't there the
+    bundle waits: for the bundle that will make it, or else for the position itself.
+    """
+    sizes = np.array([len(part) for part in parts])
+    labels = np.repeat(np.arange(len(parts)), sizes)
+    flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    run.bundle_of[flat] = labels + first_number
+    bundles = []
+    weights = np.bincount(
+        labels, task_seconds(run, subtree.function_of[flat - subtree.lo], config)
+    ).tolist()
+    for label, part in enumerate(parts):
+        solo = len(part) == 1 and bool(subtree.flags[part[0] - subtree.lo] & SOLO)
+        number = BundleNo(first_number + label)
+        bundle = Bundle(number, run, subtree, part, weights[label], solo)
+        run.bundles[number] = bundle
+        bundles.append(bundle)
+    subtree.open_bundle_count += len(bundles)
+    deps_list, labels_list = [], []
+    for label, part in enumerate(parts):
+        _, deps = gather(subtree, part)
+        deps_list.append(deps)
+        labels_list.append(np.full(len(deps), label))
+    deps = np.concatenate(deps_list)
+    consumers = np.concatenate(labels_list)
+    producers = run.bundle_of[deps]
+    inside = producers == consumers + first_number
+    subtract_uses(run, deps[inside])
+    waits = ~inside & (run.object_of[deps] < 0)
+    if waits.any():
+        _enter_waits(run, bundles, deps[waits], consumers[waits], producers[waits])
+    for bundle in bundles:
+        if not bundle.waiting_count:
+            bundle.move(BundleState.READY)
+    return bundles
+
+
+def _enter_waits(
+    run: BrokerRun, bundles: list[Bundle], deps: Int32, consumers: Int64, producers: Int32
+) -> None:
+    made = producers >= 0
+    pairs = np.unique((consumers[made].astype(np.int64) << 32) | producers[made])
+    for pair in pairs.tolist():
+        producer = run.bundles.get(BundleNo(pair & 0xFFFFFFFF))
+        consumer = bundles[pair >> 32]
+        if producer is not None:
+            producer.dependents.append(consumer)
+            consumer.waiting_count += 1
+    ended = np.array([number not in run.bundles for number in producers[made].tolist()], bool)
+    lone = ~made
+    lone[np.flatnonzero(made)[ended]] = True  # made here, lost since: will come by itself
+    pairs = np.unique((consumers[lone].astype(np.int64) << 32) | deps[lone])
+    for pair in pairs.tolist():
+        consumer = bundles[pair >> 32]
+        run.waiters.setdefault(pair & 0xFFFFFFFF, []).append(consumer)
+        consumer.waiting_count += 1
+
+
+def subtract_uses(run: BrokerRun, deps: Int32) -> None:
+    """Each of `deps` (may repeat) has one use less."""
+    _shift_uses(run, deps, -1)
+
+
+def add_uses(run: BrokerRun, deps: Int32) -> None:
+    """Each of `deps` (may repeat) has one use more."""
+    _shift_uses(run, deps, 1)
+
+
+def _shift_uses(run: BrokerRun, deps: Int32, sign: int) -> None:
+    if len(deps) <= SMALL:
+        left = run.left
+        for dep in deps.tolist():
+            left[dep] += sign
+        return
+    low = int(deps.min())
+    counts = np.bincount(deps - low).astype(np.int32)
+    run.left[low : low + len(counts)] += sign * counts
+
+
+def inner_deps(run: BrokerRun, bundle: Bundle, positions: Int32) -> Int32:
+    """Dependencies of `positions` that lie inside the bundle."""
+    _, deps = gather(bundle.subtree, positions)
+    inner: Int32 = deps[run.bundle_of[deps] == bundle.number]
+    return inner
+
+
+def export_groups(run: BrokerRun, bundle: Bundle) -> Int32:
+    """What a bundle must export, as pairs (first, count) that become one object each.
+
+    Neighbours are one block when they have the same first and last dependent: those are wanted by
+    the same bundles. Whatever is more than a plain result (a reference) stands alone.
+    """
+    positions, subtree = bundle.positions, bundle.subtree
+    holds = run.hold[positions]
+    wanted = (run.left[positions] > 0) | (holds != 0)
+    exports = positions[wanted]
+    if len(exports) < 2:
+        return np.array([[p, 1] for p in exports.tolist()], np.int32).reshape(-1)
+    local = exports - subtree.lo
+    holds = holds[wanted]
+    first, last = subtree.first_dependent[local], subtree.last_dependent[local]
+    breaks = (
+        (exports[1:] != exports[:-1] + 1)
+        | (first[1:] != first[:-1])
+        | (last[1:] != last[:-1])
+        | (holds[1:] != holds[:-1])
+        | ((holds[1:] & (REFERENCED | PERSISTED)) != 0)
+    )
+    starts = np.concatenate((np.zeros(1, np.int64), np.flatnonzero(breaks) + 1))
+    counts = np.diff(starts, append=len(exports))
+    return np.stack((exports[starts], counts.astype(np.int32)), axis=1).reshape(-1)

@@ -1,0 +1,543 @@
+"""BrokerCore: everything that a node decides, as a state machine. Pure.
+
+Subtrees come from the master, are cut into bundles (`bundling`), and go to executors
+(`dispatch`); results are objects (`table`), which other nodes fetch. The shell pushes what
+happened (`receive_*`, `executor_lost`, `object_stored`, ...) and pulls `take_actions()` once a
+turn. Rules for whoever edits this:
+
+- no I/O, no clock (`now` is given, monotonic seconds), no randomness, no order by hash;
+- handlers are idempotent, a message of an ended run or a lost attempt is counted and dropped;
+- a bundle's state moves by `Bundle.move` only.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import numpy as np
+
+from dagsched.brokers import bundling, dispatch
+from dagsched.brokers.accounts import Accounts
+from dagsched.brokers.exchange import Exchange
+from dagsched.brokers.ledger import Ledger
+from dagsched.brokers.state import (
+    BrokerRun,
+    BundleState,
+    Executor,
+    Subtree,
+)
+from dagsched.brokers.table import ObjectTable
+from dagsched.config import Config
+from dagsched.errors import InternalError
+from dagsched.ids import ProcessId, RunNo, SubtreeNo
+from dagsched.protocol.messages import (
+    CHUNK_TASKS,
+    EXPORTED,
+    AskStats,
+    BrokerToBroker,
+    BrokerToMaster,
+    BundleDone,
+    CancelRun,
+    EndRun,
+    ExecutorChanged,
+    ExecutorHello,
+    ExecutorToBroker,
+    ExitInfo,
+    FetchObjects,
+    FetchValue,
+    ForgetRun,
+    Frame,
+    FreeExtents,
+    GetValue,
+    Location,
+    MasterToBroker,
+    ObjectInfo,
+    ObjectsData,
+    ObjectsMissing,
+    Parcel,
+    Ping,
+    PlaceSubtree,
+    Pong,
+    Progress,
+    PutObjects,
+    Redirect,
+    Release,
+    RunClosed,
+    SetExecutors,
+    SetPeers,
+    Shutdown,
+    Stats,
+    Stop,
+    Welcome,
+)
+
+PROBE_S = 0.002  # after this long without a first measurement the next window is cut anyway
+ENDED_RUNS_MAX = 1_000  # remembered, so that late messages of theirs are known as such
+PROGRESS_S = 0.1
+LOOKAHEAD_WINDOWS = 4  # windows cut in one turn for idle executors
+
+
+@dataclass(slots=True)
+class BrokerActions:
+    """What the shell must do now, in this order of fields; each turn's are pulled once."""
+
+    to_master: list[Parcel] = field(default_factory=list)
+    to_peers: dict[int, list[Parcel]] = field(default_factory=dict)
+    to_executors: dict[int, list[Parcel]] = field(default_factory=dict)
+    transfers: list[tuple[int, int, ObjectInfo]] = field(default_factory=list)
+    store: list[tuple[int, int, Frame]] = field(default_factory=list)
+    start: list[int] = field(default_factory=list)
+    kill: list[int] = field(default_factory=list)
+    stop_bundles: list[tuple[int, int]] = field(default_factory=list)
+    free: list[Location] = field(default_factory=list)
+    reclaim: list[tuple[int, int, frozenset[str]]] = field(default_factory=list)
+    shutdown: bool = False
+
+    def send_executor(self, executor: int, parcel: Parcel) -> None:
+        """Queue a message for an executor."""
+        self.to_executors.setdefault(executor, []).append(parcel)
+
+    def send_peer(self, peer: int, parcel: Parcel) -> None:
+        """Queue a message for another broker."""
+        self.to_peers.setdefault(peer, []).append(parcel)
+
+
+class BrokerCore:
+    """One node's scheduler.
+
+    Args:
+        broker: process id of the broker.
+        host: name of its machine, for statistics.
+        config: limits and defaults.
+    """
+
+    def __init__(self, broker: int, host: str, config: Config) -> None:
+        self.broker = ProcessId(broker)
+        self.host = host
+        self.config = config
+        self.epoch = 0
+        self.runs: dict[RunNo, BrokerRun] = {}
+        self.executors: dict[ProcessId, Executor] = {}
+        self.table = ObjectTable(self.broker)
+        self.actions = BrokerActions()
+        self.exchange = Exchange(self)
+        self.ledger = Ledger(self)
+        self.accounts = Accounts(self)
+        self._now = 0.0
+        self.estimates: dict[bytes, float] = {}  # digest of function: mean seconds of a call
+        self.ended_runs: dict[RunNo, int] = {}  # lately, in order: the epoch that has ended
+        self._timers: list[tuple[float, int, str, int]] = []  # heap: when, tie, what, number
+        self._timer_count = 0
+
+    # --- from the master --------------------------------------------------------------------------
+
+    def receive_master(self, message: MasterToBroker, frames: Sequence[Frame], now: float) -> None:
+        """Take a message of the master."""
+        self._now = max(self._now, now)
+        match message:
+            case PlaceSubtree():
+                self._place(message, frames, now)
+            case Release():
+                self._release(message, frames)
+            case EndRun():
+                self._end_run(message, now)
+            case CancelRun():
+                self._cancel(message, now)
+            case PutObjects():
+                pairs = zip(message.positions, frames, strict=True)
+                self.actions.store += [(message.run, p, frame) for p, frame in pairs]
+            case Redirect():
+                self.exchange.redirect(message)
+            case FetchValue():
+                self.exchange.fetch_value(message)
+            case SetPeers():
+                self.exchange.set_peers([peer for peer, _, _ in message.peers])
+            case SetExecutors():
+                self._set_executors(message.executors)
+            case AskStats():
+                stats = self.accounts.node_stats(None, now)
+                self.tell_master(Stats(message.request, stats))
+            case Ping():
+                self.tell_master(Pong(message.number))
+            case Welcome():
+                self.epoch = message.epoch
+            case Shutdown():
+                self.actions.shutdown = True
+            case _:
+                assert_never(message)
+
+    def tell_master(self, message: BrokerToMaster, frames: Sequence[Frame] = ()) -> None:
+        """Queue a message for the master."""
+        self.actions.to_master.append(Parcel(message, frames))
+
+    def _set_executors(self, wanted: Sequence[int]) -> None:
+        for number in wanted:
+            executor_id = ProcessId(number)
+            if executor_id not in self.executors:
+                self.executors[executor_id] = Executor(executor_id)
+                self.actions.start.append(executor_id)
+            else:
+                self.executors[executor_id].draining = False
+        for executor_id, executor in self.executors.items():
+            if executor_id not in wanted and not executor.draining:
+                executor.draining = True
+                if executor.pid:
+                    self.actions.send_executor(executor_id, Parcel(Stop()))
+
+    def _place(self, message: PlaceSubtree, frames: Sequence[Frame], now: float) -> None:
+        number = RunNo(message.run)
+        if self.ended_runs.get(number, -1) >= message.epoch:
+            return
+        run = self.runs.get(number)
+        if run is not None and message.epoch > run.epoch:
+            self._drop_run(run, (), now)  # the master has begun the run anew
+            run = None
+        if run is None:
+            run = self._open_run(message, now)
+        if SubtreeNo(message.subtree) in run.subtrees or run.cancelled:
+            run.counters.stale_count += 1
+            return
+        arrays = [np.frombuffer(frame, np.int32) for frame in frames[:3]]
+        levels, imports, brokers = (np.frombuffer(frame, np.int32) for frame in frames[4:7])
+        subtree = bundling.make_subtree(message, [*arrays, levels], bytes(frames[3]))
+        run.subtrees[subtree.number] = subtree
+        run.counters.received_count += 1
+        self._take_definitions(run, message, frames)
+        bundling.count_uses(run, subtree)
+        self.exchange.fetch_imports(run, subtree, imports, brokers)
+        if not subtree.remaining_count:
+            self.ledger.subtree_ended(run, subtree)
+
+    def _open_run(self, message: PlaceSubtree, now: float) -> BrokerRun:
+        total = message.total
+        run = BrokerRun(
+            RunNo(message.run),
+            message.epoch,
+            message.priority,
+            object_of=np.full(total, -1, np.int32),
+            bundle_of=np.full(total, -1, np.int32),
+            left=np.zeros(total, np.int32),
+            hold=np.zeros(total, np.uint8),
+            asked=np.zeros(total, np.uint8),
+            started_s=now,
+            total_tasks=total,
+        )
+        # A run that joins late must not be served alone until it has caught up.
+        run.served_s = min((other.served_s for other in self.runs.values()), default=0.0)
+        self.runs[run.number] = run
+        return run
+
+    def _take_definitions(
+        self, run: BrokerRun, message: PlaceSubtree, frames: Sequence[Frame]
+    ) -> None:
+        first_chunk = message.lo // CHUNK_TASKS
+        last_chunk = (message.hi - 1) // CHUNK_TASKS
+        rest = iter(frames[7:])
+        for chunk in range(first_chunk, last_chunk + 1):
+            run.chunks[chunk] = next(rest)
+        for function, has_pickle in message.functions:
+            if function.index >= len(run.seconds):
+                grown = np.full(function.index + 1, np.nan)
+                grown[: len(run.seconds)] = run.seconds
+                run.seconds = grown
+            known = self.estimates.get(function.digest, function.seconds)
+            if known is not None:
+                run.seconds[function.index] = known
+            if has_pickle:
+                run.functions[function.index] = (function, next(rest))
+        for options in message.options:
+            run.options[options.position] = options
+
+    def _release(self, message: Release, frames: Sequence[Frame]) -> None:
+        positions = np.frombuffer(frames[0], np.int32)
+        run = self.runs.get(RunNo(message.run))
+        if run is None:
+            self.table.release_kept(RunNo(message.run), positions.tolist())
+        else:
+            self.table.unhold(run, positions, EXPORTED)
+
+    def _cancel(self, message: CancelRun, now: float) -> None:
+        run = self.runs.get(RunNo(message.run))
+        if run is None:
+            return
+        self.ledger.stop_run(run)
+        self._stop_executors(run, message.grace_s, now)
+
+    def _stop_executors(self, run: BrokerRun, grace_s: float, now: float) -> None:
+        for executor in self.executors.values():
+            mine = [bundle for bundle in executor.queue if bundle.run is run]
+            if mine:
+                self.actions.stop_bundles += [(executor.id, b.number) for b in mine]
+                self._set_timer(now + grace_s, "grace", mine[0].number)
+
+    def _end_run(self, message: EndRun, now: float) -> None:
+        number = RunNo(message.run)
+        run = self.runs.get(number)
+        if run is not None:
+            self.ledger.flush_traces(run)
+            self._drop_run(run, message.kept, now)
+        self.tell_master(RunClosed(number, self.accounts.node_stats(run, now)))
+
+    def _drop_run(self, run: BrokerRun, kept: Sequence[int], now: float) -> None:
+        del self.runs[run.number]
+        self.ledger.stop_run(run)
+        self._stop_executors(run, self.config.failure_grace_s, now)
+        self.table.end_run(run, kept)
+        self.exchange.run_ended(run)
+        dispatch.forget_run(self.executors.values(), run.number)
+        for executor in self.executors.values():
+            if executor.pid:
+                self.actions.send_executor(executor.id, Parcel(ForgetRun(run.number)))
+        self.ended_runs[run.number] = run.epoch
+        while len(self.ended_runs) > ENDED_RUNS_MAX:
+            del self.ended_runs[next(iter(self.ended_runs))]
+
+    # --- from other brokers -----------------------------------------------------------------------
+
+    def receive_peer(
+        self, peer: int, message: BrokerToBroker, frames: Sequence[Frame], now: float
+    ) -> None:
+        """Take a message of another broker (transfers of large objects are the shell's)."""
+        self._now = max(self._now, now)
+        match message:
+            case FetchObjects():
+                positions = np.frombuffer(frames[0], np.int32).tolist()
+                self.exchange.fetch_asked(
+                    ProcessId(peer), RunNo(message.run), positions, message.info_only
+                )
+            case ObjectsData():
+                for index, info in enumerate(message.objects):
+                    frame = None if message.info_only else bytes(frames[index])
+                    self.exchange.arrived(
+                        RunNo(message.run), info, frame, ProcessId(peer), message.info_only
+                    )
+            case ObjectsMissing():
+                positions = np.frombuffer(frames[0], np.int32).tolist()
+                self.exchange.missing(RunNo(message.run), positions)
+            case _:
+                raise InternalError(f"{type(message).__name__} is not for the core")
+
+    def object_stored(self, run: int, info: ObjectInfo, now: float) -> None:
+        """A constant, or a large object of another node, lies in the broker's own arena now."""
+        self._now = max(self._now, now)
+        self.exchange.arrived(RunNo(run), info, None, self.broker, info_only=False)
+
+    def transfer_done(self, peer: int, run: int, first: int, now: float) -> None:
+        """A large object has been sent (or the peer is gone)."""
+        self._now = max(self._now, now)
+        self.exchange.transfer_done(ProcessId(peer), RunNo(run), first)
+
+    def peer_lost(self, peer: int, now: float) -> None:
+        """Another broker is gone; what was asked of it will be placed anew by the master."""
+        self._now = max(self._now, now)
+        self.exchange.peer_lost(ProcessId(peer))
+
+    # --- from executors ---------------------------------------------------------------------------
+
+    def receive_executor(
+        self, executor: int, message: ExecutorToBroker, frames: Sequence[Frame], now: float
+    ) -> None:
+        """Take a message of one of the node's executors."""
+        self._now = max(self._now, now)
+        sender = self.executors.get(ProcessId(executor))
+        if sender is None:
+            return
+        match message:
+            case BundleDone():
+                self._bundle_done(sender, message, frames)
+            case GetValue():
+                self.exchange.get_value(sender, message)
+            case ExecutorHello():
+                sender.pid = message.pid
+                self.tell_master(ExecutorChanged(executor, message.pid, sender.restart_count))
+                if sender.draining:
+                    self.actions.send_executor(executor, Parcel(Stop()))
+            case _:
+                assert_never(message)
+
+    def _bundle_done(
+        self, executor: Executor, message: BundleDone, frames: Sequence[Frame]
+    ) -> None:
+        executor.rss_peak_bytes = max(executor.rss_peak_bytes, message.rss_peak_bytes)
+        self.exchange.views_changed(executor, message)
+        for stored in executor.collected:
+            self.table.unpin(stored)
+        executor.collected.clear()
+        bundle = executor.queue[0] if executor.queue else None
+        if bundle is None or bundle.number != message.bundle:
+            self.table.discard(message.objects, executor.id, executor.incarnation)
+            return
+        executor.queue.pop(0)
+        run = bundle.run
+        if self.runs.get(run.number) is not run or run.cancelled:
+            self.table.discard(message.objects, executor.id, executor.incarnation)
+            self.ledger.count_bundle(executor, bundle, message, frames)
+            self.ledger.retire(bundle)
+            return
+        self.ledger.settle(executor, bundle, message, frames)
+
+    # --- executors come and go --------------------------------------------------------------------
+
+    def executor_lost(
+        self, executor: int, exit_info: ExitInfo, bundle: int, position: int, now: float
+    ) -> None:
+        """An executor's process has ended; `position` is the task that it ran, -1: none."""
+        self._now = max(self._now, now)
+        lost = self.executors.get(ProcessId(executor))
+        if lost is None:
+            return
+        self.tell_master(ExecutorChanged(executor, 0, lost.restart_count))
+        self.table.executor_ended(lost.id, lost.incarnation)
+        for stored in lost.collected:
+            self.table.unpin(stored)
+        queue, killed = lost.queue, lost.killed
+        fresh = Executor(
+            lost.id, lost.incarnation + 1, restart_count=lost.restart_count + 1,
+            rss_peak_bytes=max(lost.rss_peak_bytes, exit_info.rss_bytes),
+        )  # fmt: skip
+        if lost.draining:
+            del self.executors[lost.id]
+        else:
+            self.executors[lost.id] = fresh
+            self.actions.start.append(executor)
+        for item in queue:
+            if item.run.cancelled:
+                self.ledger.retire(item)
+            elif item.number == bundle and position >= 0:
+                self.ledger.blame(item, position, exit_info, killed, executor)
+            else:
+                self.ledger.requeue(item)
+
+    # --- dispatch, timers, actions ----------------------------------------------------------------
+
+    def _dispatch(self, now: float) -> None:
+        while True:
+            run = dispatch.next_run(self.runs.values())
+            if run is None:
+                return
+            bundle = dispatch.peek_ready(run)
+            if bundle is None:
+                raise InternalError(f"run {run.number} was to have a ready bundle")
+            executor = dispatch.pick_executor(self.executors, bundle, self.config)
+            if executor is None:
+                return
+            heapq.heappop(run.ready)
+            parcel = dispatch.bundle_parcel(run, bundle, executor)
+            bundle.move(BundleState.DISPATCHED)
+            bundle.executor = executor.id
+            bundle.subtree.open_bundle_count -= 1
+            executor.queue.append(bundle)
+            run.served_s += bundle.weight_s
+            run.counters.bundle_count += 1
+            self.actions.send_executor(executor.id, parcel)
+            options = run.options.get(int(bundle.positions[0])) if bundle.solo else None
+            if options is not None and options.timeout_s is not None:
+                self._set_timer(now + options.timeout_s, "deadline", bundle.number)
+
+    def _cut(self, now: float) -> None:
+        """Cut further windows where few bundles are left to dispatch, or executors are idle."""
+        ready_executors = [e for e in self.executors.values() if e.pid and not e.draining]
+        count = max(1, len(ready_executors))
+        for run in self.runs.values():
+            if run.cancelled:
+                continue
+            for subtree in run.subtrees.values():
+                if subtree.cursor < subtree.hi and subtree.open_bundle_count < 2 * count:
+                    self._cut_window(run, subtree, count, now)
+        for _ in range(LOOKAHEAD_WINDOWS):
+            idle = [e for e in ready_executors if not e.queue and not e.killed]
+            if len(idle) <= sum(len(run.ready) for run in self.runs.values()):
+                return
+            if not self._cut_ahead(count, now):
+                return
+        self._set_timer(now, "cut", 0)
+
+    def _cut_ahead(self, count: int, now: float) -> bool:
+        for run in self.runs.values():
+            if run.cancelled:
+                continue
+            for subtree in run.subtrees.values():
+                if subtree.cursor < subtree.hi and self._cut_window(run, subtree, count, now):
+                    return True
+        return False
+
+    def _cut_window(self, run: BrokerRun, subtree: Subtree, count: int, now: float) -> bool:
+        if subtree.probing_until_s > now and np.isnan(run.seconds).any():
+            return False
+        begin = subtree.cursor
+        bundles = bundling.cut_next_window(
+            run, subtree, count, self.config, self.ledger.bundle_count + 1
+        )
+        self.ledger.bundle_count += len(bundles)
+        for bundle in bundles:
+            if bundle.state is BundleState.READY:
+                dispatch.push_ready(run, bundle)
+        span = subtree.function_of[begin - subtree.lo : subtree.cursor - subtree.lo]
+        if subtree.cursor < subtree.hi and np.isnan(run.seconds[span]).any():
+            subtree.probing_until_s = now + PROBE_S
+            self._set_timer(subtree.probing_until_s, "cut", 0)
+        return True
+
+    def _set_timer(self, when: float, what: str, number: int) -> None:
+        self._timer_count += 1
+        heapq.heappush(self._timers, (when, self._timer_count, what, number))
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` must be called at the latest, if ever."""
+        return self._timers[0][0] if self._timers else None
+
+    def handle_timer(self, now: float) -> None:
+        """Do what has come due."""
+        self._now = max(self._now, now)
+        while self._timers and self._timers[0][0] <= now:
+            _, _, what, number = heapq.heappop(self._timers)
+            if what in ("grace", "deadline"):
+                self._kill_overdue(number, what)
+            elif what == "progress":
+                self._tell_progress(now)
+
+    def _kill_overdue(self, number: int, what: str) -> None:
+        for executor in self.executors.values():
+            head = executor.queue[0] if executor.queue else None
+            if head is not None and head.number == number and not executor.killed:
+                head.timed_out = what == "deadline"
+                executor.killed = True
+                self.actions.kill.append(executor.id)
+
+    def _tell_progress(self, now: float) -> None:
+        for run in self.runs.values():
+            if run.done_count != run.told_count and now - run.told_at_s >= PROGRESS_S:
+                self.tell_master(Progress(run.number, run.done_count))
+                run.told_count, run.told_at_s = run.done_count, now
+                self._set_timer(now + PROGRESS_S, "progress", 0)
+
+    def take_actions(self) -> BrokerActions:
+        """Decide what follows from all that was pushed, and pull it."""
+        now = self._now
+        self._cut(now)
+        self._dispatch(now)
+        self._tell_progress(now)
+        for run in self.runs.values():
+            self.exchange.flush_outputs(run)
+        actions = self.actions
+        for executor, locations in sorted(self.table.take_freed_by_executor().items()):
+            living = self.executors.get(executor)
+            if living is not None and living.pid:
+                # First, so that the executor can use the space for what follows.
+                actions.to_executors.setdefault(executor, []).insert(
+                    0, Parcel(FreeExtents(locations))
+                )
+        actions.free += self.table.take_freed_own()
+        actions.reclaim += [(int(e), i, keep) for e, i, keep in self.table.take_reclaim()]
+        self.exchange.flush(actions)
+        self.actions = BrokerActions()
+        return actions
+
+    def check(self) -> None:
+        """Re-derive every count from scratch.
+
+        Raises:
+            InternalError: one is wrong.
+        """
+        self.accounts.check()

@@ -1,0 +1,186 @@
+"""Ready bundles onto executors: which one next, where, and the message that carries it. Pure."""
+
+import heapq
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from dagsched.brokers.bundling import export_groups, gather
+from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Executor, StoredObject
+from dagsched.config import Config
+from dagsched.errors import InternalError
+from dagsched.ids import BundleNo, ProcessId, RunNo
+from dagsched.protocol.messages import (
+    CHUNK_TASKS,
+    META,
+    REFERENCED,
+    Frame,
+    FunctionInfo,
+    ObjectInfo,
+    Parcel,
+    RunBundle,
+    TaskOptions,
+)
+
+CHUNK_SHIFT = CHUNK_TASKS.bit_length() - 1
+
+
+def push_ready(run: BrokerRun, bundle: Bundle) -> None:
+    """Line a READY bundle up: higher priority first, then depth-first order."""
+    first = int(bundle.positions[0])
+    heapq.heappush(run.ready, (-_priority(run, first), first, bundle.number))
+
+
+def _priority(run: BrokerRun, position: int) -> int:
+    options = run.options.get(position)
+    return options.priority if options is not None else 0
+
+
+def peek_ready(run: BrokerRun) -> Bundle | None:
+    """The run's next bundle, or None."""
+    while run.ready:
+        bundle = run.bundles.get(BundleNo(run.ready[0][2]))
+        if bundle is not None and bundle.state is BundleState.READY:
+            return bundle
+        heapq.heappop(run.ready)
+    return None
+
+
+def next_run(runs: Iterable[BrokerRun]) -> BrokerRun | None:
+    """The run whose turn it is: highest priority, then least served, then oldest."""
+    best: BrokerRun | None = None
+    for run in runs:
+        if run.cancelled or peek_ready(run) is None:
+            continue
+        if best is None or (-run.priority, run.served_s) < (-best.priority, best.served_s):
+            best = run
+    return best
+
+
+def pick_executor(
+    executors: Mapping[ProcessId, Executor], bundle: Bundle, config: Config
+) -> Executor | None:
+    """An idle executor; else one whose short bundle will end soon; else None."""
+    short: Executor | None = None
+    for executor in executors.values():
+        if not executor.pid or executor.draining or executor.killed:
+            continue
+        queue = executor.queue
+        if not queue:
+            return executor
+        if (
+            short is None
+            and not bundle.solo
+            and len(queue) < config.queue_slots_max
+            and not queue[0].solo
+            and queue[0].weight_s + bundle.weight_s <= 4 * config.bundle_s
+        ):
+            short = executor
+    return short
+
+
+def bundle_parcel(run: BrokerRun, bundle: Bundle, executor: Executor) -> Parcel:
+    """The message that sends a bundle to an executor; notes in the bundle what it takes.
+
+    Raises:
+        InternalError: a READY bundle lacks an input.
+    """
+    positions, subtree = bundle.positions, bundle.subtree
+    counts, deps = gather(subtree, positions)
+    outside = deps[run.bundle_of[deps] != bundle.number] if len(deps) else deps
+    bundle.imports, bundle.import_counts = np.unique(outside, return_counts=True)
+    stored = _imported(run, bundle)
+    chunks = _new_chunks(run, positions, executor)
+    local = positions - subtree.lo
+    function_of = subtree.function_of[local]
+    functions = _new_functions(run, function_of, executor)
+    flags = subtree.flags[local]
+    meta = positions[(flags & META) != 0].tolist()
+    referenced = positions[(flags & REFERENCED) != 0].tolist()
+    indptr = np.zeros(len(positions) + 1, np.int32)
+    np.cumsum(counts, out=indptr[1:])
+    frames: list[Frame] = [
+        positions.tobytes(),
+        indptr.tobytes(),
+        deps.tobytes(),
+        function_of.tobytes(),
+        export_groups(run, bundle).tobytes(),
+    ]
+    frames += [run.chunks[chunk] for chunk in chunks]
+    frames += [run.functions[function.index][1] for function in functions]
+    infos, ref_brokers = [], []
+    for item in stored:
+        info = item.info
+        if meta:
+            ref_brokers.append((info.first, int(item.broker)))
+            info = ObjectInfo(
+                info.first, info.count, info.size_bytes, info.location, info.type_name
+            )
+        infos.append(info)
+        if info.location is None:
+            frame = item.storage.frame if item.storage is not None else b""
+            frames.append(frame if frame is not None else b"")
+    message = RunBundle(
+        run.number, bundle.number, bundle.attempt, chunks, functions, infos,
+        _options(run, bundle), meta, ref_brokers, referenced, run.total_tasks,
+    )  # fmt: skip
+    return Parcel(message, frames)
+
+
+def _imported(run: BrokerRun, bundle: Bundle) -> list[StoredObject]:
+    imports = bundle.imports
+    if imports is None or not len(imports):
+        return []
+    indices = run.object_of[imports]
+    if len(indices) > 1:
+        indices = np.unique(indices)
+    result = []
+    for index in indices.tolist():
+        stored = run.objects[index] if index >= 0 else None
+        if stored is None:
+            raise InternalError(
+                f"bundle {bundle.number} of run {run.number} is ready, but an input of it is not"
+            )
+        result.append(stored)
+    return result
+
+
+def _new_chunks(run: BrokerRun, positions: np.ndarray, executor: Executor) -> list[int]:
+    first, last = int(positions[0]), int(positions[-1])
+    if last - first + 1 == len(positions):
+        touched = range(first >> CHUNK_SHIFT, (last >> CHUNK_SHIFT) + 1)
+    else:
+        touched = np.unique(positions >> CHUNK_SHIFT).tolist()
+    known = executor.chunks.setdefault(run.number, set())
+    new = [chunk for chunk in touched if chunk not in known]
+    known.update(new)
+    return new
+
+
+def _new_functions(
+    run: BrokerRun, function_of: np.ndarray, executor: Executor
+) -> list[FunctionInfo]:
+    known = executor.functions.setdefault(run.number, set())
+    if len(known) == len(run.functions):
+        return []
+    new = sorted(set(function_of.tolist()) - known)
+    known.update(new)
+    return [run.functions[index][0] for index in new]
+
+
+def _options(run: BrokerRun, bundle: Bundle) -> list[TaskOptions]:
+    if not run.options:
+        return []
+    positions = bundle.positions
+    if len(positions) < len(run.options):
+        return [run.options[p] for p in positions.tolist() if p in run.options]
+    first, last = int(positions[0]), int(positions[-1])
+    members = set(positions.tolist())
+    return [run.options[p] for p in sorted(run.options) if first <= p <= last and p in members]
+
+
+def forget_run(executors: Iterable[Executor], number: RunNo) -> None:
+    """Executors will have dropped what they knew of the run."""
+    for executor in executors:
+        executor.chunks.pop(number, None)
+        executor.functions.pop(number, None)

@@ -1,0 +1,396 @@
+"""Objects that come and go: between nodes, to the client, to tasks that collect a Ref. Pure.
+
+Who asks for a value that isn't there yet is written down and answered when it becomes available;
+all answers of a turn to one peer are one message.
+"""
+
+from collections.abc import Container, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dagsched.brokers.bundling import RETURNED_GRAPH
+from dagsched.brokers.state import BrokerRun, Executor, Int32, StoredObject, Subtree
+from dagsched.ids import ProcessId, RunNo
+from dagsched.protocol.messages import (
+    EXPORTED,
+    META,
+    OUTPUT,
+    BundleDone,
+    Failure,
+    FetchObjects,
+    FetchValue,
+    Frame,
+    GetValue,
+    ObjectInfo,
+    ObjectsData,
+    ObjectsMissing,
+    OutputsReady,
+    Parcel,
+    Redirect,
+    TaskFailed,
+    Value,
+    ValueReply,
+)
+
+if TYPE_CHECKING:
+    from dagsched.brokers.core import BrokerActions, BrokerCore
+
+ASKED_INFO, ASKED_DATA = 1, 2  # in BrokerRun.asked
+EARLY_MAX = 10_000  # requests kept for runs that this node hasn't heard of yet
+
+Key = tuple[RunNo, int]
+
+
+class Exchange:
+    """Requests for objects and their answers; part of `BrokerCore`."""
+
+    def __init__(self, core: "BrokerCore") -> None:
+        self.core = core
+        self.peers: set[ProcessId] = set()
+        self._data: dict[tuple[ProcessId, RunNo, bool], list[tuple[ObjectInfo, Frame]]] = {}
+        self._missing: dict[tuple[ProcessId, RunNo], list[int]] = {}
+        self._wanted: dict[tuple[ProcessId, RunNo, bool], list[int]] = {}
+        self._sending: dict[tuple[ProcessId, RunNo, int], StoredObject] = {}
+        self._early: dict[RunNo, list[tuple[ProcessId, Sequence[int], bool]]] = {}
+        self._early_stored: dict[RunNo, list[ObjectInfo]] = {}
+        self._early_redirects: dict[RunNo, list[Redirect]] = {}
+        self._redirects: dict[Key, list[tuple[RunNo, int]]] = {}
+        self._requests: dict[Key, list[int]] = {}  # of the master
+        self._collecting: dict[Key, list[tuple[Executor, int]]] = {}
+
+    # --- what a placed subtree needs --------------------------------------------------------------
+
+    def fetch_imports(
+        self, run: BrokerRun, subtree: Subtree, imports: Int32, brokers: Int32
+    ) -> None:
+        """Ask other nodes for what the subtree needs of them, once for each object."""
+        data_only = np.ones(len(imports), np.bool_)
+        if (subtree.flags & META).any():
+            owners = np.repeat(subtree.flags & META, np.diff(subtree.indptr))
+            data_only = np.isin(imports, subtree.deps[owners == 0])
+        remote = (brokers != 0) & (brokers != self.core.broker)
+        for index in np.flatnonzero(remote).tolist():
+            position, info_only = int(imports[index]), not data_only[index]
+            self._want(run, position, ProcessId(int(brokers[index])), info_only)
+        for info in self._early_stored.pop(run.number, ()):
+            self.arrived(run.number, info, None, self.core.broker, info_only=False)
+        for redirect in self._early_redirects.pop(run.number, ()):
+            self.redirect(redirect)
+        for peer, positions, info_only in self._early.pop(run.number, ()):
+            self.fetch_asked(peer, run.number, positions, info_only)
+
+    def _want(self, run: BrokerRun, position: int, broker: ProcessId, info_only: bool) -> None:
+        stored = self.core.table.find(run, run.number, position)
+        if stored is not None:
+            if stored.storage is not None or info_only:
+                return
+            run.object_of[position] = -1  # known by size only: fetch the bytes
+            run.objects[run.objects.index(stored)] = None
+            self.core.table.live_count -= 1
+        wanted = ASKED_INFO if info_only else ASKED_DATA
+        if run.asked[position] < wanted:
+            run.asked[position] = wanted
+            self._wanted.setdefault((broker, run.number, info_only), []).append(position)
+
+    # --- an object is there -----------------------------------------------------------------------
+
+    def available(self, run: BrokerRun, stored: StoredObject) -> None:
+        """Wake the bundles that wait for the object's positions, answer who asked for them."""
+        info = stored.info
+        if run.hold[info.first] & OUTPUT:
+            run.outputs_ready.append(stored)
+        if run.waiters:
+            for position in self._members(info, run.waiters):
+                for bundle in run.waiters.pop(position):
+                    self.core.ledger.wait_over(bundle)
+        if run.fetchers:
+            answered: set[tuple[ProcessId, bool]] = set()
+            for position in self._members(info, run.fetchers):
+                for peer, info_only in run.fetchers.pop(position):
+                    if (peer, info_only) not in answered:
+                        answered.add((peer, info_only))
+                        self._answer(peer, run.number, stored, info_only)
+        key = (run.number, info.first)
+        if stored.storage is not None:
+            for request in self._requests.pop(key, ()):
+                self._send_value(request, stored)
+            for executor, request in self._collecting.pop(key, ()):
+                self._reply(executor, request, stored)
+
+    @staticmethod
+    def _members(info: ObjectInfo, table: Container[int]) -> list[int]:
+        if info.count == 1:
+            return [info.first] if info.first in table else []
+        return [p for p in range(info.first, info.first + info.count) if p in table]
+
+    def arrived(
+        self,
+        number: RunNo,
+        info: ObjectInfo,
+        frame: Frame | None,
+        peer: ProcessId,
+        info_only: bool,
+    ) -> None:
+        """An object of another node, or a constant, has come."""
+        core = self.core
+        run = core.runs.get(number)
+        if run is None and peer == core.broker and number not in core.ended_runs:
+            self._early_stored.setdefault(number, []).append(info)
+            return
+        if run is not None and peer != core.broker:
+            run.counters.in_bytes += 0 if info_only else info.size_bytes
+        key = (number, info.first)
+        targets = self._redirects.pop(key, ())
+        collecting = self._collecting.pop(key, ())
+        stored: StoredObject | None = None
+        if run is not None and run.object_of[info.first] < 0:
+            stored = self._enter(run, info, frame, peer, info_only)
+        if info_only:
+            return
+        if stored is None and (targets or collecting or info.location is not None):
+            stored = core.table.add_loose(number, info, frame, peer)
+        if stored is None:
+            return
+        core.table.pin(stored)
+        for target_number, position in targets:
+            target = core.runs.get(target_number)
+            if target is not None:
+                self._alias(target, position, stored)
+        for executor, request in collecting:
+            self._reply(executor, request, stored)
+        core.table.unpin(stored)
+
+    def _enter(
+        self,
+        run: BrokerRun,
+        info: ObjectInfo,
+        frame: Frame | None,
+        peer: ProcessId,
+        info_only: bool,
+    ) -> StoredObject | None:
+        span = slice(info.first, info.first + info.count)
+        if peer == self.core.broker:
+            run.hold[span] |= EXPORTED  # a constant: later subtrees may need it as well
+        elif not run.left[span].any() and not run.hold[span].any():
+            return None  # nobody needs it any more
+        if info_only:
+            if run.asked[info.first] == ASKED_DATA:
+                return None  # its bytes are under way
+            stored = self.core.table.add_remote(run, info, peer)
+        else:
+            stored = self.core.table.add(run, info, frame, broker=peer)
+        self.available(run, stored)
+        return stored
+
+    # --- other nodes ask --------------------------------------------------------------------------
+
+    def set_peers(self, peers: Sequence[int]) -> None:
+        """These are the other nodes now."""
+        self.peers = {ProcessId(peer) for peer in peers}
+
+    def fetch_asked(
+        self, peer: ProcessId, number: RunNo, positions: Sequence[int], info_only: bool
+    ) -> None:
+        """Another node wants these: now, or as soon as they are there."""
+        run = self.core.runs.get(number)
+        answered: set[int] = set()
+        for position in positions:
+            stored = self.core.table.find(run, number, position)
+            if stored is not None and stored.storage is not None:
+                if stored.info.first not in answered:
+                    answered.add(stored.info.first)
+                    self._answer(peer, number, stored, info_only)
+            elif run is not None:
+                run.fetchers.setdefault(position, []).append((peer, info_only))
+            elif number in self.core.ended_runs or len(self._early) >= EARLY_MAX:
+                self._missing.setdefault((peer, number), []).append(position)
+            else:
+                self._early.setdefault(number, []).append((peer, [position], info_only))
+
+    def _answer(
+        self, peer: ProcessId, number: RunNo, stored: StoredObject, info_only: bool
+    ) -> None:
+        info, storage = stored.info, stored.storage
+        run = self.core.runs.get(number)
+        if run is not None and not info_only:
+            run.counters.out_bytes += info.size_bytes
+        if info_only or (storage is not None and storage.frame is not None):
+            frame = b"" if info_only or storage is None else storage.frame or b""
+            bare = ObjectInfo(
+                info.first, info.count, info.size_bytes, None, info.type_name, info.refs
+            )
+            self._data.setdefault((peer, number, info_only), []).append((bare, frame))
+        elif (peer, number, info.first) not in self._sending:
+            self.core.table.pin(stored)
+            self._sending[peer, number, info.first] = stored
+            self.core.actions.transfers.append((peer, number, info))
+
+    def transfer_done(self, peer: ProcessId, number: RunNo, first: int) -> None:
+        """The shell has sent a large object, or given up."""
+        stored = self._sending.pop((peer, number, first), None)
+        if stored is not None:
+            self.core.table.unpin(stored)
+
+    def missing(self, number: RunNo, positions: Sequence[int]) -> None:
+        """Another node does not have these: who collects them is told so."""
+        for position in positions:
+            for executor, request in self._collecting.pop((number, position), ()):
+                self._reply(executor, request, None)
+            for target, target_position in self._redirects.pop((number, position), ()):
+                self._lost(target, target_position)
+
+    def _lost(self, number: RunNo, position: int) -> None:
+        run = self.core.runs.get(number)
+        epoch = run.epoch if run is not None else 0
+        failure = Failure(
+            position, 1, "object_lost", text="the node that held its only copy has dropped it"
+        )
+        self.core.tell_master(TaskFailed(number, epoch, failure))
+
+    def peer_lost(self, peer: ProcessId) -> None:
+        """Forget what a node that is gone asked for."""
+        self.peers.discard(peer)
+        for sent in [sent for sent in self._sending if sent[0] == peer]:
+            self.core.table.unpin(self._sending.pop(sent))
+        for run in self.core.runs.values():
+            for position in list(run.fetchers):
+                run.fetchers[position] = [f for f in run.fetchers[position] if f[0] != peer]
+        self._data = {key: data for key, data in self._data.items() if key[0] != peer}
+        self._wanted = {key: wanted for key, wanted in self._wanted.items() if key[0] != peer}
+        self._missing = {key: lost for key, lost in self._missing.items() if key[0] != peer}
+
+    # --- redirects, collects, outputs -------------------------------------------------------------
+
+    def redirect(self, message: Redirect) -> None:
+        """Give a position the value of another object, fetching it where need be."""
+        number, core = RunNo(message.run), self.core
+        run = core.runs.get(number)
+        if run is None:
+            if number not in core.ended_runs:
+                self._early_redirects.setdefault(number, []).append(message)
+            return
+        if run.object_of[message.position] >= 0:
+            return
+        source = RunNo(message.source_run)
+        stored = core.table.find(core.runs.get(source), source, message.source_position)
+        if stored is not None and stored.storage is not None:
+            self._alias(run, message.position, stored)
+        elif message.source_broker == core.broker:
+            self._lost(number, message.position)
+        else:
+            key = (source, message.source_position)
+            self._redirects.setdefault(key, []).append((number, message.position))
+            broker = ProcessId(message.source_broker)
+            self._wanted.setdefault((broker, source, False), []).append(message.source_position)
+
+    def _alias(self, run: BrokerRun, position: int, source: StoredObject) -> None:
+        if run.object_of[position] >= 0:
+            return
+        returned_graph = run.bundle_of[position] == RETURNED_GRAPH
+        if not returned_graph:
+            run.hold[position] |= EXPORTED  # a source: later subtrees may need it as well
+        stored = self.core.table.alias(run, position, source)
+        self.available(run, stored)
+        if returned_graph:
+            self.core.ledger.task_redirected(run, position)
+            self.core.table.maybe_drop(run, stored)
+
+    def fetch_value(self, message: FetchValue) -> None:
+        """The client wants an object."""
+        number, position = RunNo(message.run), message.position
+        run = self.core.runs.get(number)
+        stored = self.core.table.find(run, number, position)
+        if stored is not None and stored.storage is not None:
+            self._send_value(message.request, stored)
+        elif run is not None and not run.cancelled:
+            self._requests.setdefault((number, position), []).append(message.request)
+        else:
+            self.core.tell_master(Value(message.request, None))
+
+    def _send_value(self, request: int, stored: StoredObject) -> None:
+        frame = stored.storage.frame if stored.storage is not None else None
+        self.core.tell_master(Value(request, stored.info), () if frame is None else (frame,))
+
+    def get_value(self, executor: Executor, message: GetValue) -> None:
+        """A task collects a Ref and waits."""
+        number, position = RunNo(message.run), message.position
+        run = self.core.runs.get(number)
+        stored = self.core.table.find(run, number, position)
+        if stored is not None and stored.storage is not None:
+            self._reply(executor, message.request, stored)
+        elif message.broker not in (0, self.core.broker):
+            waiting = self._collecting.setdefault((number, position), [])
+            if not waiting:
+                broker = ProcessId(message.broker)
+                self._wanted.setdefault((broker, number, False), []).append(position)
+            waiting.append((executor, message.request))
+        else:
+            self._reply(executor, message.request, None)
+
+    def _reply(self, executor: Executor, request: int, stored: StoredObject | None) -> None:
+        if self.core.executors.get(executor.id) is not executor:
+            return  # it has been replaced since
+        if stored is None or stored.storage is None:
+            parcel = Parcel(ValueReply(request, None))
+        else:
+            self.core.table.pin(stored)
+            executor.collected.append(stored)
+            frame = stored.storage.frame
+            parcel = Parcel(ValueReply(request, stored.info), () if frame is None else (frame,))
+        self.core.actions.send_executor(executor.id, parcel)
+
+    def views_changed(self, executor: Executor, message: BundleDone) -> None:
+        """Book which objects the executor still has views of."""
+        table = self.core.table
+        for number, first in message.held:
+            run = self.core.runs.get(RunNo(number))
+            stored = table.find(run, RunNo(number), first)
+            for item in executor.collected:
+                if stored is None and (item.run, item.info.first) == (number, first):
+                    stored = item
+            if stored is not None:
+                table.hold_view(stored, executor.id)
+        for number, first in message.dropped:
+            table.drop_view(executor.id, RunNo(number), first)
+
+    def flush_outputs(self, run: BrokerRun) -> None:
+        """Tell the master of outputs that became available."""
+        if not run.outputs_ready:
+            return
+        ready, run.outputs_ready = run.outputs_ready, []
+        frames = [s.storage.frame for s in ready if s.storage is not None]
+        self.core.tell_master(
+            OutputsReady(run.number, run.epoch, [stored.info for stored in ready]),
+            [frame for frame in frames if frame is not None],
+        )
+
+    def run_ended(self, run: BrokerRun) -> None:
+        """Forget what was asked of the run; who still waits is told that it is lost."""
+        for position, fetchers in run.fetchers.items():
+            for peer, _ in fetchers:
+                self._missing.setdefault((peer, run.number), []).append(position)
+        for key in [key for key in self._requests if key[0] == run.number]:
+            for request in self._requests.pop(key):
+                self.core.tell_master(Value(request, None))
+        self._early.pop(run.number, None)
+        self._early_stored.pop(run.number, None)
+        self._early_redirects.pop(run.number, None)
+
+    def flush(self, actions: "BrokerActions") -> None:
+        """One message a peer and run for what this turn brought."""
+        for (peer, number, info_only), positions in sorted(self._wanted.items()):
+            frame = np.array(positions, np.int32).tobytes()
+            run = self.core.runs.get(number)
+            epoch = run.epoch if run is not None else 0
+            actions.send_peer(peer, Parcel(FetchObjects(number, epoch, info_only), (frame,)))
+        for (peer, number, info_only), data in sorted(self._data.items()):
+            infos = [info for info, _ in data]
+            frames = [] if info_only else [frame for _, frame in data]
+            actions.send_peer(peer, Parcel(ObjectsData(number, infos, info_only), frames))
+        for (peer, number), positions in sorted(self._missing.items()):
+            frame = np.array(positions, np.int32).tobytes()
+            actions.send_peer(peer, Parcel(ObjectsMissing(number), (frame,)))
+        self._wanted.clear()
+        self._data.clear()
+        self._missing.clear()

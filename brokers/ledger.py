@@ -1,0 +1,240 @@
+"""What became of bundles: results booked, dependents woken, the blame for a lost executor. Pure."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dagsched.brokers import bundling, dispatch
+from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Executor, Subtree
+from dagsched.ids import Position
+from dagsched.protocol.messages import (
+    EXPORTED,
+    BundleDone,
+    ExitInfo,
+    Failure,
+    Frame,
+    Parcel,
+    SubtreeDone,
+    TaskExpanded,
+    TaskFailed,
+    TaskTrace,
+)
+
+if TYPE_CHECKING:
+    from dagsched.brokers.core import BrokerCore
+
+TRACES_MAX = 64  # bundles whose times are sent to the master as one batch
+
+
+class Ledger:
+    """Books what executors report; part of `BrokerCore`, which owns the state."""
+
+    def __init__(self, core: "BrokerCore") -> None:
+        self.core = core
+        self.bundle_count = 0  # of all runs, ever: numbers of bundles
+
+    def settle(
+        self,
+        executor: Executor,
+        bundle: Bundle,
+        message: BundleDone,
+        frames: Sequence[Frame],
+    ) -> None:
+        """Book a bundle's results, then what it did not do, then who waited for it."""
+        run, subtree = bundle.run, bundle.subtree
+        inline = iter(frames[2:])
+        deferred = np.sort(np.array(message.deferred, np.int32))
+        if len(deferred):
+            _, deps = bundling.gather(subtree, deferred)
+            bundling.add_uses(run, deps)  # the bundle's uses are booked off as a whole below
+        expanded = [position for position, _ in message.expanded]
+        run.bundle_of[expanded] = bundling.RETURNED_GRAPH
+        for info in message.objects:
+            frame = bytes(next(inline)) if info.location is None else None
+            stored = self.core.table.add(
+                run, info, frame, broker=self.core.broker,
+                owner=executor.id if info.location is not None else None,
+                incarnation=executor.incarnation,
+            )  # fmt: skip
+            self.core.exchange.available(run, stored)
+        self.count_bundle(executor, bundle, message, frames)
+        ended_count = len(bundle.positions) - len(deferred) - len(expanded)
+        subtree.remaining_count -= ended_count - len(message.failures)
+        run.done_count += ended_count - len(message.failures)
+        for failure in message.failures:
+            has_frame = failure.kind in ("raised", "not_exception")
+            frame_list = [next(inline)] if has_frame else []
+            self.core.tell_master(TaskFailed(run.number, subtree.epoch, failure), frame_list)
+        if message.failures:
+            self.stop_run(run)  # the master will say the same to the other nodes
+        for position, frame_count in message.expanded:
+            plan = [next(inline) for _ in range(frame_count)]
+            self.core.tell_master(TaskExpanded(run.number, subtree.epoch, position), plan)
+        successors: list[Bundle] = []
+        if len(deferred) and not run.cancelled:
+            successors = self.rebundle(run, subtree, [deferred])
+        self._wake_dependents(bundle, successors, expanded)
+        imports, counts = bundle.imports, bundle.import_counts
+        self.retire(bundle)
+        if imports is not None and counts is not None:
+            self.core.table.consume(run, imports, counts)
+        for info in message.objects:
+            entered = self.core.table.find(run, run.number, info.first)
+            if entered is not None:
+                self.core.table.maybe_drop(run, entered)
+        if not subtree.remaining_count:
+            self.subtree_ended(run, subtree)
+
+    def _wake_dependents(
+        self, bundle: Bundle, successors: Sequence[Bundle], expanded: Sequence[int]
+    ) -> None:
+        """The bundle has ended: who waited for it waits for its successors, or is ready."""
+        for dependent in bundle.dependents:
+            for successor in successors:
+                successor.dependents.append(dependent)
+            for position in expanded:
+                bundle.run.waiters.setdefault(position, []).append(dependent)
+            dependent.waiting_count += len(successors) + len(expanded)
+            self.wait_over(dependent)
+        bundle.dependents = []
+
+    def wait_over(self, bundle: Bundle) -> None:
+        """One of the things that a bundle waits for is there."""
+        if bundle.state is not BundleState.WAITING:
+            return
+        bundle.waiting_count -= 1
+        if not bundle.waiting_count:
+            bundle.move(BundleState.READY)
+            dispatch.push_ready(bundle.run, bundle)
+
+    def rebundle(
+        self, run: BrokerRun, subtree: Subtree, parts: Sequence[np.ndarray]
+    ) -> list[Bundle]:
+        """Make bundles of tasks that were in a bundle and did not end; returns those with tasks."""
+        parts = bundling.split_solo_positions(subtree, [part for part in parts if len(part)])
+        first_number = self.bundle_count + 1
+        self.bundle_count += len(parts)
+        bundles = bundling.make_bundles(run, subtree, parts, self.core.config, first_number)
+        for bundle in bundles:
+            if bundle.state is BundleState.READY:
+                dispatch.push_ready(run, bundle)
+        return bundles
+
+    def stop_run(self, run: BrokerRun) -> None:
+        """Start nothing more of the run; what executors have of it is not waited for."""
+        if run.cancelled:
+            return
+        run.cancelled = True
+        for bundle in list(run.bundles.values()):
+            if bundle.state is not BundleState.DISPATCHED:
+                self.retire(bundle)
+        run.ready.clear()
+        run.waiters.clear()
+
+    def retire(self, bundle: Bundle) -> None:
+        """The bundle's life is over."""
+        if bundle.state in (BundleState.WAITING, BundleState.READY):
+            bundle.subtree.open_bundle_count -= 1
+        bundle.move(BundleState.DONE)
+        bundle.run.bundles.pop(bundle.number, None)
+
+    def count_bundle(
+        self, executor: Executor, bundle: Bundle, message: BundleDone, frames: Sequence[Frame]
+    ) -> None:
+        """Book numbers and times of a bundle, whatever became of its run."""
+        run = bundle.run
+        self.core.accounts.bundle_ended(executor, bundle, message, len(frames[0]) // 4)
+        if len(frames[0]):
+            trace = TaskTrace(run.number, executor.id, bundle.attempt)
+            run.traces.append(Parcel(trace, (bytes(frames[0]), bytes(frames[1]))))
+            if len(run.traces) >= TRACES_MAX:
+                self.flush_traces(run)
+
+    def flush_traces(self, run: BrokerRun) -> None:
+        """Send the master the times kept so far."""
+        self.core.actions.to_master += run.traces
+        run.traces = []
+
+    def subtree_ended(self, run: BrokerRun, subtree: Subtree) -> None:
+        """All its tasks have ended: say so, with what others may want of it."""
+        local = np.flatnonzero(subtree.flags & EXPORTED)
+        objects = run.object_of[local + subtree.lo]
+        held = [run.objects[i] for i in np.unique(objects[objects >= 0]).tolist()]
+        infos = sorted((s.info.first, s.info.size_bytes) for s in held if s is not None)
+        firsts = np.array([first for first, _ in infos], np.int32)
+        sizes = np.array([size for _, size in infos], np.int64)
+        self.flush_traces(run)
+        self.core.exchange.flush_outputs(run)
+        self.core.tell_master(
+            SubtreeDone(
+                run.number, subtree.epoch, subtree.number, subtree.attempt,
+                self.core.accounts.take_seconds(run),
+            ),
+            (firsts.tobytes(), sizes.tobytes()),
+        )  # fmt: skip
+        # Its tables are not needed any more; its number says that it was here.
+        del run.subtrees[subtree.number]
+        run.subtrees[subtree.number] = bundling.hollow(subtree)
+
+    def task_redirected(self, run: BrokerRun, position: int) -> None:
+        """A task that had returned a graph has its value: it has ended."""
+        for subtree in run.subtrees.values():
+            if subtree.lo <= position < subtree.hi:
+                run.done_count += 1
+                subtree.remaining_count -= 1
+                if not subtree.remaining_count:
+                    self.subtree_ended(run, subtree)
+                return
+
+    def requeue(self, bundle: Bundle) -> None:
+        """Dispatch again what an executor that is gone had; nobody is charged."""
+        bundle.attempt += 1
+        bundle.executor = None
+        bundle.subtree.open_bundle_count += 1
+        bundle.move(BundleState.READY)
+        dispatch.push_ready(bundle.run, bundle)
+
+    def blame(
+        self, bundle: Bundle, position: int, exit_info: ExitInfo, killed: bool, executor: int
+    ) -> None:
+        """Charge the task that ran; it is tried again alone, the others without it."""
+        run, key = bundle.run, Position(position)
+        options = run.options.get(position)
+        if bundle.timed_out:
+            count = run.timeout_counts[key] = run.timeout_counts.get(key, 0) + 1
+            limit = 1 + (options.retries if options is not None else 0)
+            kind = "timeout"
+        elif killed:
+            self.requeue(bundle)
+            return
+        else:
+            count = run.crash_counts[key] = run.crash_counts.get(key, 0) + 1
+            limit = options.crash_limit if options is not None else self.core.config.crash_limit
+            kind = "lost"
+        if count >= limit:
+            failure = Failure(position, bundle.attempt, kind, executor=executor, exit=exit_info)
+            self.core.tell_master(TaskFailed(run.number, bundle.subtree.epoch, failure))
+            self.retire(bundle)
+            self.stop_run(run)
+            return
+        run.counters.retry_count += 1
+        bundle.timed_out = False
+        if len(bundle.positions) == 1:
+            self.requeue(bundle)
+            return
+        positions = bundle.positions
+        bundling.add_uses(run, bundling.inner_deps(run, bundle, positions))
+        successors = self.rebundle(
+            run,
+            bundle.subtree,
+            [
+                positions[positions < position],
+                positions[positions == position],
+                positions[positions > position],
+            ],
+        )
+        for successor in successors:
+            successor.attempt = bundle.attempt + 1
+        self._wake_dependents(bundle, successors, [])
+        self.retire(bundle)

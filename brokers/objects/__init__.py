@@ -1,0 +1,1 @@
+"""The node's shared-memory objects: their layout (pure), arenas, and how values enter and leave."""

@@ -1,0 +1,246 @@
+"""Shared memory that one process owns and writes: segments, grown when needed, reused while warm.
+
+Responsible for creating, filling and unlinking segments. Who may free what, and when, is decided
+by the broker; other processes read by `dagsched.brokers.objects.reader`.
+"""
+
+import contextlib
+import errno
+import mmap
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import posix_ipc
+
+from dagsched.brokers.objects.layout import PAGE_BYTES, ExtentMap, plan_layout, write_header
+from dagsched.config import Config
+from dagsched.errors import InternalError, OutOfMemory
+from dagsched.protocol.messages import Frame, Location
+
+SHM_DIRECTORY = Path("/dev/shm")
+
+FIRST_SEGMENT_BYTES = 4 << 20
+"""Arenas start small and double up to ``segment_bytes``: most executors seal little."""
+
+WARM_LARGE_SEGMENTS_MAX = 2
+"""Empty segments of a single large object that are kept: fresh pages cost 3x a copy."""
+
+
+class Arena:
+    """Segments ``<name_prefix>-<k>`` in which this process seals objects.
+
+    Args:
+        name_prefix: begins the names of all segments; no slash in it.
+        config: sizes and limits.
+    """
+
+    def __init__(self, name_prefix: str, config: Config) -> None:
+        self._prefix = name_prefix
+        self._config = config
+        self._extents = ExtentMap()
+        self._views: dict[int, memoryview] = {}
+        self._maps: dict[int, mmap.mmap] = {}
+        self._next = 0
+        self.written_bytes = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes in use, in whole pages."""
+        return self._extents.used_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of shared memory that the arena takes."""
+        return self._extents.total_bytes
+
+    def write(self, stream: Frame, buffers: Sequence[Frame]) -> Location:
+        """Seal a pickle and its out-of-band buffers; each byte is copied once.
+
+        Args:
+            stream: the pickle.
+            buffers: contiguous, of any item type, in the pickle's order.
+
+        Raises:
+            OutOfMemory: the system, or the arena's own limit, has no room.
+        """
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        layout = plan_layout(len(stream), [len(view) for view in views])
+        location, target = self.write_raw(layout.size_bytes)
+        write_header(target, layout)
+        start = layout.stream_offset
+        target[start : start + len(stream)] = stream
+        for offset, view in zip(layout.offsets, views, strict=True):
+            target[offset : offset + len(view)] = view
+        return location
+
+    def write_raw(self, size_bytes: int) -> tuple[Location, memoryview]:
+        """Room for the bytes of an object, to be filled by the caller.
+
+        Raises:
+            OutOfMemory: the system, or the arena's own limit, has no room.
+        """
+        extent = self._extents.allocate(size_bytes)
+        if extent is None:
+            self._grow(size_bytes)
+            extent = self._extents.allocate(size_bytes)
+            if extent is None:
+                raise InternalError(f"a new segment has no room for {size_bytes} bytes")
+        self.written_bytes += size_bytes
+        view = self._views[extent.segment][extent.offset : extent.offset + size_bytes]
+        return Location(self._name(extent.segment), extent.offset, size_bytes), view
+
+    def free(self, location: Location) -> None:
+        """Use an object's bytes again; nobody reads them any more.
+
+        Raises:
+            InternalError: the arena has no such object.
+        """
+        prefix, _, number = location.segment.rpartition("-")
+        if prefix != self._prefix or not number.isdecimal():
+            raise InternalError(f"segment {location.segment} is not of arena {self._prefix}")
+        segment = int(number)
+        self._extents.free(segment, location.offset)
+        if self._extents.is_empty(segment):
+            self._drop_cold()
+
+    def close(self) -> None:
+        """Unmap all segments; they stay for others to read until they are unlinked."""
+        for view in self._views.values():
+            view.release()
+        for mapping in self._maps.values():
+            # A slice given out by write_raw may still live; the mapping then goes with it.
+            with contextlib.suppress(BufferError):
+                mapping.close()
+        self._views.clear()
+        self._maps.clear()
+
+    def unlink_all(self) -> None:
+        """Remove the names of all segments; who has them mapped can still read them."""
+        for segment in self._extents.segments:
+            _unlink(self._name(segment))
+
+    def check(self) -> None:
+        """Raise InternalError if the books are wrong."""
+        self._extents.check()
+        if set(self._maps) != set(self._extents.segments):
+            raise InternalError("mapped segments are not those of the extent map")
+
+    def _name(self, segment: int) -> str:
+        return f"{self._prefix}-{segment}"
+
+    def _grow(self, size_bytes: int) -> None:
+        """Add a segment with room for `size_bytes`; a small one if a usual one does not fit."""
+        needed = (max(1, size_bytes) + PAGE_BYTES - 1) & -PAGE_BYTES
+        total = self._extents.total_bytes
+        usual = min(self._config.segment_bytes, max(FIRST_SEGMENT_BYTES, total))
+        usual = (usual + PAGE_BYTES - 1) & -PAGE_BYTES
+        if not self._has_room(max(usual, needed)):
+            self._drop_empty()
+        for size in dict.fromkeys((max(usual, needed), needed)):
+            if self._has_room(size) and self._try_add(size):
+                return
+        raise self._out_of_memory(needed)
+
+    def _has_room(self, size: int) -> bool:
+        limit = self._config.memory_limit_bytes
+        return limit is None or self._extents.total_bytes + size <= limit
+
+    def _try_add(self, size: int) -> bool:
+        """Create, reserve and map a segment; False, and nothing left of it, if there's no room."""
+        segment = self._next
+        name = self._name(segment)
+        shared = posix_ipc.SharedMemory(f"/{name}", posix_ipc.O_CREX, mode=0o600)
+        self._next += 1
+        try:
+            _reserve(shared.fd, size)
+            mapping = mmap.mmap(shared.fd, size, flags=mmap.MAP_SHARED)
+        except BaseException as error:
+            _unlink(name)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
+                return False
+            raise
+        finally:
+            shared.close_fd()
+        self._maps[segment] = mapping
+        self._views[segment] = memoryview(mapping)
+        self._extents.add_segment(segment, size)
+        return True
+
+    def _drop_cold(self) -> None:
+        """Unlink empty segments of single large objects, but the few latest."""
+        usual = self._config.segment_bytes
+        large = [
+            segment
+            for segment, size in self._extents.segments.items()
+            if size > usual and self._extents.is_empty(segment)
+        ]
+        for segment in large[:-WARM_LARGE_SEGMENTS_MAX]:
+            self._drop(segment)
+
+    def _drop_empty(self) -> None:
+        """Unlink all empty segments: room is needed elsewhere."""
+        for segment in self._extents.segments:
+            if self._extents.is_empty(segment):
+                self._drop(segment)
+
+    def _drop(self, segment: int) -> None:
+        self._extents.remove_segment(segment)
+        self._views.pop(segment).release()
+        mapping = self._maps.pop(segment)
+        with contextlib.suppress(BufferError):
+            mapping.close()
+        _unlink(self._name(segment))
+
+    def _out_of_memory(self, needed: int) -> OutOfMemory:
+        limit = self._config.memory_limit_bytes
+        own = f"this process's arena holds {self._extents.total_bytes:,} bytes"
+        if limit is not None:
+            own += f" of at most {limit:,} (memory_limit_bytes)"
+        return OutOfMemory(
+            f"no shared memory for {needed:,} more bytes: {own}, and {SHM_DIRECTORY} has "
+            f"{_free_bytes():,} bytes free; make {SHM_DIRECTORY} larger, raise the limit, or keep "
+            "fewer and smaller results alive at once"
+        )
+
+
+def unlink_segments(prefix: str, keep: Collection[str] = frozenset()) -> list[str]:
+    """Remove the names of all segments that begin with `prefix`, but those in `keep`.
+
+    For arenas whose owner is gone. A prefix counts only up to a "-": ``n-1`` is not of ``n-10``.
+
+    Returns:
+        the names removed, sorted.
+    """
+    try:
+        names = sorted(os.listdir(SHM_DIRECTORY))
+    except FileNotFoundError:
+        return []
+    whole = prefix if prefix.endswith("-") else prefix + "-"
+    removed = [name for name in names if name.startswith(whole) and name not in keep]
+    for name in removed:
+        _unlink(name)
+    return removed
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Give the file `size` bytes that are really there, so that writing never means SIGBUS."""
+    while True:
+        try:
+            os.posix_fallocate(fd, 0, size)
+            return
+        except InterruptedError:
+            continue
+
+
+def _unlink(name: str) -> None:
+    with contextlib.suppress(posix_ipc.ExistentialError):
+        posix_ipc.unlink_shared_memory(f"/{name}")
+
+
+def _free_bytes() -> int:
+    try:
+        stats = os.statvfs(SHM_DIRECTORY)
+    except OSError:
+        return 0
+    return stats.f_bavail * stats.f_frsize

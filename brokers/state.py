@@ -1,0 +1,196 @@
+"""What a broker knows: runs, subtrees, bundles, executors, as records. Pure.
+
+A bundle's state moves only by `Bundle.move`, along `BUNDLE_MOVES`.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagsched.errors import InternalError
+from dagsched.ids import BundleNo, Position, ProcessId, RunNo, SubtreeNo
+from dagsched.protocol.messages import Frame, FunctionInfo, ObjectInfo, Parcel, TaskOptions
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+
+class BundleState(Enum):
+    """Where a bundle is in its life."""
+
+    WAITING = auto()  # some value that it needs isn't there
+    READY = auto()  # may be dispatched
+    DISPATCHED = auto()  # sent to an executor, which may not have begun it
+    DONE = auto()  # its tasks have ended, or were handed to other bundles
+
+
+BUNDLE_MOVES = {
+    BundleState.WAITING: {BundleState.READY, BundleState.DONE},
+    BundleState.READY: {BundleState.DISPATCHED, BundleState.DONE},
+    BundleState.DISPATCHED: {BundleState.READY, BundleState.DONE},
+    BundleState.DONE: set(),
+}
+
+
+@dataclass(slots=True, eq=False)
+class Bundle:
+    """Tasks that one executor runs as one thing."""
+
+    number: BundleNo
+    run: "BrokerRun"
+    subtree: "Subtree"
+    positions: Int32  # rising
+    weight_s: float
+    solo: bool  # runs alone, on an executor that was idle
+    state: BundleState = BundleState.WAITING
+    waiting_count: int = 0  # bundles and single positions that it still waits for
+    dependents: list["Bundle"] = field(default_factory=list)
+    attempt: int = 1
+    executor: ProcessId | None = None
+    imports: Int32 | None = None  # set at dispatch: what it takes from outside itself ..
+    import_counts: Int64 | None = None  # .. and by how many of its tasks
+    timed_out: bool = False
+
+    def move(self, state: BundleState) -> None:
+        """Change the state; the only place that does.
+
+        Raises:
+            InternalError: no such transition.
+        """
+        if state not in BUNDLE_MOVES[self.state]:
+            raise InternalError(
+                f"bundle {self.number} (run {self.run.number}, positions from "
+                f"{self.positions[0]}) can't go from {self.state.name} to {state.name}"
+            )
+        self.state = state
+
+
+@dataclass(slots=True, eq=False)
+class Subtree:
+    """A range of positions that the master placed here. Arrays are indexed by position - lo."""
+
+    number: SubtreeNo
+    attempt: int
+    epoch: int
+    lo: int
+    hi: int
+    indptr: Int32
+    deps: Int32
+    function_of: Int32
+    flags: NDArray[np.uint8]
+    level_starts: Int32
+    first_dependent: Int32  # of its own tasks, -1 where none: groups exports into blocks
+    last_dependent: Int32
+    cursor: int  # positions below it are cut into bundles
+    remaining_count: int  # tasks not ended yet
+    probing_until_s: float = 0.0  # no further window before this while durations are unknown
+    open_bundle_count: int = 0  # bundles cut and not yet dispatched
+
+
+@dataclass(slots=True, eq=False)
+class Storage:
+    """Bytes of an object; several (run, position) may share them."""
+
+    frame: Frame | None  # inline bytes
+    location_size_bytes: int
+    owner: ProcessId | None  # executor whose arena has them; None: the broker's own, or inline
+    incarnation: int = 0
+    share_count: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class StoredObject:
+    """An object that this node holds, or (`storage` None) knows by size and type only."""
+
+    run: RunNo
+    info: ObjectInfo
+    storage: Storage | None
+    broker: ProcessId  # where the original is
+    holders: set[ProcessId] = field(default_factory=set)  # executors with a view on its bytes
+    pin_count: int = 0  # transfers under way, collected by running tasks
+    dropped: bool = False  # nobody needs it; its bytes wait for holders and pins only
+
+
+@dataclass(slots=True, eq=False)
+class BrokerRun:
+    """One run's state on this node. Arrays are indexed by position, sources included."""
+
+    number: RunNo
+    epoch: int
+    priority: int
+    object_of: Int32  # index into objects, -1: not here
+    bundle_of: Int32  # number of the bundle it was last cut into, -1: none, -2: returned a graph
+    left: Int32  # tasks outside its own bundle, on this node, that still need its value
+    hold: NDArray[np.uint8]  # flags for which the master must say when they end
+    asked: NDArray[np.uint8]  # of another node: 1 size and type, 2 the bytes
+    objects: list[StoredObject | None] = field(default_factory=list)
+    subtrees: dict[SubtreeNo, Subtree] = field(default_factory=dict)
+    bundles: dict[BundleNo, Bundle] = field(default_factory=dict)  # all not DONE
+    ready: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # heap
+    waiters: dict[int, list[Bundle]] = field(default_factory=dict)  # by position
+    fetchers: dict[int, list[tuple[ProcessId, bool]]] = field(default_factory=dict)
+    functions: dict[int, tuple[FunctionInfo, Frame]] = field(default_factory=dict)
+    chunks: dict[int, Frame] = field(default_factory=dict)
+    options: dict[int, TaskOptions] = field(default_factory=dict)
+    seconds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # by function, nan
+    crash_counts: dict[Position, int] = field(default_factory=dict)
+    timeout_counts: dict[Position, int] = field(default_factory=dict)
+    total_tasks: int = 0  # positions from here on are sources
+    outputs_ready: list[StoredObject] = field(default_factory=list)
+    traces: list[Parcel] = field(default_factory=list)
+    cancelled: bool = False
+    served_s: float = 0.0
+    started_s: float = 0.0
+    done_count: int = 0
+    told_count: int = 0
+    told_at_s: float = 0.0
+    counters: "Counters" = field(default_factory=lambda: Counters())  # noqa: PLW0108 - defined below
+
+    @property
+    def total(self) -> int:
+        """Tasks and sources of the whole run."""
+        return len(self.object_of)
+
+
+@dataclass(slots=True)
+class ExecutorCounters:
+    """What one executor did in one run."""
+
+    task_count: int = 0
+    bundle_count: int = 0
+    busy_s: float = 0.0
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the node did in one run."""
+
+    received_count: int = 0
+    in_bytes: int = 0
+    out_bytes: int = 0
+    bundle_count: int = 0
+    retry_count: int = 0
+    stale_count: int = 0
+    seconds: dict[int, list[float]] = field(default_factory=dict)  # by function: calls, seconds
+    executors: dict[ProcessId, ExecutorCounters] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Executor:
+    """An executor process of this node."""
+
+    id: ProcessId
+    incarnation: int = 1
+    pid: int = 0  # 0: not there (yet)
+    queue: list[Bundle] = field(default_factory=list)  # the first one runs
+    functions: dict[RunNo, set[int]] = field(default_factory=dict)
+    chunks: dict[RunNo, set[int]] = field(default_factory=dict)
+    collected: list[StoredObject] = field(default_factory=list)  # pinned for its running task
+    draining: bool = False
+    killed: bool = False  # by us: nobody is charged
+    restart_count: int = 0
+    rss_peak_bytes: int = 0

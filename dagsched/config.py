@@ -1,0 +1,88 @@
+"""Every limit and default, in one frozen object: validated once, then passed down."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of an environment. Units stand last in each name.
+
+    Raises:
+        ValueError: a limit is not positive.
+    """
+
+    inline_bytes_max: int = 16_384
+    """Objects up to this size travel inside messages; larger ones through shared memory."""
+
+    source_bytes_min: int = 65_536
+    """Constants from this size on are stored once a node instead of travelling with their task."""
+
+    segment_bytes: int = 64 << 20
+    """An arena grows by segments of this size (or of one object's size, where that is larger)."""
+
+    memory_limit_bytes: int | None = None
+    """Most bytes of shared memory that one process's arena may take; None: what the system has."""
+
+    bundle_s: float = 0.005
+    """A bundle is cut to about this much work, so that no task pays for messages."""
+
+    unknown_task_s: float = 0.001
+    """How long a call of a function not yet measured is taken to last."""
+
+    overhead_s: float = 0.000_15
+    """What handing a bundle to an executor and back costs; less work than that isn't split off."""
+
+    queue_slots_max: int = 2
+    """Bundles that an executor holds at once (one runs), if they are short."""
+
+    subtrees_a_node: int = 4
+    """How many subtrees a node shall get of one run, so that slow nodes can do fewer."""
+
+    placed_subtrees_max: int = 3
+    """Subtrees that a broker holds unfinished at once, for one run."""
+
+    crash_limit: int = 3
+    """Executors that one task may take down before it fails for good."""
+
+    cancel_grace_s: float = 0.2
+    """After a cancel a running task has this long to end before its executor is killed."""
+
+    failure_grace_s: float = 5.0
+    """After another task's failure a running task has this long to end."""
+
+    start_timeout_s: float = 10.0
+    """How long the first run waits for nodes that have not joined yet."""
+
+    no_nodes_grace_s: float = 30.0
+    """How long a run waits without any node before it fails."""
+
+    close_timeout_s: float = 5.0
+    """How long processes have to end by themselves when an environment is closed."""
+
+    lease_s: float = 6.0
+    """A node not heard of for this long is lost."""
+
+    heartbeat_s: float = 1.0
+
+    transfer_chunk_bytes: int = 4 << 20
+    transfer_window_bytes: int = 16 << 20
+    """Bytes of one object under way between two brokers before the receiver must confirm."""
+
+    log_bytes_max: int = 1 << 20
+    """Size of the file that keeps what an executor printed; the oldest part is dropped."""
+
+    log_tail_bytes: int = 65_536
+
+    message_bytes_max: int = 256 << 20
+    """A header larger than this is refused before it is decoded."""
+
+    journal_batch_s: float = 0.05
+    journal_queue_max: int = 100_000
+    store_timeout_s: float = 5.0
+    key_expiry_s: int = 7 * 24 * 3600
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, not {value!r}")

@@ -1,0 +1,1 @@
+"""A real program on real input: the Python sources of a directory, indexed on two nodes."""

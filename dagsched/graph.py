@@ -1,0 +1,502 @@
+"""The compact graph: calls written down become dense ids, arrays and argument entries.
+
+Pure. One depth-first walk from the outputs visits each task once, whatever the number of paths;
+ids are given in post-order, dependencies in the order of arguments, so they are topological and
+neighbours in the graph have neighbouring ids. The walk is the only part of a run that costs
+Python time for each task in the client, so its common case is a single loop without calls.
+"""
+
+import gc
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dagsched.containers import is_container, leaves, rebuild
+from dagsched.delayed import DEFAULTS, Delayed, Options, function_name
+from dagsched.entries import Entry, Slot, is_slot, slot
+from dagsched.errors import CycleError
+from dagsched.plan import Int32, Int64
+from dagsched.ref import Ref
+
+if TYPE_CHECKING:
+    import networkx
+
+SOURCE_BYTES_MIN = 65_536  # as in Config: constants from this size on are sources
+
+_ATOMIC = frozenset((int, float, bool, type(None), complex))
+# Of these plain pickle gives what cloudpickle would, at a fraction of the cost.
+_PLAIN = _ATOMIC | {str, bytes, bytearray, list, tuple, dict, set, frozenset, range, Slot}
+_SIZED = frozenset((str, bytes, bytearray))
+# Copied shallowly where several tasks get the same one, so that none sees another's changes.
+_COPIED = frozenset((list, dict, set, bytearray))
+_SHARED = frozenset((str, bytes, range, type, type(len), type(lambda: 0), type(np)))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGraph:
+    """All tasks of a run by dense id; ids are topological and in depth-first order.
+
+    n tasks have ids ``0 .. n - 1``; sources (large or shared constants, and `Ref`s) follow.
+    """
+
+    functions: Sequence[Callable[..., Any]]
+    function_names: Sequence[str]
+    function_of: Int32  # n: index into functions
+    indptr: Int64  # n + 1
+    deps: Int32  # unique in each task, in order of first use; n + s is source s
+    entries: Sequence[Entry]  # n
+    plain: bytearray  # n: 1 where the entry needs nothing but plain pickle
+    sources: Sequence[object]
+    options: Mapping[int, Options]  # by id, only of tasks that asked for something
+    serials: Int64  # n
+    outputs: Int32  # ids of the values that were asked for, each once
+    shape: object  # what was asked for, with a Slot(i) for the value of output i
+    persisted: Mapping[int, Delayed]  # by id: tasks whose values the environment keeps
+
+    @property
+    def task_count(self) -> int:
+        """Tasks, sources not among them."""
+        return len(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def meta(self) -> Int32:
+        """Ids of tasks that get references instead of values, rising."""
+        return np.array([id for id, task in self.options.items() if task.meta], np.int32)
+
+    def name(self, id: int) -> str:
+        """What a task is called: its own name, or its function's."""
+        options = self.options.get(id)
+        if options is not None and options.name is not None:
+            return options.name
+        return self.function_names[self.function_of[id]]
+
+    def key(self, id: int) -> str:
+        """The key of the `Delayed` that the task was."""
+        return f"{self.name(id)}-{self.serials[id]}"
+
+    def keys(self) -> list[str]:
+        """The keys of all tasks, by id."""
+        return [self.key(id) for id in range(len(self))]
+
+    def dependencies(self, id: int) -> Int32:
+        """Ids of the tasks and sources that a task needs."""
+        return self.deps[self.indptr[id] : self.indptr[id + 1]]
+
+    def resolve_outputs(self, values: Sequence[object]) -> Any:
+        """Builds what the user asked for.
+
+        Args:
+            values: The values of `outputs`, in that order.
+        """
+        return rebuild(self.shape, lambda item: values[item.index], is_slot)  # type: ignore[attr-defined]  # leaves are Slots
+
+    def to_networkx(self) -> "networkx.DiGraph[str]":
+        """Returns the tasks as nodes, by key, with attributes function and name."""
+        import networkx  # noqa: PLC0415  # only who asks for it shall wait for its import
+
+        graph: networkx.DiGraph[str] = networkx.DiGraph()
+        keys = self.keys()
+        for id, (key, index) in enumerate(zip(keys, self.function_of.tolist(), strict=True)):
+            graph.add_node(key, function=self.functions[index], name=self.name(id))
+        targets = np.repeat(np.arange(len(self)), np.diff(self.indptr))
+        for source, target in zip(self.deps.tolist(), targets.tolist(), strict=True):
+            if source < len(keys):
+                graph.add_edge(keys[source], keys[target])
+        return graph
+
+
+def build_graph(
+    dag: object,
+    source_bytes_min: int = SOURCE_BYTES_MIN,
+    kept: Mapping[Delayed, Ref] | None = None,
+) -> TaskGraph:
+    """Turns calls written down into a graph.
+
+    Args:
+        dag: A `Delayed`, or containers with `Delayed`s anywhere inside.
+        source_bytes_min: Constants from this size on are sources.
+        kept: `Delayed`s whose values are known already, and the references to them.
+
+    Raises:
+        CycleError: A task needs itself, by way of a container that was changed later.
+
+    >>> from dagsched.delayed import delayed
+    >>> graph = build_graph(delayed(max)(delayed(abs)(-3), 2))
+    >>> graph.function_names, graph.entries
+    (['abs', 'max'], [(-3,), [(None, 2), ((0, 0),)]])
+    """
+    kept = kept or {}
+    scanner = _Scanner(source_bytes_min, kept)
+    ids = {node: scanner.source(ref) for node, ref in kept.items()}
+    known_count = len(ids)
+    roots: dict[Delayed, int] = {}
+    with _no_garbage_collection():
+        shape = rebuild(
+            dag,
+            lambda item: slot(roots.setdefault(item, len(roots))),  # type: ignore[arg-type]  # leaves are Delayeds
+            _is_delayed,
+            _set_order,
+        )
+        entries, deps, counts = _walk(list(roots), ids, scanner)
+    tasks = list(ids)[known_count:]
+    count = len(tasks)
+    indptr = np.zeros(count + 1, np.int64)
+    np.cumsum(np.array(counts, np.int64), out=indptr[1:])
+    dep_ids = np.array(deps, np.int32)
+    outputs = np.array([ids[root] for root in roots], np.int32)
+    sources = scanner.sources
+    if sources:
+        dep_ids[dep_ids < 0] = count - 1 - dep_ids[dep_ids < 0]
+        outputs[outputs < 0] = count - 1 - outputs[outputs < 0]
+        if known_count:
+            sources = _drop_unused(sources, dep_ids, outputs, count)
+    plain = bytearray(b"\1") * count
+    for node in scanner.not_plain:
+        plain[ids[node]] = 0
+    functions, function_of = _distinct_functions(tasks)
+    options = _unusual_options(tasks)
+    return TaskGraph(
+        functions=functions,
+        function_names=[function_name(function) for function in functions],
+        function_of=function_of,
+        indptr=indptr,
+        deps=dep_ids,
+        entries=entries,
+        plain=plain,
+        sources=sources,
+        options=options,
+        serials=np.fromiter(map(attrgetter("_serial"), tasks), np.int64, count),
+        outputs=outputs,
+        shape=shape,
+        persisted={id: tasks[id] for id, asked in options.items() if asked.persist},
+    )
+
+
+class _no_garbage_collection:  # noqa: N801 - used like a function
+    """While a graph is made nothing becomes garbage, and looking for it takes a third of the time."""
+
+    __slots__ = ("_was_on",)
+
+    def __enter__(self) -> None:
+        self._was_on = gc.isenabled()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        if self._was_on:
+            gc.enable()
+
+
+def _walk(
+    roots: list[Delayed], ids: dict[Delayed, int], scanner: "_Scanner"
+) -> tuple[list[Entry], list[int], list[int]]:
+    """Visits every task that the roots need, once, dependencies first.
+
+    `ids` gets the id of each, in order; what it has already is taken as known. Returns entries,
+    dependencies of all in one list, and how many each has. Ids below 0 are sources.
+
+    A task with dependencies not yet visited goes back on the stack below them, so that it is
+    looked at twice, and a task that is looked at again before its dependencies are done depends
+    on itself.
+    """
+    entries: list[Entry] = []
+    deps: list[int] = []
+    counts: list[int] = []
+    opened: set[Delayed] = set()
+    known_slots: dict[tuple[tuple[int, int], ...], Any] = {}
+    ids_get, atomic, size_max = ids.get, _ATOMIC, scanner.source_bytes_min
+    entries_append, counts_append = entries.append, counts.append
+    next_id = 0
+    stack = roots[::-1]
+    while stack:
+        node = stack.pop()
+        if node in ids:
+            continue
+        args = node._args
+        pending = None
+        mine = []
+        mixed = False
+        common = node._kwargs is None
+        if common:
+            for arg in args:
+                kind = type(arg)
+                if kind is Delayed:
+                    id = ids_get(arg)
+                    if id is not None:
+                        mine.append(id)
+                    elif pending is None:
+                        pending = [arg]
+                    else:
+                        pending.append(arg)
+                elif kind in atomic or ((kind is str or kind is bytes) and len(arg) < size_max):
+                    mixed = True
+                else:
+                    common = False
+                    break
+        if not common:
+            entry, pending, mine = scanner.entry(node, ids)
+        if pending:
+            if node in opened:
+                raise _cycle_error(node, opened, ids)
+            opened.add(node)
+            stack.append(node)
+            pending.reverse()
+            stack += pending
+            continue
+        ids[node] = next_id
+        next_id += 1
+        if common:
+            if not mine:
+                entry = args
+            elif not mixed and (len(mine) == 1 or len(set(mine)) == len(mine)):
+                entry = None
+            else:
+                entry, mine = _mixed_entry(args, mine, known_slots)
+        entries_append(entry)
+        counts_append(len(mine))
+        deps += mine
+    return entries, deps, counts
+
+
+def _mixed_entry(
+    args: tuple[Any, ...], mine: list[int], known: dict[tuple[tuple[int, int], ...], Any]
+) -> tuple[Entry, list[int]]:
+    """Entry and dependencies of a call with constants or repeated tasks as arguments.
+
+    `mine` are ids of the tasks among the arguments, `known` equal slots of earlier calls: pickle
+    writes the same object only once.
+    """
+    if len(mine) == 1:
+        for index, arg in enumerate(args):
+            if type(arg) is Delayed:
+                break
+        slots: tuple[tuple[int, int], ...] = ((index, 0),)
+        return [args[:index] + (None,) + args[index + 1 :], known.setdefault(slots, slots)], mine
+    index_of: dict[int, int] = {}
+    values = list(args)
+    places = []
+    for index, arg in enumerate(args):
+        if type(arg) is Delayed:
+            places.append((index, index_of.setdefault(mine[len(places)], len(index_of))))
+            values[index] = None
+    slots = tuple(places)
+    return [tuple(values), known.setdefault(slots, slots)], list(index_of)
+
+
+class _Scanner:
+    """Entries of calls with arguments other than tasks and small atomic constants."""
+
+    __slots__ = (
+        "_index_of", "_kept", "_needed", "_nested", "_owner", "_owners", "_plain", "_scans",
+        "_source_of", "not_plain", "source_bytes_min", "sources",
+    )  # fmt: skip
+
+    def __init__(self, source_bytes_min: int, kept: Mapping[Delayed, Ref]) -> None:
+        self.source_bytes_min = source_bytes_min
+        self._kept = kept
+        self.sources: list[object] = []
+        self.not_plain: list[Delayed] = []
+        self._source_of: dict[object, int] = {}  # by id of a constant, or by Ref
+        self._owners: dict[int, Delayed] = {}  # by id of a constant: the first task that has it
+        # Scans of tasks that wait for their dependencies.
+        self._scans: dict[Delayed, tuple[Entry, list[object]]] = {}
+        self._needed: list[object] = []  # tasks, and ids of sources, in order of first use
+        self._index_of: dict[object, int] = {}  # into _needed
+        self._plain = True
+        self._nested = False  # a slot lies inside a container
+        self._owner: Delayed | None = None  # the task that is being scanned
+
+    def entry(
+        self, node: Delayed, ids: dict[Delayed, int]
+    ) -> tuple[Entry, list[Delayed] | None, list[int]]:
+        """Returns a task's entry, those of its dependencies without an id, and ids of the rest."""
+        scan = self._scans.pop(node, None) if self._scans else None
+        if scan is None:
+            scan = self._scan(node)
+        needed = scan[1]
+        if not needed:
+            return scan[0], None, []
+        pending = [item for item in needed if type(item) is Delayed and item not in ids]
+        if pending:
+            self._scans[node] = scan
+            return None, pending, []
+        return scan[0], None, [ids[x] if type(x) is Delayed else x for x in needed]  # type: ignore[misc]  # the rest are ints
+
+    def source(self, value: object) -> int:
+        """Returns the id of a source; the same for the same object."""
+        key = value if type(value) is Ref else id(value)
+        number = self._source_of.get(key)
+        if number is None:
+            number = self._source_of[key] = len(self.sources)
+            self.sources.append(value)
+        return -1 - number
+
+    def _scan(self, node: Delayed) -> tuple[Entry, list[object]]:
+        self._needed = []
+        self._index_of = {}
+        self._plain = True
+        self._nested = False
+        self._owner = node
+        replaced = self._argument
+        args = [arg if type(arg) in _ATOMIC else replaced(arg) for arg in node._args]
+        kwargs = node._kwargs
+        needed = self._needed
+        if kwargs is not None:
+            given = {
+                name: arg if type(arg) in _ATOMIC else replaced(arg)
+                for name, arg in kwargs.items()
+            }
+        if not self._plain:
+            self.not_plain.append(node)
+        if kwargs is not None:
+            return {"args": tuple(args), "kwargs": given}, needed
+        if not needed:
+            return tuple(args), needed
+        slots = [(index, arg.index) for index, arg in enumerate(args) if type(arg) is Slot]
+        if self._nested:
+            return {"args": tuple(args), "kwargs": {}}, needed
+        if len(slots) == len(args) == len(needed):
+            return None, needed
+        for index, _ in slots:
+            args[index] = None
+        return [tuple(args), tuple(slots)], needed
+
+    def _argument(self, arg: Any) -> Any:
+        """An argument with slots in place of tasks and sources."""
+        if type(arg) is Delayed:
+            return self._slot(arg)
+        result = rebuild(arg, self._slot, self._is_leaf, _set_order)
+        if result is arg:
+            return self._private(arg)
+        if type(result) is not Slot:
+            self._nested = True
+        return result
+
+    def _private(self, arg: Any) -> Any:
+        """A constant that no other task of the graph can change, though all are one object.
+
+        Entries of a chunk are pickled together, which would keep one object one.
+        """
+        kind = type(arg)
+        if kind in _SHARED or self._owners.setdefault(id(arg), self._owner) is self._owner:  # type: ignore[arg-type]  # set while scanning
+            return arg
+        if kind is tuple and all(type(item) in _ATOMIC or type(item) in _SHARED for item in arg):
+            return arg
+        if kind is np.ndarray and not arg.dtype.hasobject:
+            return arg.copy()
+        if kind in _COPIED:
+            items = arg.values() if kind is dict else arg
+            if not any(is_container(item) or type(item) not in _PLAIN for item in items):
+                return arg.copy()
+        return self._slot(arg)
+
+    def _slot(self, item: object) -> Slot:
+        """The slot of a task, reference or constant that the scanned task needs."""
+        needed: object = item
+        if type(item) is not Delayed:
+            needed = self.source(item)
+        elif item in self._kept:  # the same value may be an argument as a Ref as well
+            needed = self.source(self._kept[item])
+        index = self._index_of.get(needed)
+        if index is None:
+            index = self._index_of[needed] = len(self._needed)
+            self._needed.append(needed)
+        return slot(index)
+
+    def _is_leaf(self, item: Any) -> bool:
+        """Says whether `item` is a dependency; notes on the way if it needs cloudpickle."""
+        kind = type(item)
+        if kind in _PLAIN:
+            return kind in _SIZED and len(item) >= self.source_bytes_min
+        if kind is Delayed or kind is Ref:
+            return True
+        if isinstance(item, np.ndarray):
+            if item.nbytes >= self.source_bytes_min:
+                return True
+            if kind is np.ndarray and not item.dtype.hasobject:
+                return False
+        elif isinstance(item, np.generic):
+            return False
+        self._plain = False
+        return False
+
+
+def _is_delayed(item: object) -> bool:
+    return type(item) is Delayed
+
+
+def _set_order(item: object) -> tuple[int, int]:
+    """Sorts elements of sets, so that ids don't depend on hashes of addresses."""
+    if type(item) is Delayed:
+        return (item._serial, 0)
+    if type(item) is Ref:
+        return (item.run, item.position)
+    first = next(leaves(item, _is_delayed), None)
+    return (first._serial, 1) if type(first) is Delayed else (0, 0)
+
+
+def _drop_unused(
+    sources: list[object], deps: Int32, outputs: Int32, count: int
+) -> list[object]:
+    """Kept values that the graph needs; `deps` and `outputs` are renumbered in place."""
+    used = np.unique(np.concatenate((deps[deps >= count], outputs[outputs >= count])))
+    for ids in (deps, outputs):
+        ids[ids >= count] = count + np.searchsorted(used, ids[ids >= count]).astype(np.int32)
+    return [sources[index - count] for index in used.tolist()]
+
+
+def _distinct_functions(
+    tasks: list[Delayed],
+) -> tuple[list[Callable[..., Any]], Int32]:
+    """The different callables, in order of their first task, and the index of each task's."""
+    of_task = list(map(attrgetter("_call.__wrapped__"), tasks))
+    keys = list(map(id, of_task))
+    by_key = dict(zip(reversed(keys), reversed(of_task), strict=True))
+    functions: list[Callable[..., Any]] = []
+    index_by_key: dict[int, int] = {}
+    index_by_method: dict[tuple[int, int], int] = {}
+    for key in dict.fromkeys(keys):
+        function = by_key[key]
+        index = len(functions)
+        if type(function) is MethodType:
+            # Each look-up of a method makes a new object for it.
+            method = (id(function.__self__), id(function.__func__))
+            index = index_by_method.setdefault(method, index)
+        if index == len(functions):
+            functions.append(function)
+        index_by_key[key] = index
+    return functions, np.fromiter(map(index_by_key.__getitem__, keys), np.int32, len(keys))
+
+
+def _unusual_options(tasks: list[Delayed]) -> dict[int, Options]:
+    """Options by id of the tasks that have any."""
+    options = list(map(attrgetter("_call._options"), tasks))
+    if options.count(DEFAULTS) == len(options):
+        return {}
+    return {id: asked for id, asked in enumerate(options) if asked is not DEFAULTS}
+
+
+def _cycle_error(start: Delayed, opened: set[Delayed], ids: dict[Delayed, int]) -> CycleError:
+    """Finds the shortest way from a task back to itself, among those not done."""
+    found_from: dict[Delayed, Delayed] = {}
+    queue = deque([start])
+    while queue and start not in found_from:
+        node = queue.popleft()
+        for needed in leaves((node._args, node._kwargs), _is_delayed):
+            assert isinstance(needed, Delayed)
+            if needed in opened and needed not in ids and needed not in found_from:
+                found_from[needed] = node
+                queue.append(needed)
+    path = [start]
+    while (before := found_from[path[-1]]) is not start:
+        path.append(before)
+    # path is start, the task that needs it, the task that needs that, ..
+    cycle = tuple(node.key for node in path)
+    return CycleError(f"tasks depend on each other: {' -> '.join((*cycle, cycle[0]))}", cycle)

@@ -1,0 +1,151 @@
+"""The broker processes of one environment: started, known, ended.
+
+Responsible for the client's side of broker processes only: what they are told at start, and that
+none of them outlives the environment. What they do is the brokers' own affair.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dagsched.brokers.launch import BrokerSettings, launch_broker
+from dagsched.config import Config
+from dagsched.nodes import NodeEnv
+from dagsched.rundir import RunNames
+
+logger = logging.getLogger(__name__)
+
+_LOG_TAIL_BYTES = 4096
+
+
+@dataclass(slots=True)
+class BrokerProcess:
+    """A broker that was started, and what its names begin with."""
+
+    node: NodeEnv
+    process: "subprocess.Popen[bytes]"
+    segment_prefix: str
+    log_path: Path
+
+
+class BrokerProcesses:
+    """All broker processes that one environment has started.
+
+    Args:
+        names: of the environment.
+        config: goes to each broker.
+        debug: brokers log every decision.
+    """
+
+    def __init__(self, names: RunNames, config: Config, *, debug: bool = False) -> None:
+        self._names = names
+        self._config = config
+        self._debug = debug
+        self._started: list[BrokerProcess] = []
+
+    def launch(self, node: NodeEnv, nodes: Sequence[NodeEnv]) -> BrokerProcess:
+        """Start the broker of `node`, one of the environment's `nodes`.
+
+        If an older process of that id is still on its way out, its names aren't used again.
+        """
+        incarnation = 1 + sum(old.node.brokerid == node.brokerid for old in self._started)
+        prefix = self._names.broker_prefix(node.brokerid, incarnation)
+        settings = BrokerSettings(
+            broker=node.brokerid,
+            host=node.host,
+            env_token=self._names.token,
+            name_prefix=prefix,
+            run_directory=str(self._names.directory),
+            master_socket=str(self._names.master_socket),
+            data_socket=str(self._names.broker_socket(node.brokerid, incarnation)),
+            sys_path=import_path(),
+            cwd=os.getcwd(),
+            nodes=len(nodes),
+            executors=sum(len(other.executorids) for other in nodes),
+            config=self._config,
+            debug=self._debug,
+        )
+        process = launch_broker(settings, dict(os.environ))
+        log_path = self._names.directory / f"broker-{node.brokerid}.log"
+        started = BrokerProcess(node, process, prefix, log_path)
+        self._started.append(started)
+        return started
+
+    def latest(self, broker: int) -> BrokerProcess | None:
+        """The last process started for a broker's id."""
+        return next((b for b in reversed(self._started) if b.node.brokerid == broker), None)
+
+    def describe_exit(self, broker: int, return_code: int) -> str:
+        """In words, why a broker's process has ended, with the end of its log."""
+        how = f"signal {-return_code}" if return_code < 0 else f"exit code {return_code}"
+        started = self.latest(broker)
+        said = _tail(started.log_path) if started is not None and return_code > 0 else ""
+        return f"its broker's process ended with {how}" + (f"; it said: {said}" if said else "")
+
+    def let_go(self) -> None:
+        """Let the lifelines of all brokers end: they clean up and leave."""
+        for started in self._started:
+            stdin = started.process.stdin
+            if stdin is not None:
+                try:
+                    stdin.close()
+                except BrokenPipeError:
+                    logger.debug("broker %d had gone by itself", started.node.brokerid)
+
+    def end_all(self, timeout_s: float) -> None:
+        """Wait for all brokers to leave; those that don't are killed, with their executors."""
+        self.let_go()
+        deadline = time.monotonic() + timeout_s
+        for started in self._started:
+            try:
+                started.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                logger.warning(
+                    "broker %d did not leave within %s s and is killed",
+                    started.node.brokerid,
+                    timeout_s,
+                )
+                kill_group(started.process)
+                started.process.wait()
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: close our copies of the lifelines, so that brokers see their end."""
+        for started in self._started:
+            if started.process.stdin is not None:
+                os.close(started.process.stdin.fileno())
+                # Nobody may close that descriptor's number again.
+                started.process.stdin = None
+            # The child isn't the brokers' parent and can't wait for them.
+            started.process.returncode = 0
+        self._started.clear()
+
+
+def kill_group(process: "subprocess.Popen[bytes]") -> None:
+    """SIGKILL to a process that leads a group and isn't reaped yet, and to that group."""
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            logger.debug("process %d had gone by itself", process.pid)
+
+
+def import_path() -> list[str]:
+    """Where executors find the client's modules: its sys.path, the empty entry spelled out."""
+    cwd = os.getcwd()
+    return list(dict.fromkeys(path or cwd for path in sys.path if isinstance(path, str)))
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as log:
+            log.seek(0, os.SEEK_END)
+            log.seek(max(0, log.tell() - _LOG_TAIL_BYTES))
+            return log.read().decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""

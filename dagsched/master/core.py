@@ -1,0 +1,407 @@
+"""MasterCore: everything that the master decides, as a state machine. Pure.
+
+Runs come from the client as plans; their subtrees go to brokers (`placing`), which tell when
+those have ended; the outputs go to the client, and then the run is ended everywhere (`lives`).
+Nodes come and go (`members`). The shell pushes what happened and pulls `take_actions()` once a
+turn. Rules for whoever edits this:
+
+- no I/O, no clock (`now` is given, monotonic seconds), no randomness, no order by hash;
+- a message of an ended run, an old epoch or attempt is counted in `stale_count` and dropped;
+- a subtree's and a run's state move by their `move` only;
+- costs are per subtree, in array passes; never a Python step per task.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import assert_never
+
+import numpy as np
+
+from dagsched._version import __version__
+from dagsched.config import Config
+from dagsched.errors import InternalError, ProtocolError
+from dagsched.ids import ProcessId, RunNo
+from dagsched.master.events import RunProgressed, StatsArrived, TracesArrived, ValueArrived
+from dagsched.master.journal import SubtreeEnded
+from dagsched.master.kept import KeptObjects
+from dagsched.master.lives import Lives
+from dagsched.master.members import Members, Version, WantedNode
+from dagsched.master.outbox import MasterActions, Outbox
+from dagsched.master.placing import Placer
+from dagsched.master.slices import positions_frame
+from dagsched.master.state import MasterRun, RunState, Subtree, SubtreeState
+from dagsched.plan import RunPlan
+from dagsched.protocol.codec import PROTOCOL_VERSION
+from dagsched.protocol.messages import (
+    AskStats,
+    BrokerHello,
+    BrokerToMaster,
+    ExecutorChanged,
+    FetchValue,
+    Frame,
+    NodeStats,
+    OutputsReady,
+    Pong,
+    Progress,
+    Release,
+    RunClosed,
+    Shutdown,
+    Stats,
+    SubtreeDone,
+    TaskExpanded,
+    TaskFailed,
+    TaskTrace,
+    Value,
+)
+
+ESTIMATES_MAX = 100_000  # functions; the ones measured first are forgotten first
+ESTIMATE_SHARE = 0.5  # of the newest measure in the moving mean
+
+
+def own_version() -> Version:
+    """What a broker must have told to be welcomed."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return (python, __version__, PROTOCOL_VERSION)
+
+
+class MasterCore:
+    """The scheduler of an environment's runs.
+
+    Args:
+        config: limits and defaults.
+        version: what brokers must tell; by default what this process has itself.
+    """
+
+    def __init__(self, config: Config, *, version: Version | None = None) -> None:
+        self.stale_count = 0
+        self._outbox = Outbox()
+        self._members = Members(config, version or own_version(), self._outbox)
+        self._kept = KeptObjects(self._outbox)
+        self._estimates: dict[bytes, float] = {}
+        self._lives = Lives(config, self._members, self._kept, self._outbox, self._estimates)
+        self._fetches: dict[int, ProcessId] = {}  # by request: the broker that was asked
+        self._asked: dict[int, dict[ProcessId, NodeStats | None]] = {}  # by request
+        self._closed = False
+
+    @property
+    def estimates(self) -> Mapping[bytes, float]:
+        """Mean seconds of one call, by digest of the function."""
+        return self._estimates
+
+    @property
+    def _placer(self) -> Placer:
+        return self._lives.placer
+
+    # --- from the client --------------------------------------------------------------------------
+
+    def set_nodes(self, nodes: Sequence[WantedNode], now: float) -> None:
+        """Say which nodes the cluster shall have: (broker, host, executors) of each."""
+        leaving = self._members.set_wanted(nodes, now)
+        for run in self._lives.running():
+            self._placer.empty_queues(run, leaving)
+        self._lives.let_leavers_go(now)
+        self._lives.place_all(now)
+
+    def submit(
+        self,
+        run: int,
+        plan: RunPlan,
+        now: float,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        parent: tuple[int, int] | None = None,
+    ) -> None:
+        """Start a run; `run` is a number never used before, below 2**40.
+
+        Raises:
+            GraphError: the plan is inconsistent.
+        """
+        if self._closed:
+            raise InternalError(f"run {run} was submitted after the environment was closed")
+        number = RunNo(run)
+        above = None if parent is None else (RunNo(parent[0]), parent[1])
+        self._lives.open(number, plan, now, priority=priority, timeout_s=timeout_s, parent=above)
+
+    def cancel(self, run: int, now: float) -> None:
+        """Stop a run; nothing happens if it has ended or is about to."""
+        found = self._lives.find_active(RunNo(run))
+        if found is not None:
+            self._lives.stop(found, "cancelled", now)
+
+    def outputs_taken(self, run: int, now: float) -> None:
+        """The client has copied the outputs: the run can end."""
+        found = self._lives.find_active(RunNo(run))
+        if found is not None and found.announced:
+            found.taken = True
+            self._lives.maybe_finish(found, now)
+
+    def fetch(self, request: int, run: int, position: int, now: float) -> None:
+        """Ask for the value of a Ref; `ValueArrived` answers."""
+        broker = self._lives.locate(RunNo(run), position)
+        if broker is None or broker not in self._members.nodes:
+            self._outbox.tell(ValueArrived(request, broker or 0, None, None))
+            return
+        self._fetches[request] = broker
+        self._outbox.send(broker, FetchValue(request, run, position))
+
+    def drop_ref(self, run: int, position: int, now: float) -> None:
+        """The client holds no Ref to this any more."""
+        self._kept.drop((RunNo(run), position))
+
+    def ask_stats(self, request: int, now: float) -> None:
+        """Ask every node for its statistics; `StatsArrived` answers."""
+        self._asked[request] = dict.fromkeys(self._members.nodes)
+        for broker in self._members.nodes:
+            self._outbox.send(broker, AskStats(request))
+        self._maybe_answer_stats(request)
+
+    def close(self, now: float) -> None:
+        """End everything: runs are cancelled, brokers shut down; nothing is awaited."""
+        if self._closed:
+            return
+        self._closed = True
+        self._lives.abandon_all()
+        for broker in self._members.nodes:
+            self._outbox.send(broker, Shutdown())
+
+    # --- from brokers -----------------------------------------------------------------------------
+
+    def receive(
+        self, broker: int, message: BrokerToMaster, frames: Sequence[Frame], now: float
+    ) -> None:
+        """Take a message of a broker.
+
+        Raises:
+            ProtocolError: its frames can't be what the message says.
+        """
+        sender = ProcessId(broker)
+        if self._closed:
+            return
+        if isinstance(message, BrokerHello):
+            self._welcome(message, now)
+            return
+        if sender not in self._members.nodes:
+            self.stale_count += 1
+            return
+        self._members.heard(sender, now)
+        match message:
+            case SubtreeDone():
+                self._subtree_done(sender, message, frames, now)
+            case OutputsReady():
+                run = self._current(message.run, message.epoch)
+                if run is not None:
+                    self._lives.outputs_ready(run, sender, message, frames, now)
+            case TaskTrace():
+                self._traced(sender, message, frames)
+            case Progress():
+                self._progressed(sender, message)
+            case TaskFailed():
+                run = self._current(message.run, message.epoch)
+                if run is not None:
+                    frame = frames[0] if frames else None
+                    self._lives.fail(run, sender, message.failure, frame, now)
+            case TaskExpanded():
+                run = self._current(message.run, message.epoch)
+                if run is not None:
+                    self._lives.expand(run, sender, message.position, frames, now)
+            case RunClosed():
+                if not self._lives.closed(RunNo(message.run), sender, message.stats, now):
+                    self.stale_count += 1
+            case Value():
+                self._value_arrived(sender, message, frames)
+            case Stats():
+                self._stats_arrived(sender, message)
+            case ExecutorChanged():
+                self._members.executor_changed(sender, message, now)
+                self._lives.place_all(now)
+            case Pong():
+                pass  # `heard` is all that it is for
+            case _:
+                assert_never(message)
+
+    def peer_lost(self, broker: int, reason: str, now: float) -> None:
+        """A broker is gone: its connection, its process, or its lease."""
+        lost = ProcessId(broker)
+        if self._closed or lost not in self._members.nodes:
+            return
+        self._members.remove(lost, reason, now, is_lost=True)
+        for request in [r for r, asked in self._fetches.items() if asked == lost]:
+            del self._fetches[request]
+            self._outbox.tell(ValueArrived(request, broker, None, None))
+        for request in [r for r, waiting in self._asked.items() if lost in waiting]:
+            del self._asked[request][lost]
+            self._maybe_answer_stats(request)
+        self._lives.node_lost(lost, now)
+
+    def _welcome(self, message: BrokerHello, now: float) -> None:
+        broker = message.broker
+        if broker in self._members.nodes:
+            # Faster back than we noticed its end: what it had is gone.
+            self.peer_lost(broker, f"node {broker} was started anew", now)
+        self._members.hello(message, now)
+        if self._members.gave_up:
+            self._lives.end_without_nodes(now)
+
+    def _current(self, number: int, epoch: int) -> MasterRun | None:
+        """The run that a message belongs to, if it still wants to hear of it."""
+        run = self._lives.runs.get(RunNo(number))
+        if run is None or run.state is not RunState.RUNNING or run.epoch != epoch:
+            self.stale_count += 1
+            return None
+        return run
+
+    def _subtree_done(
+        self, broker: ProcessId, message: SubtreeDone, frames: Sequence[Frame], now: float
+    ) -> None:
+        run = self._current(message.run, message.epoch)
+        if run is None:
+            return
+        if not 0 <= message.subtree < len(run.subtrees) or len(frames) != 2:
+            raise ProtocolError(f"broker {broker} ended subtree {message.subtree}, which isn't one")
+        subtree = run.subtrees[message.subtree]
+        is_placed = subtree.state is SubtreeState.PLACED and subtree.home == broker
+        if not is_placed or subtree.attempt != message.attempt:
+            self.stale_count += 1
+            return
+        self._note_sizes(run, subtree, frames)
+        self._note_seconds(run, message.seconds)
+        self._placer.finish(run, subtree)
+        self._outbox.write(
+            SubtreeEnded(
+                run.number, run.epoch, subtree.number, subtree.attempt, broker,
+                bytes(frames[0]), bytes(frames[1]),
+            )
+        )  # fmt: skip
+        self._release_imports(run, subtree)
+        self._lives.end_bare_children(run, subtree, now)
+        self._placer.place_at(run, broker, now)
+        self._lives.maybe_finish(run, now)
+
+    def _note_sizes(self, run: MasterRun, subtree: Subtree, frames: Sequence[Frame]) -> None:
+        if not len(run.sizes):
+            return
+        firsts, sizes = np.frombuffer(frames[0], "<i4"), np.frombuffer(frames[1], "<i8")
+        if len(firsts) != len(sizes) or (
+            len(firsts) and not subtree.lo <= firsts.min() <= firsts.max() < subtree.hi
+        ):
+            raise ProtocolError(f"subtree {subtree.number} of run {run.number}: sizes don't fit")
+        run.sizes[subtree.lo : subtree.hi] = 0  # a block's bytes count for its first position
+        run.sizes[firsts] = sizes
+
+    def _note_seconds(self, run: MasterRun, seconds: Sequence[tuple[int, int, float]]) -> None:
+        for index, call_count, total_s in seconds:
+            if call_count < 1 or not 0 <= index < len(run.plan.functions):
+                continue
+            digest = run.plan.functions[index].digest
+            mean_s = total_s / call_count
+            known_s = self._estimates.get(digest, mean_s)
+            if digest not in self._estimates and len(self._estimates) >= ESTIMATES_MAX:
+                del self._estimates[next(iter(self._estimates))]
+            self._estimates[digest] = known_s + ESTIMATE_SHARE * (mean_s - known_s)
+
+    def _release_imports(self, run: MasterRun, subtree: Subtree) -> None:
+        """What nobody else imports is no longer held for others by those who have it."""
+        imports = subtree.imports
+        if not len(imports):
+            return
+        run.importers[imports] -= 1
+        spent = run.importers[imports] == 0
+        positions, producers = imports[spent], subtree.producers[spent]
+        for producer in np.unique(producers).tolist():
+            mine = positions[producers == producer]
+            if producer >= 0:
+                home = run.subtrees[producer].home
+                if home is not None:
+                    self._outbox.send(home, Release(run.number), [positions_frame(mine)])
+                continue
+            for holder in run.brokers():
+                given = run.shares[holder].sources
+                theirs = mine[np.array([position in given for position in mine.tolist()], bool)]
+                if len(theirs):
+                    self._outbox.send(holder, Release(run.number), [positions_frame(theirs)])
+
+    def _traced(self, broker: ProcessId, message: TaskTrace, frames: Sequence[Frame]) -> None:
+        run = self._lives.runs.get(RunNo(message.run))
+        if run is None or len(frames) != 2:
+            self.stale_count += 1
+        elif run.parent is None:
+            positions, stamps = frames
+            self._outbox.tell(
+                TracesArrived(
+                    run.number, broker, message.executor, message.attempt, positions, stamps
+                )
+            )
+
+    def _progressed(self, broker: ProcessId, message: Progress) -> None:
+        run = self._lives.runs.get(RunNo(message.run))
+        if run is None or run.state is not RunState.RUNNING or broker not in run.shares:
+            self.stale_count += 1
+            return
+        share, root = run.shares[broker], self._lives.runs[run.root]
+        if message.done_count > share.done_count:
+            root.progress_count += message.done_count - share.done_count
+            share.done_count = message.done_count
+            self._outbox.tell(
+                RunProgressed(root.number, root.progress_count, root.progress_total)
+            )
+
+    def _value_arrived(self, broker: ProcessId, message: Value, frames: Sequence[Frame]) -> None:
+        if self._fetches.get(message.request) != broker:
+            self.stale_count += 1
+            return
+        del self._fetches[message.request]
+        frame = frames[0] if frames else None
+        self._outbox.tell(ValueArrived(message.request, broker, message.info, frame))
+
+    def _stats_arrived(self, broker: ProcessId, message: Stats) -> None:
+        waiting = self._asked.get(message.request)
+        if waiting is None or broker not in waiting:
+            self.stale_count += 1
+            return
+        waiting[broker] = message.stats
+        self._maybe_answer_stats(message.request)
+
+    def _maybe_answer_stats(self, request: int) -> None:
+        answers = self._asked[request].values()
+        stats = [answer for answer in answers if answer is not None]
+        if len(stats) == len(answers):
+            del self._asked[request]
+            self._outbox.tell(StatsArrived(request, stats))
+
+    # --- time and actions -------------------------------------------------------------------------
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` must be called at the latest, if ever."""
+        if self._closed:
+            return None
+        times = (self._members.next_timer(), self._lives.next_timer())
+        return min((when for when in times if when is not None), default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Do what has come due."""
+        if self._closed:
+            return
+        for broker, reason in self._members.handle_timer(now):
+            self.peer_lost(broker, reason, now)
+        if self._members.gave_up:
+            self._lives.end_without_nodes(now)
+        self._lives.handle_timer(now)
+        self._lives.place_all(now)
+
+    def take_actions(self) -> MasterActions:
+        """Pull what is to be done."""
+        return self._outbox.take()
+
+    def check(self) -> None:
+        """Re-derive every count and queue from scratch.
+
+        Raises:
+            InternalError: one is wrong.
+        """
+        wrong = self._placer.check(self._lives.runs.values())
+        wrong += self._kept.check() + self._lives.check()
+        nodes = self._members.nodes
+        wrong += [f"fetch {r} asks {b}, who is gone" for r, b in self._fetches.items() if b not in nodes]
+        if wrong:
+            raise InternalError("master: " + "; ".join(wrong))

@@ -1,0 +1,121 @@
+"""What the master core tells the client: of its runs, of values it asked for, of the nodes.
+
+Pure data; the master's shell hands each event to the run or the environment that it concerns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dagsched.protocol.messages import Failure, Frame, NodeStats, ObjectInfo
+
+RunOutcome = Literal["done", "failed", "cancelled", "timed_out", "lost"]
+
+HeldObject = tuple[int, ObjectInfo, Frame | None]
+"""Broker that holds it, the object, and its bytes where they came inline."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The first subtree of the run has been placed."""
+
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgressed:
+    """Tasks that have ended, of all that the run has (graphs that tasks returned included)."""
+
+    run: int
+    done_count: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsComplete:
+    """Every output that a task computes is there: copy them, then call `outputs_taken`.
+
+    Outputs that are sources of the plan aren't among them: the client has those, or fetches them.
+    Comes again if a node was lost before its outputs had been copied.
+    """
+
+    run: int
+    objects: Sequence[HeldObject]
+
+
+@dataclass(frozen=True, slots=True)
+class TracesArrived:
+    """Tasks that ended on one executor; frames as in `TaskTrace`."""
+
+    run: int
+    broker: int
+    executor: int
+    attempt: int
+    positions: Frame
+    stamps: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The run is over, and nothing of it is left in the cluster but what is kept for Refs.
+
+    ``lost``: `failure` is of kind ``lost``; its `type_name` names the error (NoNodesError,
+    ObjectLost). Failures in graphs that tasks returned carry the position of the task of this run.
+    """
+
+    run: int
+    state: RunOutcome
+    failure: Failure | None
+    failure_frame: Frame | None
+    node: int | None
+    stats: Sequence[NodeStats]
+    subtree_brokers: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ValueArrived:
+    """Answer to `fetch`; `info` None: nobody has the object."""
+
+    request: int
+    broker: int
+    info: ObjectInfo | None
+    frame: Frame | None
+
+
+@dataclass(frozen=True, slots=True)
+class StatsArrived:
+    """Answer to `ask_stats`, of all nodes that were there, by rising broker id."""
+
+    request: int
+    stats: Sequence[NodeStats]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeJoined:
+    """The node's broker has been welcomed."""
+
+    broker: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRemoved:
+    """The node is out of the cluster."""
+
+    broker: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorMoved:
+    """An executor is there (its pid, how often it was restarted), or is gone (pid 0)."""
+
+    broker: int
+    executor: int
+    pid: int
+    restarts: int
+
+
+ClientEvent = (
+    RunStarted | RunProgressed | OutputsComplete | TracesArrived | RunEnded | ValueArrived
+    | StatsArrived | NodeJoined | NodeRemoved | ExecutorMoved
+)  # fmt: skip

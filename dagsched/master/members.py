@@ -1,0 +1,217 @@
+"""Which nodes the cluster shall have, which it has, and which of them are alive. Pure.
+
+Knows nothing of runs: whoever calls it moves the work of nodes that it reports as lost.
+"""
+
+from collections.abc import Sequence
+
+from dagsched.config import Config
+from dagsched.ids import Epoch, ProcessId
+from dagsched.master.events import ExecutorMoved, NodeJoined, NodeRemoved
+from dagsched.master.outbox import Outbox
+from dagsched.master.state import Node
+from dagsched.protocol.messages import (
+    BrokerHello,
+    ExecutorChanged,
+    Ping,
+    SetExecutors,
+    SetPeers,
+    Shutdown,
+    Welcome,
+)
+
+SETTLE_S = 0.05
+"""The first run waits this long for the other nodes once one is there: brokers that were started
+together are ready within some tens of milliseconds of each other, and a run that began with one
+node would have placed its first subtrees badly."""
+
+WantedNode = tuple[int, str, tuple[int, ...]]
+Version = tuple[str, str, int]
+
+
+class Members:
+    """The nodes of the environment."""
+
+    def __init__(self, config: Config, version: Version, outbox: Outbox) -> None:
+        self.nodes: dict[ProcessId, Node] = {}  # by rising id
+        self.wanted: dict[ProcessId, WantedNode] = {}
+        self.empty_since_s: float | None = None  # no node is there or awaited since then
+        self.gave_up = False  # not one of the nodes wanted at first came in time
+        self._config = config
+        self._version = version
+        self._outbox = outbox
+        self._awaited: dict[ProcessId, float] = {}  # not joined yet: until when we wait
+        self._epoch = 0
+        self._settled = False
+        self._settle_by_s: float | None = None
+        self._ping_at_s: float | None = None
+        self._ping_number = 0
+
+    # --- what is wanted ---------------------------------------------------------------------------
+
+    def set_wanted(self, wanted: Sequence[WantedNode], now: float) -> list[ProcessId]:
+        """Change what the cluster shall be; returns the brokers that are to leave."""
+        self.wanted = {ProcessId(node[0]): node for node in wanted}
+        self.gave_up = False
+        for broker, (_, _, executors) in self.wanted.items():
+            node = self.nodes.get(broker)
+            if node is None:
+                self._awaited.setdefault(broker, now + self._config.start_timeout_s)
+            elif node.leaving or node.executors != executors:
+                node.leaving = False
+                node.executors = tuple(map(ProcessId, executors))
+                self._outbox.send(broker, SetExecutors(node.executors))
+        for broker in [broker for broker in self._awaited if broker not in self.wanted]:
+            del self._awaited[broker]
+        leaving = [broker for broker in self.nodes if broker not in self.wanted]
+        for broker in leaving:
+            self.nodes[broker].leaving = True
+        self._note_emptiness(now)
+        return leaving
+
+    # --- coming and going -------------------------------------------------------------------------
+
+    def hello(self, message: BrokerHello, now: float) -> bool:
+        """A broker presents itself; True if it is a node from now on."""
+        broker = ProcessId(message.broker)
+        if tuple(message.version) != self._version:
+            self._refuse(broker, tuple(message.version), now)
+            return False
+        wanted = self.wanted.get(broker)
+        if wanted is None:
+            self._outbox.send(broker, Shutdown())
+            return False
+        deadline_s = self._awaited.pop(broker, now + self._config.start_timeout_s)
+        self._epoch += 1
+        node = Node(
+            broker=broker,
+            host=wanted[1],
+            address=message.address,
+            epoch=Epoch(self._epoch),
+            executors=tuple(map(ProcessId, wanted[2])),
+            heard_s=now,
+            usable_by_s=max(deadline_s, now + self._config.heartbeat_s),
+        )
+        self.nodes = dict(sorted([*self.nodes.items(), (broker, node)]))
+        if self._ping_at_s is None:
+            self._ping_at_s = now + self._config.heartbeat_s
+        self._outbox.send(broker, Welcome(broker, node.epoch))
+        self._outbox.send(broker, SetExecutors(node.executors))
+        self._tell_peers()
+        self._outbox.tell(NodeJoined(broker))
+        self._note_emptiness(now)
+        return True
+
+    def _refuse(self, broker: ProcessId, version: Version, now: float) -> None:
+        def described(version: Version) -> str:
+            return f"Python {version[0]}, dagsched {version[1]}, protocol {version[2]}"
+
+        self._outbox.disconnect(broker)
+        self._awaited.pop(broker, None)
+        reason = (
+            f"version mismatch: node {broker} has {described(version)}, the master has "
+            f"{described(self._version)}; install the same versions on both"
+        )
+        self._outbox.tell(NodeRemoved(broker, reason))
+        self._give_up_if_nobody_came(now)
+
+    def executor_changed(self, broker: ProcessId, message: ExecutorChanged, now: float) -> None:
+        """An executor of a node came or went."""
+        node = self.nodes[broker]
+        executor = ProcessId(message.executor)
+        if message.pid:
+            node.pid_by_executor[executor] = message.pid
+            node.usable_by_s = None
+            if not self._settled and self._settle_by_s is None:
+                self._settle_by_s = now + SETTLE_S
+        else:
+            node.pid_by_executor.pop(executor, None)
+        self._outbox.tell(ExecutorMoved(broker, executor, message.pid, message.restarts))
+
+    def remove(self, broker: ProcessId, reason: str, now: float, *, is_lost: bool) -> None:
+        """Take a node out: it was lost, or it leaves as it was told to."""
+        del self.nodes[broker]
+        if is_lost:
+            self._outbox.disconnect(broker)
+        else:
+            self._outbox.send(broker, Shutdown())
+        self._tell_peers()
+        self._outbox.tell(NodeRemoved(broker, reason))
+        self._note_emptiness(now)
+
+    def _tell_peers(self) -> None:
+        everybody = [(node.broker, node.epoch, node.address) for node in self.nodes.values()]
+        for node in self.nodes.values():
+            peers = [peer for peer in everybody if peer[0] != node.broker]
+            self._outbox.send(node.broker, SetPeers(peers))
+
+    def _note_emptiness(self, now: float) -> None:
+        if self._awaited or any(not node.leaving for node in self.nodes.values()):
+            self.empty_since_s = None
+        elif self.empty_since_s is None:
+            self.empty_since_s = now
+
+    def _give_up_if_nobody_came(self, now: float) -> None:
+        self._note_emptiness(now)
+        if self.empty_since_s is not None and not self._epoch:
+            self.gave_up = True
+
+    # --- asked by the core ------------------------------------------------------------------------
+
+    def usable(self, now: float) -> list[Node]:
+        """Nodes that subtrees may go to, by rising id; none while the first ones gather."""
+        nodes = [node for node in self.nodes.values() if node.is_usable]
+        if not self._settled and nodes:
+            is_late = self._settle_by_s is not None and now >= self._settle_by_s
+            self._settled = is_late or len(nodes) == len(self.wanted)
+        return nodes if self._settled else []
+
+    @property
+    def is_single(self) -> bool:
+        """The cluster is one node, and shall be."""
+        return len(self.wanted) == 1
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def heard(self, broker: ProcessId, now: float) -> None:
+        """Something came from this broker."""
+        self.nodes[broker].heard_s = now
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` has something to do."""
+        times = list(self._awaited.values())
+        times += [node.usable_by_s for node in self.nodes.values() if node.usable_by_s is not None]
+        if self._ping_at_s is not None:
+            times.append(self._ping_at_s)
+        if self._settle_by_s is not None and not self._settled:
+            times.append(self._settle_by_s)
+        return min(times, default=None)
+
+    def handle_timer(self, now: float) -> list[tuple[ProcessId, str]]:
+        """Ping the nodes; returns those that are lost, with the reason."""
+        for broker in sorted(self._awaited):
+            if now >= self._awaited[broker]:
+                del self._awaited[broker]
+                waited_s = self._config.start_timeout_s
+                reason = f"node {broker} did not join within {waited_s:g} s; see its broker's log"
+                self._outbox.tell(NodeRemoved(broker, reason))
+                self._give_up_if_nobody_came(now)
+        lost = []
+        for node in self.nodes.values():
+            if node.usable_by_s is not None and now >= node.usable_by_s:
+                lost.append((node.broker, f"no executor of node {node.broker} could be started"))
+        if self._ping_at_s is None or now < self._ping_at_s:
+            return lost
+        late_s = now - self._ping_at_s
+        self._ping_at_s = now + self._config.heartbeat_s if self.nodes else None
+        self._ping_number += 1
+        for node in self.nodes.values():
+            if late_s > self._config.heartbeat_s:
+                # We ourselves were stopped: what nodes sent meanwhile may still wait to be read.
+                node.heard_s = max(node.heard_s, min(now, node.heard_s + late_s))
+            silent_s = now - node.heard_s
+            if silent_s >= self._config.lease_s:
+                lost.append((node.broker, f"node {node.broker} was silent for {silent_s:.1f} s"))
+            else:
+                self._outbox.send(node.broker, Ping(self._ping_number))
+        return lost

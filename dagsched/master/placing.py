@@ -1,0 +1,355 @@
+"""Queues of subtrees by broker, and the messages that empty them: when what goes where. Pure.
+
+A subtree becomes READY when all that it imports from has been placed (not: has ended), gets a
+home by `placement`, waits in the home's queue for credit, and goes. A broker with nothing left of
+a run takes from the end of the longest queue, where that ends the run earlier.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from dagsched.config import Config
+from dagsched.errors import InternalError
+from dagsched.ids import ProcessId, SubtreeNo
+from dagsched.master.events import RunStarted
+from dagsched.master.journal import Placed
+from dagsched.master.members import Members
+from dagsched.master.outbox import Outbox
+from dagsched.master.placement import UNKNOWN_BYTES, Candidate, Host, homes_of
+from dagsched.master.slices import placing_parcel
+from dagsched.master.state import MasterRun, Node, RunState, Share, Subtree, SubtreeState
+from dagsched.plan import ConstantSource, RefSource
+from dagsched.protocol.messages import PutObjects, Redirect
+
+Locate = Callable[[int, int], ProcessId | None]
+"""The broker that has, or will have, (run, position) of any run."""
+
+
+class Placer:
+    """Places the subtrees of all runs."""
+
+    def __init__(self, config: Config, members: Members, outbox: Outbox, locate: Locate) -> None:
+        self._config = config
+        self._members = members
+        self._outbox = outbox
+        self._locate = locate
+
+    # --- inputs -----------------------------------------------------------------------------------
+
+    def begin(self, run: MasterRun) -> None:
+        """Subtrees that wait for no other may be placed."""
+        for subtree in run.subtrees:
+            if run.is_interlocked or not subtree.unplaced_count:
+                self._make_ready(run, subtree)
+
+    def place(self, run: MasterRun, now: float) -> None:
+        """Give all READY subtrees homes, and send those for which there is credit."""
+        nodes = self._members.usable(now)
+        if not nodes or run.state is not RunState.RUNNING:
+            return
+        placements: list[tuple[int, int, int]] = []
+        if run.is_interlocked:
+            self._place_all(run, nodes, placements)
+        else:
+            while run.homeless:
+                self._house(run, nodes)
+                for node in nodes:
+                    self._send_from(run, node, placements)
+            for node in nodes:
+                self._send_from(run, node, placements)
+                self._maybe_steal(run, node, nodes, placements)
+        self._note(run, placements)
+
+    def place_at(self, run: MasterRun, broker: ProcessId, now: float) -> None:
+        """The broker has ended a subtree of the run: give it the next."""
+        node = self._members.nodes.get(broker)
+        if node is None or not node.is_usable or run.is_interlocked:
+            return
+        placements: list[tuple[int, int, int]] = []
+        self._send_from(run, node, placements)
+        share = run.share(broker)
+        if not share.unfinished_count and any(other.queue for other in run.shares.values()):
+            self._maybe_steal(run, node, self._members.usable(now), placements)
+        self._note(run, placements)
+        if run.homeless:
+            self.place(run, now)
+
+    def empty_queues(self, run: MasterRun, brokers: Iterable[ProcessId]) -> None:
+        """These brokers are to get nothing more: their queues need other homes."""
+        for broker in brokers:
+            share = run.shares.get(broker)
+            if share is None:
+                continue
+            for number in share.queue:
+                run.subtrees[number].home = None
+                run.homeless.append(number)
+            share.queue.clear()
+            share.queued_s = 0.0
+
+    def take_back(self, run: MasterRun) -> None:
+        """Forget where everything of the run is, and let it all wait again."""
+        for subtree in run.subtrees:
+            if subtree.state is SubtreeState.PLACED:
+                self._end_load(run, subtree)
+            if subtree.state is not SubtreeState.WAITING:
+                subtree.move(SubtreeState.WAITING)
+            subtree.home = None
+            subtree.unplaced_count = len(subtree.predecessors)
+        run.homeless.clear()
+        run.shares.clear()
+
+    def end_loads(self, run: MasterRun) -> None:
+        """The run ends as it is: brokers no longer work for it."""
+        for subtree in run.subtrees:
+            if subtree.state is SubtreeState.PLACED:
+                self._end_load(run, subtree)
+
+    def finish(self, run: MasterRun, subtree: Subtree) -> None:
+        """A subtree's tasks have all ended."""
+        subtree.move(SubtreeState.DONE)
+        self._end_load(run, subtree)
+        run.unfinished_count -= 1
+
+    # --- how --------------------------------------------------------------------------------------
+
+    def _end_load(self, run: MasterRun, subtree: Subtree) -> None:
+        if subtree.home is None:
+            raise InternalError(f"subtree {subtree.number} of run {run.number} is placed nowhere")
+        share = run.shares[subtree.home]
+        share.unfinished_count -= 1
+        share.unfinished_tasks -= subtree.task_count
+        node = self._members.nodes.get(subtree.home)
+        if node is not None:
+            node.load_s = max(0.0, node.load_s - subtree.weight_s)
+
+    def _make_ready(self, run: MasterRun, subtree: Subtree) -> None:
+        subtree.move(SubtreeState.READY)
+        run.homeless.append(subtree.number)
+
+    def _house(self, run: MasterRun, nodes: list[Node]) -> None:
+        """Find a home for each READY subtree that has none."""
+        if len(nodes) == 1:
+            homes = dict.fromkeys(run.homeless, nodes[0].broker)
+        else:
+            hosts = []
+            for node in nodes:
+                load_s = node.load_s + run.share(node.broker).queued_s
+                hosts.append(Host(node.broker, len(node.executors), load_s / len(node.executors)))
+            candidates = [self._candidate(run, run.subtrees[number]) for number in run.homeless]
+            homes = homes_of(candidates, hosts)
+        run.homeless.clear()
+        for number in sorted(homes):
+            self._enqueue(run, run.subtrees[number], homes[number])
+
+    def _enqueue(self, run: MasterRun, subtree: Subtree, home: ProcessId) -> None:
+        subtree.home = home
+        share = run.share(home)
+        share.queue.append(subtree.number)
+        share.queued_s += subtree.weight_s
+
+    def _candidate(self, run: MasterRun, subtree: Subtree) -> Candidate:
+        """A subtree as `placement` sees it: the bytes of its inputs, by where they lie."""
+        bytes_by_broker: dict[ProcessId, float] = {}
+        if len(subtree.imports):
+            sizes = run.sizes[subtree.imports]
+            sizes = np.where(sizes < 0, UNKNOWN_BYTES, sizes)
+            is_task = subtree.producers >= 0
+            by_producer = np.bincount(subtree.producers[is_task], weights=sizes[is_task])
+            for producer in np.flatnonzero(by_producer).tolist():
+                home = run.subtrees[producer].home
+                if home is not None:
+                    there = bytes_by_broker.get(home, 0.0)
+                    bytes_by_broker[home] = there + float(by_producer[producer])
+            for position in subtree.imports[~is_task].tolist():
+                source = run.plan.sources[position - run.plan.task_count]
+                if isinstance(source, RefSource):
+                    holder = self._locate(source.run, source.position)
+                    if holder is not None:
+                        there = bytes_by_broker.get(holder, 0.0)
+                        bytes_by_broker[holder] = there + max(source.size_bytes, UNKNOWN_BYTES)
+        return Candidate(subtree.number, subtree.weight_s, bytes_by_broker)
+
+    def _place_all(
+        self, run: MasterRun, nodes: list[Node], placements: list[tuple[int, int, int]]
+    ) -> None:
+        """Subtrees that wait for each other: all at once, neighbours together, by executors."""
+        if not run.homeless:
+            return
+        numbers = sorted(run.homeless)
+        run.homeless.clear()
+        ends = np.cumsum([len(node.executors) for node in nodes])
+        middles = (np.arange(len(numbers)) + 0.5) / len(numbers) * ends[-1]
+        for number, index in zip(numbers, np.searchsorted(ends, middles).tolist(), strict=True):
+            run.subtrees[number].home = nodes[index].broker
+        for number in numbers:
+            self._send(run, run.subtrees[number], placements)
+
+    def _has_credit(self, share: Share, node: Node) -> bool:
+        """Enough subtrees to keep it busy while the next is on its way, and no more.
+
+        Subtrees of few tasks don't fill a broker's executors, so tasks count too.
+        """
+        return (
+            self._members.is_single
+            or share.unfinished_count < self._config.placed_subtrees_max
+            or share.unfinished_tasks < 2 * len(node.executors)
+        )
+
+    def _send_from(
+        self, run: MasterRun, node: Node, placements: list[tuple[int, int, int]]
+    ) -> None:
+        """Send from the broker's own queue while it has credit."""
+        share = run.shares.get(node.broker)
+        while share is not None and share.queue and self._has_credit(share, node):
+            subtree = run.subtrees[share.queue.popleft()]
+            share.queued_s = share.queued_s - subtree.weight_s if share.queue else 0.0
+            self._send(run, subtree, placements)
+
+    def _maybe_steal(
+        self,
+        run: MasterRun,
+        node: Node,
+        nodes: list[Node],
+        placements: list[tuple[int, int, int]],
+    ) -> None:
+        """Give a broker that has nothing of the run the end of the longest queue, if it pays."""
+        share = run.share(node.broker)
+        if share.unfinished_count or share.queue:
+            return
+        rich: Node | None = None
+        rich_end_s = 0.0
+        for other in nodes:
+            theirs = run.shares.get(other.broker)
+            if theirs is not None and theirs.queue:
+                end_s = (other.load_s + theirs.queued_s) / len(other.executors)
+                if end_s > rich_end_s:
+                    rich, rich_end_s = other, end_s
+        if rich is None:
+            return
+        victim = run.shares[rich.broker]
+        subtree = run.subtrees[victim.queue[-1]]
+        host = Host(node.broker, len(node.executors), node.load_s / len(node.executors))
+        if host.end_with(self._candidate(run, subtree)) < rich_end_s:
+            victim.queue.pop()
+            victim.queued_s = victim.queued_s - subtree.weight_s if victim.queue else 0.0
+            subtree.home = node.broker
+            self._send(run, subtree, placements)
+
+    def _send(
+        self, run: MasterRun, subtree: Subtree, placements: list[tuple[int, int, int]]
+    ) -> None:
+        """Hand a subtree with a home to its broker."""
+        home = subtree.home
+        if home is None:
+            raise InternalError(f"subtree {subtree.number} of run {run.number} has no home")
+        share, node = run.share(home), self._members.nodes[home]
+        subtree.move(SubtreeState.PLACED)
+        subtree.attempt += 1
+        share.unfinished_count += 1
+        share.unfinished_tasks += subtree.task_count
+        share.took_part = True
+        node.load_s += subtree.weight_s
+        parcel = placing_parcel(
+            run.plan,
+            subtree,
+            epoch=run.epoch,
+            priority=run.priority,
+            import_brokers=self._import_brokers(run, subtree),
+            known_functions=share.functions,
+        )
+        self._outbox.send_parcel(home, parcel)
+        self.give_sources(run, subtree.imports[subtree.producers < 0].tolist(), home)
+        placements.append((subtree.number, home, subtree.attempt))
+        if not run.is_interlocked:
+            for number in run.successors[subtree.number]:
+                successor = run.subtrees[number]
+                successor.unplaced_count -= 1
+                if not successor.unplaced_count:
+                    self._make_ready(run, successor)
+
+    def _import_brokers(self, run: MasterRun, subtree: Subtree) -> np.ndarray:
+        """Who has, or will have, each import; 0 for sources, which are given."""
+        brokers = np.zeros(len(subtree.imports), np.int32)
+        for producer in subtree.predecessors.tolist():
+            brokers[subtree.producers == producer] = run.subtrees[producer].home
+        return brokers
+
+    def give_sources(self, run: MasterRun, positions: list[int], broker: ProcessId) -> None:
+        """Send the broker those of these sources that it wasn't given yet."""
+        share = run.share(broker)
+        new = [position for position in positions if position not in share.sources]
+        constants, frames = [], []
+        for position in new:
+            source = run.plan.sources[position - run.plan.task_count]
+            if isinstance(source, ConstantSource):
+                constants.append(position)
+                frames.append(source.data)
+            else:
+                holder = self._locate(source.run, source.position)
+                if holder is None:
+                    raise InternalError(
+                        f"run {run.number} needs position {source.position} of run {source.run}, "
+                        "which nobody has any more"
+                    )
+                redirect = Redirect(run.number, position, source.run, source.position, holder)
+                self._outbox.send(broker, redirect)
+        if constants:
+            self._outbox.send(broker, PutObjects(run.number, constants), frames)
+        share.sources.update(new)
+
+    def _note(self, run: MasterRun, placements: list[tuple[int, int, int]]) -> None:
+        if not placements:
+            return
+        self._outbox.write(Placed(run.number, run.epoch, placements))
+        if not run.started:
+            run.started = True
+            if run.parent is None:
+                self._outbox.tell(RunStarted(run.number))
+
+    def check(self, runs: Iterable[MasterRun]) -> list[str]:
+        """Re-derive counts and queues; returns what is wrong."""
+        wrong = []
+        load_s = dict.fromkeys(self._members.nodes, 0.0)
+        for run in runs:
+            if run.state is RunState.RUNNING:
+                wrong += _wrong_in(run)
+                for subtree in run.subtrees:
+                    if subtree.state is SubtreeState.PLACED and subtree.home in load_s:
+                        load_s[subtree.home] += subtree.weight_s
+        for broker, node in self._members.nodes.items():
+            if abs(node.load_s - load_s[broker]) > 1e-6 * (1 + load_s[broker]):
+                wrong.append(f"node {broker} has a load of {node.load_s}, not {load_s[broker]}")
+        return wrong
+
+
+def _wrong_in(run: MasterRun) -> list[str]:
+    """What contradicts itself in one running run."""
+    wrong = []
+    queued = {number: None for number in run.homeless}
+    for broker, share in run.shares.items():
+        placed = [
+            subtree
+            for subtree in run.subtrees
+            if subtree.state is SubtreeState.PLACED and subtree.home == broker
+        ]
+        tasks = sum(subtree.task_count for subtree in placed)
+        if (len(placed), tasks) != (share.unfinished_count, share.unfinished_tasks):
+            wrong.append(f"run {run.number}, broker {broker}: counts of unfinished are wrong")
+        queued.update({number: broker for number in share.queue})
+    for subtree in run.subtrees:
+        is_ready = subtree.state is SubtreeState.READY
+        if is_ready != (subtree.number in queued) or (
+            is_ready and queued[subtree.number] != subtree.home
+        ):
+            wrong.append(f"run {run.number}, subtree {subtree.number}: in the wrong queue")
+        unplaced = sum(
+            run.subtrees[number].state in (SubtreeState.WAITING, SubtreeState.READY)
+            for number in subtree.predecessors.tolist()
+        )
+        if not run.is_interlocked and unplaced != subtree.unplaced_count:
+            wrong.append(f"run {run.number}, subtree {subtree.number}: waits for {unplaced}")
+    unfinished = sum(subtree.state is not SubtreeState.DONE for subtree in run.subtrees)
+    if unfinished != run.unfinished_count:
+        wrong.append(f"run {run.number}: {unfinished} unfinished, not {run.unfinished_count}")
+    return wrong

@@ -1,0 +1,284 @@
+"""The master's thread: everything around `MasterCore` that touches the world.
+
+Responsible for waiting on sockets, on commands of the client's threads, on the ends of broker
+processes and on timers; each turn it pushes all that came to the core, takes the core's actions
+once, and does them. It decides nothing, and knows nothing of graphs or values.
+"""
+
+import logging
+import os
+import select
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from dagsched.errors import ClosedError, InternalError, ProtocolError
+from dagsched.master.events import ClientEvent
+from dagsched.protocol.messages import Parcel
+
+if TYPE_CHECKING:
+    from dagsched.config import Config
+    from dagsched.master.core import MasterActions, MasterCore
+    from dagsched.master.journal import Record
+    from dagsched.protocol.codec import Decoder
+    from dagsched.transport import MasterEndpoint
+
+logger = logging.getLogger(__name__)
+
+Command = Callable[["MasterCore", float], None]
+"""Called in the master's thread with the core and the time."""
+
+_POLL_MAX_S = 3600.0
+
+
+class ShellListener(Protocol):
+    """Who is told what happens; called in the master's thread, so it must be quick."""
+
+    def take_event(self, event: ClientEvent) -> None:
+        """The core says something of a run, a value or a node."""
+
+    def take_crash(self, error: BaseException) -> None:
+        """The master's thread has ended by an error; nothing will follow."""
+
+    def take_exit(self, broker: int, return_code: int) -> str:
+        """A broker's process has ended: clean up after it, and say in words why."""
+
+    def end_broker(self, broker: int) -> None:
+        """The core has given a broker up: end its process."""
+
+
+class RecordSink(Protocol):
+    """Where the journal's records go."""
+
+    def put(self, run: int, record: "Record") -> None:
+        """Take a record; never waits."""
+
+
+class MasterShell:
+    """Runs a `MasterCore` in a thread of its own.
+
+    Args:
+        core: the state machine; after `start` only the thread touches it.
+        socket_path: where brokers connect.
+        config: limits.
+        listener: is told all events.
+        debug: log every message.
+    """
+
+    def __init__(
+        self,
+        core: "MasterCore",
+        socket_path: Path,
+        config: "Config",
+        listener: ShellListener,
+        *,
+        debug: bool = False,
+    ) -> None:
+        self._core = core
+        self._socket_path = socket_path
+        self._config = config
+        self._listener = listener
+        self._debug = debug
+        self._journal: RecordSink | None = None
+        self._commands: deque[Command] = deque()
+        self._process_by_broker: dict[int, subprocess.Popen[bytes]] = {}
+        self._broker_by_pidfd: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
+        self._decoder: Decoder | None = None
+        self._endpoint: MasterEndpoint | None = None
+        self._epoll: select.epoll | None = None
+        self._wake_fd = -1
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._crash: BaseException | None = None
+
+    # --- called by the client's threads ---------------------------------------------------------
+
+    def start(self) -> None:
+        """Bind the socket and start the thread."""
+        from dagsched.protocol.codec import Decoder
+        from dagsched.protocol.messages import BrokerToMaster
+        from dagsched.transport import MasterEndpoint
+
+        self._decoder = Decoder(BrokerToMaster, self._config)
+        self._endpoint = MasterEndpoint(self._socket_path)
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll = select.epoll()
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._epoll.register(self._endpoint.fd, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, name="dagsched-master", daemon=True)
+        self._thread.start()
+
+    def call(self, command: Command) -> None:
+        """Have `command` called in the master's thread, soon; commands keep their order.
+
+        Raises:
+            ClosedError: the thread has been stopped.
+            InternalError: the thread has ended by an error.
+        """
+        if self._crash is not None:
+            raise InternalError(f"the master has failed: {self._crash!r}") from self._crash
+        if self._stopping:
+            raise ClosedError("the environment has been closed")
+        self._commands.append(command)
+        self._wake()
+
+    def watch(self, broker: int, process: "subprocess.Popen[bytes]") -> None:
+        """Tell the core when a broker's process ends."""
+        self.call(lambda core, now: self._watch(broker, process))
+
+    def keep_journal(self, journal: RecordSink) -> None:
+        """Give the journal's records to `journal` from now on."""
+
+        def set_journal(core: "MasterCore", now: float) -> None:
+            self._journal = journal
+
+        self.call(set_journal)
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread and close its socket."""
+        if self._thread is None:
+            return
+        self._stopping = True
+        self._wake()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: the thread isn't there, and its descriptors belong to the parent."""
+        self._stopping = True
+        self._thread = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    # --- the thread -----------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        try:
+            os.eventfd_write(self._wake_fd, 1)
+        except OSError:
+            # The thread has just closed its descriptors; whoever waits has been told by it.
+            logger.debug("the master's thread is gone already")
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._turn()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+            self._crash = error
+            logger.exception("the master's thread has failed")
+            self._listener.take_crash(error)
+        finally:
+            self._close_all()
+
+    def _close_all(self) -> None:
+        assert self._endpoint is not None
+        assert self._epoll is not None
+        self._endpoint.close()
+        self._epoll.close()
+        os.close(self._wake_fd)
+        self._wake_fd = -1
+        for pidfd in self._broker_by_pidfd:
+            os.close(pidfd)
+        self._broker_by_pidfd.clear()
+
+    def _turn(self) -> None:
+        """Take in all that is there, or wait for something; then act once."""
+        assert self._endpoint is not None
+        arrived = self._endpoint.drain()
+        if not arrived and not self._commands:
+            # Nothing was sent since the socket was drained, so its descriptor will tell.
+            self._wait()
+            arrived = self._endpoint.drain()
+        now = time.monotonic()
+        for broker, frames in arrived:
+            self._receive(broker, frames, now)
+        commands = self._commands
+        while commands:
+            commands.popleft()(self._core, now)
+        due = self._core.next_timer()
+        if due is not None and due <= now:
+            self._core.handle_timer(now)
+        self._act(self._core.take_actions())
+
+    def _wait(self) -> None:
+        assert self._epoll is not None
+        timeout_s = _POLL_MAX_S
+        due = self._core.next_timer()
+        if due is not None:
+            timeout_s = min(max(due - time.monotonic(), 0.0), _POLL_MAX_S)
+        for fd, _ in self._epoll.poll(timeout_s):
+            if fd == self._wake_fd:
+                os.eventfd_read(fd)
+            elif fd in self._broker_by_pidfd:
+                self._take_exit(fd)
+
+    def _receive(self, broker: int, frames: list[bytes], now: float) -> None:
+        assert self._decoder is not None
+        try:
+            _, parcels = self._decoder.decode_batch(frames)
+        except ProtocolError as error:
+            logger.warning("broker %s sent what is no message of ours: %s", broker, error)
+            self._core.peer_lost(broker, f"it sent what is no message: {error}", now)
+            self._listener.end_broker(broker)
+            return
+        for parcel in parcels:
+            if self._debug:
+                logger.debug("from %s: %.500r", broker, parcel.message)
+            self._core.receive(broker, parcel.message, parcel.frames, now)
+
+    def _act(self, actions: "MasterActions") -> None:
+        assert self._endpoint is not None
+        for broker, parcels in actions.to_brokers.items():
+            self._send(broker, parcels)
+        if actions.journal and self._journal is not None:
+            for record in actions.journal:
+                self._journal.put(record.run, record)
+        for event in actions.events:
+            if self._debug:
+                logger.debug("event: %.500r", event)
+            self._listener.take_event(event)
+        for broker in actions.disconnect:
+            self._listener.end_broker(broker)
+
+    def _send(self, broker: int, parcels: list[Parcel]) -> None:
+        from dagsched.protocol.codec import encode_batch
+
+        assert self._endpoint is not None
+        if self._debug:
+            for parcel in parcels:
+                logger.debug("to %s: %.500r", broker, parcel.message)
+        self._endpoint.send(broker, encode_batch(parcels, 0))
+
+    # --- broker processes -----------------------------------------------------------------------
+
+    def _watch(self, broker: int, process: "subprocess.Popen[bytes]") -> None:
+        assert self._epoll is not None
+        self._process_by_broker[broker] = process
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            # Dead and reaped already.
+            self._core.peer_lost(broker, self._exit_reason(broker, process), time.monotonic())
+            return
+        self._broker_by_pidfd[pidfd] = (broker, process)
+        self._epoll.register(pidfd, select.EPOLLIN)
+
+    def _take_exit(self, pidfd: int) -> None:
+        assert self._epoll is not None
+        broker, process = self._broker_by_pidfd.pop(pidfd)
+        self._epoll.unregister(pidfd)
+        os.close(pidfd)
+        reason = self._exit_reason(broker, process)
+        if self._process_by_broker.get(broker) is process:
+            del self._process_by_broker[broker]
+            self._core.peer_lost(broker, reason, time.monotonic())
+
+    def _exit_reason(self, broker: int, process: "subprocess.Popen[bytes]") -> str:
+        return self._listener.take_exit(broker, process.wait())

@@ -1,0 +1,193 @@
+"""A plan's subtrees one by one: what each imports, uses and weighs, and the messages that place it.
+
+Pure; numpy only, a few array passes a subtree, nothing per task.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagsched.errors import GraphError
+from dagsched.ids import RunNo, SubtreeNo
+from dagsched.master.state import Subtree
+from dagsched.plan import Int32, Int64, RunPlan
+from dagsched.protocol.messages import CHUNK_TASKS, Frame, Parcel, PlaceSubtree, TaskOptions
+
+_NO_POSITIONS: Int32 = np.zeros(0, np.int32)
+
+
+def check_plan(plan: RunPlan) -> None:
+    """Refuse a plan whose arrays don't belong together, before anything depends on them.
+
+    Raises:
+        GraphError: they don't.
+    """
+    count, starts = plan.task_count, plan.subtree_starts
+    total = count + len(plan.sources)
+    if (
+        len(starts) < 1
+        or starts[0] != 0
+        or starts[-1] != count
+        or len(plan.indptr) != count + 1
+        or len(plan.flags) != total
+        or len(plan.chunks) != -(-count // CHUNK_TASKS)
+        or plan.indptr[-1] != len(plan.deps)
+    ):
+        raise GraphError(
+            f"the plan is inconsistent: {count} tasks, {len(plan.sources)} sources, subtrees from "
+            f"{starts[:1].tolist()} to {starts[-1:].tolist()}, {len(plan.indptr)} row starts, "
+            f"{len(plan.deps)} dependencies, {len(plan.flags)} flags, {len(plan.chunks)} chunks"
+        )
+    for name, positions in (("dependency", plan.deps), ("output", plan.outputs)):
+        if len(positions) and not 0 <= positions.min() <= positions.max() < total:
+            raise GraphError(
+                f"the plan names a {name} outside its {total} positions: "
+                f"{int(positions.min())} to {int(positions.max())}"
+            )
+
+
+def function_seconds(
+    plan: RunPlan, estimates: Mapping[bytes, float], unknown_task_s: float
+) -> NDArray[np.float64]:
+    """Mean seconds of one call, by function: our own measure, else the plan's, else a guess."""
+    seconds = np.empty(len(plan.functions))
+    for info in plan.functions:
+        known = estimates.get(info.digest, info.seconds)
+        seconds[info.index] = unknown_task_s if known is None else known
+    return seconds
+
+
+def subtrees_of(run: RunNo, plan: RunPlan, seconds: NDArray[np.float64]) -> list[Subtree]:
+    """The plan's subtrees, by number, each WAITING for those that it imports from."""
+    starts = plan.subtree_starts.tolist()
+    bounds = plan.indptr[plan.subtree_starts].tolist()
+    imports_anything = len(starts) > 2 or len(plan.sources) > 0
+    subtrees = []
+    for number in range(plan.subtree_count):
+        lo, hi = starts[number], starts[number + 1]
+        imports = producers = predecessors = _NO_POSITIONS
+        if imports_anything:
+            deps = plan.deps[bounds[number] : bounds[number + 1]]
+            imports = np.unique(deps[(deps < lo) | (deps >= hi)])
+            if len(imports):
+                producers = producers_of(plan, imports)
+                predecessors = np.unique(producers[producers >= 0])
+        functions, weight_s = _functions_of(plan.function_of[lo:hi], seconds)
+        subtrees.append(
+            Subtree(
+                number=SubtreeNo(number),
+                run=run,
+                lo=lo,
+                hi=hi,
+                weight_s=weight_s,
+                imports=imports,
+                producers=producers,
+                functions=functions,
+                predecessors=predecessors,
+                unplaced_count=len(predecessors),
+            )
+        )
+    return subtrees
+
+
+def _functions_of(function_of: Int32, seconds: NDArray[np.float64]) -> tuple[Int32, float]:
+    """Indices that occur, rising, and the seconds that all calls take together."""
+    if len(seconds) <= 4 * len(function_of):
+        counts = np.bincount(function_of, minlength=len(seconds))
+        return np.flatnonzero(counts).astype(np.int32), float(counts @ seconds)
+    used, counts = np.unique(function_of, return_counts=True)
+    return used, float(counts @ seconds[used])
+
+
+def producers_of(plan: RunPlan, positions: Int32) -> Int32:
+    """The subtree that computes each position; -1 for sources."""
+    producers = np.searchsorted(plan.subtree_starts, positions, side="right").astype(np.int32) - 1
+    producers[positions >= plan.task_count] = -1
+    return producers
+
+
+def successors_of(subtrees: Sequence[Subtree]) -> list[list[SubtreeNo]]:
+    """By subtree: those that import from it, rising."""
+    successors: list[list[SubtreeNo]] = [[] for _ in subtrees]
+    for subtree in subtrees:
+        for predecessor in subtree.predecessors.tolist():
+            successors[predecessor].append(subtree.number)
+    return successors
+
+
+def importer_counts(plan: RunPlan, subtrees: Sequence[Subtree]) -> Int32:
+    """How many subtrees import each position; empty if none imports anything."""
+    if not any(len(subtree.imports) for subtree in subtrees):
+        return _NO_POSITIONS
+    counts = np.zeros(plan.task_count + len(plan.sources), np.int32)
+    for subtree in subtrees:
+        counts[subtree.imports] += 1
+    return counts
+
+
+def placing_parcel(
+    plan: RunPlan,
+    subtree: Subtree,
+    *,
+    epoch: int,
+    priority: int,
+    import_brokers: Int32,
+    known_functions: set[int],
+) -> Parcel:
+    """The message that hands a subtree over; adds its functions to `known_functions`."""
+    lo, hi = subtree.lo, subtree.hi
+    row_starts = plan.indptr[lo : hi + 1]
+    first, last = int(row_starts[0]), int(row_starts[-1])
+    levels = plan.level_starts
+    if len(levels):
+        levels = levels[np.searchsorted(levels, lo) : np.searchsorted(levels, hi)]
+    frames: list[Frame] = [
+        _int32_frame(row_starts - first),
+        _int32_frame(plan.deps[first:last]),
+        _int32_frame(plan.function_of[lo:hi]),
+        np.ascontiguousarray(plan.flags[lo:hi]).data,
+        _int32_frame(levels),
+        _int32_frame(subtree.imports),
+        _int32_frame(import_brokers),
+        *plan.chunks[lo // CHUNK_TASKS : (hi - 1) // CHUNK_TASKS + 1],
+    ]
+    functions = []
+    for index in subtree.functions.tolist():
+        is_new = index not in known_functions
+        functions.append((plan.functions[index], is_new))
+        if is_new:
+            known_functions.add(index)
+            frames.append(plan.function_pickles[index])
+    message = PlaceSubtree(
+        run=subtree.run,
+        epoch=epoch,
+        subtree=subtree.number,
+        attempt=subtree.attempt,
+        lo=lo,
+        hi=hi,
+        total=plan.task_count + len(plan.sources),
+        priority=priority,
+        functions=functions,
+        options=_options_between(plan.options, lo, hi),
+    )
+    return Parcel(message, frames)
+
+
+def _options_between(options: Mapping[int, TaskOptions], lo: int, hi: int) -> list[TaskOptions]:
+    """Those of tasks in ``lo:hi``, by rising position."""
+    if len(options) <= hi - lo:
+        return [options[position] for position in sorted(options) if lo <= position < hi]
+    return [options[position] for position in range(lo, hi) if position in options]
+
+
+def _int32_frame(values: Int32 | Int64) -> Frame:
+    """Its bytes as little-endian int32, without a copy where they are that already."""
+    if not len(values):
+        return b""  # an empty view can't be cast
+    return np.ascontiguousarray(values, dtype="<i4").data.cast("B")
+
+
+def positions_frame(positions: Int32) -> bytes:
+    """Positions as a small frame of its own."""
+    return positions.astype("<i4", copy=False).tobytes()

@@ -1,0 +1,247 @@
+"""What the master knows: runs, subtrees, nodes, as records, and how their states may move. Pure.
+
+A subtree's state moves only by `Subtree.move`, along `SUBTREE_MOVES`; a run's only by
+`MasterRun.move`, along `RUN_MOVES`.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dagsched.errors import InternalError
+from dagsched.ids import ProcessId, RunNo, SubtreeNo
+from dagsched.master.events import HeldObject, RunOutcome
+from dagsched.plan import Int32, Int64, RunPlan
+from dagsched.protocol.messages import Failure, Frame, NodeStats
+
+
+class SubtreeState(Enum):
+    """Where a subtree is in its life."""
+
+    WAITING = auto()  # a subtree that it needs values of hasn't been placed
+    READY = auto()  # in the queue of a broker, its home, or of none while there is no node
+    PLACED = auto()  # sent to its broker
+    DONE = auto()  # its broker says that all its tasks have ended
+
+
+SUBTREE_MOVES = {
+    SubtreeState.WAITING: {SubtreeState.READY},
+    SubtreeState.READY: {SubtreeState.PLACED, SubtreeState.WAITING},
+    SubtreeState.PLACED: {SubtreeState.DONE, SubtreeState.WAITING},
+    SubtreeState.DONE: {SubtreeState.WAITING},  # a restart; its objects went with a node
+}
+
+
+class RunState(Enum):
+    """Where a run is in its life."""
+
+    RUNNING = auto()
+    RESTARTING = auto()  # a node was lost; brokers are clearing what they have of the run
+    ENDING = auto()  # brokers have been told to release all of it
+    ENDED = auto()
+
+
+RUN_MOVES = {
+    RunState.RUNNING: {RunState.RESTARTING, RunState.ENDING},
+    RunState.RESTARTING: {RunState.RUNNING, RunState.ENDING},
+    RunState.ENDING: {RunState.ENDED},
+    RunState.ENDED: set(),
+}
+
+
+@dataclass(slots=True, eq=False)
+class Subtree:
+    """A range of positions that is placed as one thing."""
+
+    number: SubtreeNo
+    run: RunNo
+    lo: int
+    hi: int
+    weight_s: float
+    imports: Int32  # positions and sources from outside, rising, unique
+    producers: Int32  # the subtree that computes each of `imports`; -1 for sources
+    functions: Int32  # indices that its tasks use
+    predecessors: Int32  # subtrees that compute something it imports
+    unplaced_count: int  # of its predecessors
+    state: SubtreeState = SubtreeState.WAITING
+    home: ProcessId | None = None  # while READY or PLACED, and of its objects when DONE
+    attempt: int = 0
+
+    @property
+    def task_count(self) -> int:
+        """Tasks in it."""
+        return self.hi - self.lo
+
+    def move(self, state: SubtreeState) -> None:
+        """Change the state; the only place that does.
+
+        Raises:
+            InternalError: no such transition.
+        """
+        if state not in SUBTREE_MOVES[self.state]:
+            raise InternalError(
+                f"subtree {self.number} of run {self.run} (positions {self.lo} to {self.hi}, "
+                f"attempt {self.attempt}, broker {self.home}) can't go from {self.state.name} "
+                f"to {state.name}"
+            )
+        self.state = state
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """What one broker has of one run."""
+
+    queue: deque[SubtreeNo] = field(default_factory=deque)  # READY, not sent yet
+    queued_s: float = 0.0  # work in `queue`
+    unfinished_count: int = 0  # subtrees PLACED
+    unfinished_tasks: int = 0
+    functions: set[int] = field(default_factory=set)  # whose pickles it has
+    sources: set[int] = field(default_factory=set)  # that it was given
+    took_part: bool = False  # it knows the run, so it must be told of its end
+    done_count: int = 0  # tasks, as it tells
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """A run of a graph that a task returned, seen from the run of that task."""
+
+    run: RunNo
+    bare: bool = False  # its value is there and holds no Refs: once copied the run can end
+
+
+@dataclass(slots=True, eq=False)
+class MasterRun:
+    """One run. Arrays are indexed by position, sources included."""
+
+    number: RunNo
+    plan: RunPlan
+    priority: int
+    parent: tuple[RunNo, int] | None
+    root: RunNo
+    submitted_s: float
+    deadline_s: float | None
+    subtrees: list[Subtree]
+    successors: list[list[SubtreeNo]]  # by subtree, of those that import from it
+    importers: Int32  # subtrees not DONE that import each position; empty: nothing is imported
+    sizes: Int64  # bytes of exported values, -1 unknown; empty: nothing is imported
+    missing: NDArray[np.bool_]  # outputs not there yet, by task
+    missing_count: int
+    state: RunState = RunState.RUNNING
+    epoch: int = 1
+    shares: dict[ProcessId, Share] = field(default_factory=dict)
+    homeless: deque[SubtreeNo] = field(default_factory=deque)  # READY, without a broker
+    unfinished_count: int = 0  # subtrees not DONE
+    objects: list[HeldObject] = field(default_factory=list)  # of outputs
+    announced: bool = False  # OutputsComplete went out
+    taken: bool = False
+    started: bool = False
+    children: dict[int, Child] = field(default_factory=dict)  # by position of the task
+    family: dict[RunNo, None] = field(default_factory=dict)  # of a root: itself, all below; living
+    pinned: list[tuple[RunNo, int]] = field(default_factory=list)  # kept objects that it uses
+    progress_count: int = 0  # of a root: tasks ended in the family
+    progress_total: int = 0
+    outcome: RunOutcome | None = None
+    failure: Failure | None = None
+    failure_frame: Frame | None = None
+    failed_node: ProcessId | None = None
+    closing: set[ProcessId] = field(default_factory=set)  # brokers that owe a RunClosed
+    stats: dict[ProcessId, NodeStats] = field(default_factory=dict)
+
+    @property
+    def is_interlocked(self) -> bool:
+        """Its subtrees wait for each other both ways."""
+        return self.plan.interlocked
+
+    def move(self, state: RunState) -> None:
+        """Change the state; the only place that does.
+
+        Raises:
+            InternalError: no such transition.
+        """
+        if state not in RUN_MOVES[self.state]:
+            raise InternalError(
+                f"run {self.number} (epoch {self.epoch}, {self.unfinished_count} of "
+                f"{len(self.subtrees)} subtrees unfinished) can't go from {self.state.name} "
+                f"to {state.name}"
+            )
+        self.state = state
+
+    def share(self, broker: ProcessId) -> Share:
+        """What `broker` has of it, made if need be."""
+        share = self.shares.get(broker)
+        if share is None:
+            share = self.shares[broker] = Share()
+        return share
+
+    def brokers(self) -> list[ProcessId]:
+        """Those that know it, by rising id."""
+        return sorted(broker for broker, share in self.shares.items() if share.took_part)
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A node whose broker has been welcomed."""
+
+    broker: ProcessId
+    host: str
+    address: str
+    epoch: int
+    executors: tuple[ProcessId, ...]  # that it shall have
+    heard_s: float
+    usable_by_s: float | None  # it is lost if it has no executor by then; None: it had one
+    pid_by_executor: dict[ProcessId, int] = field(default_factory=dict)  # those that are there
+    load_s: float = 0.0  # work of PLACED subtrees of all runs
+    leaving: bool = False  # no longer wanted; goes when the runs that it is part of have ended
+
+    @property
+    def is_usable(self) -> bool:
+        """New subtrees may go there."""
+        return bool(self.pid_by_executor) and not self.leaving
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """An object that a Ref of the client may name."""
+
+    broker: ProcessId
+    held: bool = True  # the client hasn't dropped it
+    user_count: int = 0  # runs that have it as a source
+    settled: bool = False  # its run has ended, so that only we can release it
+
+
+def merged_stats(one: NodeStats, other: NodeStats) -> NodeStats:
+    """The stats of one node in one run that it closed twice, or in a run and its children."""
+    executors = {executor.id: executor for executor in one.executors}
+    for more in other.executors:
+        known = executors.get(more.id)
+        executors[more.id] = more if known is None else type(more)(
+            id=more.id,
+            pid=more.pid,
+            task_count=known.task_count + more.task_count,
+            bundle_count=known.bundle_count + more.bundle_count,
+            busy_s=known.busy_s + more.busy_s,
+            idle_s=min(known.idle_s, more.idle_s),
+            read_bytes=known.read_bytes + more.read_bytes,
+            written_bytes=known.written_bytes + more.written_bytes,
+            restart_count=max(known.restart_count, more.restart_count),
+            rss_peak_bytes=max(known.rss_peak_bytes, more.rss_peak_bytes),
+        )
+    return NodeStats(
+        id=other.id,
+        host=other.host,
+        received_count=one.received_count + other.received_count,
+        given_count=one.given_count + other.given_count,
+        in_bytes=one.in_bytes + other.in_bytes,
+        out_bytes=one.out_bytes + other.out_bytes,
+        live_object_count=other.live_object_count,
+        live_bytes=other.live_bytes,
+        peak_bytes=max(one.peak_bytes, other.peak_bytes),
+        spilled_bytes=max(one.spilled_bytes, other.spilled_bytes),
+        bundle_count=one.bundle_count + other.bundle_count,
+        retry_count=one.retry_count + other.retry_count,
+        stale_count=max(one.stale_count, other.stale_count),
+        executors=[executors[id] for id in sorted(executors)],
+    )

@@ -1,0 +1,75 @@
+"""The picklers: the standard one where it is right, cloudpickle where it is not.
+
+Responsible for choosing between them. What is pickled, and what is said of errors, is
+`dagsched.serialize`.
+"""
+
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """cloudpickle, but an open file is refused: it would silently become a copy of its text."""
+
+    def reducer_override(self, obj: object) -> Any:
+        if isinstance(obj, io.IOBase) and not isinstance(obj, io.BytesIO | io.StringIO):
+            raise TypeError(f"cannot pickle an open file ({type(obj).__name__})")
+        return super().reducer_override(obj)
+
+
+def dumps(
+    value: object,
+    callback: Callable[[pickle.PickleBuffer], object] | None = None,
+    found: list[pickle.PickleBuffer] | None = None,
+) -> bytes:
+    """Pickle with the standard pickler where that is right, otherwise with cloudpickle.
+
+    Args:
+        value: anything.
+        callback: takes buffers out of band; see `pickle.Pickler`.
+        found: what `callback` fills; emptied before a second try.
+    """
+    try:
+        stream = plain_dumps(value, callback)
+    except Exception:  # cloudpickle may know how, and its error is the one to tell
+        stream = None
+    if stream is not None:
+        return stream
+    if found is not None:
+        found.clear()
+    return cloud_dumps(value, callback)
+
+
+def plain_dumps(
+    value: object, callback: Callable[[pickle.PickleBuffer], object] | None = None
+) -> bytes | None:
+    """The standard pickle; None where it may name what exists in this process only.
+
+    Names in ``__main__`` mean something else in an executor. A false alarm costs time only.
+    """
+    stream = pickle.dumps(value, 5, buffer_callback=callback)
+    if b"__main__" in stream or cloudpickle.list_registry_pickle_by_value():
+        return None
+    return stream
+
+
+def cloud_dumps(
+    value: object, callback: Callable[[pickle.PickleBuffer], object] | None = None
+) -> bytes:
+    """The pickle that takes what only this process can import by value."""
+    with io.BytesIO() as file:
+        _Pickler(file, protocol=5, buffer_callback=callback).dump(value)
+        return file.getvalue()
+
+
+def is_picklable(value: object) -> bool:
+    """Whether a value can travel."""
+    try:
+        dumps(value)
+    except Exception:  # whatever it is, it is the answer
+        return False
+    return True

@@ -1,0 +1,524 @@
+"""Every message that master, brokers and executors send each other, and the frames it brings.
+
+A message is a small typed struct, encoded as MessagePack; bulk (arrays, pickles, object bytes)
+travels beside it as raw *frames*, opaque to master and brokers. A `Parcel` is a message with its
+frames; a turn's parcels for one peer go out as one batch (see `codec`).
+
+Arrays in frames are little-endian int32 unless said otherwise; ``positions`` are of the run.
+Nothing here is ever unpickled by master or brokers.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+Frame = bytes | bytearray | memoryview
+
+CHUNK_TASKS = 64
+"""Argument entries of the tasks at positions ``64 * c`` up to ``64 * c + 63`` are chunk ``c``."""
+
+# Flags of a position (uint8).
+EXPORTED = 1  # a task of another subtree depends on it
+OUTPUT = 2  # the client asked for its value
+REFERENCED = 4  # a task gets a Ref to it: an object of its own, kept until the run ends
+SOLO = 8  # is dispatched as a bundle of its own, to an idle executor (timeouts, meta)
+META = 16  # its function gets a Ref for each input, not the values
+PERSISTED = 32  # kept in the environment after the run
+
+
+class Struct(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of all wire structs: positional, immutable."""
+
+
+class Location(Struct, frozen=True):
+    """Where an object's bytes lie in the shared memory of its node."""
+
+    segment: str
+    offset: int
+    size_bytes: int
+
+
+class ObjectInfo(Struct, frozen=True):
+    """An object: the sealed value of one position, or a block of several consecutive ones.
+
+    With ``location`` None the bytes are the next unused frame of the parcel. Inline bytes are one
+    pickle (of the value, or for ``count > 1`` of the list of values); bytes in shared memory have
+    the layout of `dagsched.brokers.objects.layout` and always hold one value.
+    """
+
+    first: int
+    count: int
+    size_bytes: int
+    location: Location | None = None
+    type_name: str = ""  # of the value; only for REFERENCED and OUTPUT positions
+    refs: Sequence[tuple[int, int]] = ()  # (run, position) of Refs that the value contains
+
+
+class TaskOptions(Struct, frozen=True):
+    """What a task asked for beyond the defaults."""
+
+    position: int
+    retries: int = 0
+    timeout_s: float | None = None
+    priority: int = 0
+    crash_limit: int = 3
+
+
+class FunctionInfo(Struct, frozen=True):
+    """A function of the run; its pickle is a frame, sent once to each node and executor."""
+
+    index: int
+    digest: bytes  # 16 bytes, of the pickle
+    name: str
+    seconds: float | None  # measured mean duration of one call, where known
+
+
+class ExitInfo(Struct, frozen=True):
+    """How an executor ended."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    rss_bytes: int = 0
+    log_tail: str = ""
+
+
+class Failure(Struct, frozen=True):
+    """A task that has failed for good; `kind` says how to read it.
+
+    ``raised``: the next unused frame is the pickled exception (empty if it could not travel).
+    ``not_exception``: the same, of something that is no Exception (SystemExit, ..).
+    ``result``: its result could not be pickled, ``text`` says why and ``path`` where.
+    ``argument``: its arguments or function could not be unpickled in the executor.
+    ``lost``: executors died while it ran; `exit` tells of the last.
+    ``timeout``, ``memory``: it took too long; shared memory was full.
+    """
+
+    position: int
+    attempt: int
+    kind: str
+    type_name: str = ""
+    text: str = ""
+    traceback: str = ""
+    path: str = ""
+    executor: int = 0
+    exit: ExitInfo | None = None
+
+
+# --- master -> broker ---------------------------------------------------------------------------
+
+
+class Welcome(Struct, frozen=True, tag="welcome"):
+    """Answer to `BrokerHello`: the broker is a node of this environment from now on."""
+
+    broker: int
+    epoch: int
+
+
+class SetPeers(Struct, frozen=True, tag="peers"):
+    """All nodes but the receiver: (broker id, epoch, data address). The rest are gone."""
+
+    peers: Sequence[tuple[int, int, str]]
+
+
+class SetExecutors(Struct, frozen=True, tag="executors"):
+    """The executors that the node shall have; those not named drain and end."""
+
+    executors: Sequence[int]
+
+
+class PlaceSubtree(Struct, frozen=True, tag="place"):
+    """Run the tasks at positions ``lo:hi``.
+
+    Frames: indptr (hi - lo + 1, from 0), deps (positions), function_of (index per task),
+    flags (uint8 a task), levels (see RunPlan.level_starts; empty: depth-first order), import
+    positions (sorted, unique: what these tasks need from outside lo:hi), import brokers (broker id
+    that has or will have it, a place each; 0: a PutObjects or a Redirect brings it), then the chunks
+    ``lo // 64 .. (hi - 1) // 64``, then one pickle for each of `functions` that has ``True``.
+    """
+
+    run: int
+    epoch: int
+    subtree: int
+    attempt: int
+    lo: int
+    hi: int
+    total: int  # tasks and sources of the whole run
+    priority: int
+    functions: Sequence[tuple[FunctionInfo, bool]]
+    options: Sequence[TaskOptions]
+
+
+class PutObjects(Struct, frozen=True, tag="put"):
+    """Sources for this node; a frame each: bytes in the layout of objects in shared memory."""
+
+    run: int
+    positions: Sequence[int]
+
+
+class Release(Struct, frozen=True, tag="release"):
+    """No part outside its own subtree needs these any more. Frame: positions."""
+
+    run: int
+
+
+class Redirect(Struct, frozen=True, tag="redirect"):
+    """The value of (run, position) is that of another object, which `source_broker` holds.
+
+    For a task whose returned graph is done, and (after PlaceSubtree) for sources that are Refs.
+    """
+
+    run: int
+    position: int
+    source_run: int
+    source_position: int
+    source_broker: int
+
+
+class CancelRun(Struct, frozen=True, tag="cancel"):
+    """Stop the run's tasks: nothing new starts; what still runs after `grace_s` is killed."""
+
+    run: int
+    grace_s: float
+
+
+class EndRun(Struct, frozen=True, tag="end"):
+    """Release all of the run but these positions; answer `RunClosed`."""
+
+    run: int
+    kept: Sequence[int]
+
+
+class FetchValue(Struct, frozen=True, tag="fetch_value"):
+    """The client wants an object: answer `Value` as soon as it is there."""
+
+    request: int
+    run: int
+    position: int
+
+
+class AskStats(Struct, frozen=True, tag="ask_stats"):
+    """Answer `Stats`."""
+
+    request: int
+
+
+class Ping(Struct, frozen=True, tag="ping"):
+    """Answer `Pong`."""
+
+    number: int
+
+
+class Shutdown(Struct, frozen=True, tag="shutdown"):
+    """End: kill executors, unlink segments, exit with 0."""
+
+
+MasterToBroker = (
+    Welcome | SetPeers | SetExecutors | PlaceSubtree | PutObjects | Release | Redirect | CancelRun
+    | EndRun | FetchValue | AskStats | Ping | Shutdown
+)  # fmt: skip
+
+# --- broker -> master ---------------------------------------------------------------------------
+
+
+class BrokerHello(Struct, frozen=True, tag="hello"):
+    """First message of a broker. `address` is its data port, for other brokers."""
+
+    broker: int
+    pid: int
+    host: str
+    address: str
+    version: tuple[str, str, int]  # Python major.minor, dagsched, protocol
+
+
+class ExecutorChanged(Struct, frozen=True, tag="executor"):
+    """An executor is there (pid, restarts so far) or is gone (pid 0)."""
+
+    executor: int
+    pid: int
+    restarts: int
+
+
+class OutputsReady(Struct, frozen=True, tag="outputs"):
+    """Objects that hold OUTPUT positions; a frame for each inline one."""
+
+    run: int
+    epoch: int
+    objects: Sequence[ObjectInfo]
+
+
+class TaskTrace(Struct, frozen=True, tag="trace"):
+    """Tasks that ended. Frames: positions; stamps (int64 ns of the monotonic clock).
+
+    ``stamps[0]`` is the first task's start; ``stamps[i + 1]`` its end and the next one's start.
+    """
+
+    run: int
+    executor: int
+    attempt: int
+
+
+class SubtreeDone(Struct, frozen=True, tag="done"):
+    """All tasks of the subtree have ended. Frame: positions of its exported objects, then sizes
+    of them in bytes (int64), both in rising order of position."""
+
+    run: int
+    epoch: int
+    subtree: int
+    attempt: int
+    seconds: Sequence[tuple[int, int, float]]  # function index, calls, seconds in all
+
+
+class Progress(Struct, frozen=True, tag="progress"):
+    """Tasks of the run that this node has ended so far, in all."""
+
+    run: int
+    done_count: int
+
+
+class TaskFailed(Struct, frozen=True, tag="failed"):
+    """A task failed for good. Frame: the pickled exception, where the failure's kind has one."""
+
+    run: int
+    epoch: int
+    failure: Failure
+
+
+class TaskExpanded(Struct, frozen=True, tag="expanded"):
+    """A task returned a graph; its value is that graph's. Frames: an encoded RunPlan."""
+
+    run: int
+    epoch: int
+    position: int
+
+
+class RunClosed(Struct, frozen=True, tag="closed"):
+    """Answer to `EndRun`; `stats` as in `Stats`."""
+
+    run: int
+    stats: "NodeStats"
+
+
+class Value(Struct, frozen=True, tag="value"):
+    """Answer to `FetchValue`; `info` None: there is no such object. One frame if inline."""
+
+    request: int
+    info: ObjectInfo | None
+
+
+class ExecutorStats(Struct, frozen=True):
+    """What one executor did since the environment began, or in one run."""
+
+    id: int
+    pid: int
+    task_count: int = 0
+    bundle_count: int = 0
+    busy_s: float = 0.0
+    idle_s: float = 0.0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    restart_count: int = 0
+    rss_peak_bytes: int = 0
+
+
+class NodeStats(Struct, frozen=True):
+    """What one node did in one run, with what its broker holds now."""
+
+    id: int
+    host: str
+    received_count: int = 0
+    given_count: int = 0
+    in_bytes: int = 0
+    out_bytes: int = 0
+    live_object_count: int = 0
+    live_bytes: int = 0
+    peak_bytes: int = 0
+    spilled_bytes: int = 0
+    bundle_count: int = 0
+    retry_count: int = 0
+    stale_count: int = 0
+    executors: Sequence[ExecutorStats] = ()
+
+
+class Stats(Struct, frozen=True, tag="stats"):
+    """Answer to `AskStats`."""
+
+    request: int
+    stats: NodeStats
+
+
+class Pong(Struct, frozen=True, tag="pong"):
+    """Answer to `Ping`."""
+
+    number: int
+
+
+BrokerToMaster = (
+    BrokerHello | ExecutorChanged | OutputsReady | TaskTrace | SubtreeDone | Progress | TaskFailed
+    | TaskExpanded | RunClosed | Value | Stats | Pong
+)  # fmt: skip
+
+# --- broker <-> broker --------------------------------------------------------------------------
+
+
+class FetchObjects(Struct, frozen=True, tag="fetch"):
+    """Send these objects to me, each once it is there. Frame: positions.
+
+    With `info_only` their sizes and types are enough (for functions that get Refs).
+    """
+
+    run: int
+    epoch: int
+    info_only: bool = False
+
+
+class ObjectsData(Struct, frozen=True, tag="objects"):
+    """Small objects, whole. A frame each; infos have no location. `info_only`: no frames."""
+
+    run: int
+    objects: Sequence[ObjectInfo]
+    info_only: bool = False
+
+
+class TransferStart(Struct, frozen=True, tag="start"):
+    """A large object follows in `TransferChunk`s; `transfer` is the sender's number for it."""
+
+    transfer: int
+    run: int
+    info: ObjectInfo
+
+
+class TransferChunk(Struct, frozen=True, tag="chunk"):
+    """Frame: bytes of the object from `offset` on."""
+
+    transfer: int
+    offset: int
+
+
+class TransferCredit(Struct, frozen=True, tag="credit"):
+    """The receiver has taken this many bytes in all and can take more."""
+
+    transfer: int
+    taken_bytes: int
+
+
+class ObjectsMissing(Struct, frozen=True, tag="missing"):
+    """The sender has no such objects, and will have none. Frame: positions."""
+
+    run: int
+
+
+BrokerToBroker = (
+    FetchObjects | ObjectsData | TransferStart | TransferChunk | TransferCredit | ObjectsMissing
+)
+
+# --- broker -> executor -------------------------------------------------------------------------
+
+
+class RunBundle(Struct, frozen=True, tag="bundle"):
+    """Run these tasks, in this order, and answer `BundleDone`.
+
+    Frames: positions (k, rising), indptr (k + 1, from 0), deps (positions), function_of (k),
+    exports (pairs first, count: each becomes one object), then new chunks (`chunks`), then new
+    functions (`functions`), then the inline ones of `imports`.
+    ``options`` names only tasks that asked for something. ``meta`` are positions whose function
+    gets Refs; for them `imports` bring size and type, and no bytes need be read.
+    """
+
+    run: int
+    bundle: int
+    attempt: int
+    chunks: Sequence[int]
+    functions: Sequence[FunctionInfo]
+    imports: Sequence[ObjectInfo]
+    options: Sequence[TaskOptions]
+    meta: Sequence[int]
+    ref_brokers: Sequence[tuple[int, int]]  # for meta: (position, broker id that has it)
+    referenced: Sequence[int]  # exports whose ObjectInfo shall carry type_name and refs
+    sources_from: int  # positions from here on are sources
+
+
+class ForgetRun(Struct, frozen=True, tag="forget"):
+    """The run is over: drop its chunks and functions."""
+
+    run: int
+
+
+class FreeExtents(Struct, frozen=True, tag="free"):
+    """Bytes of this executor's own arenas that nobody needs any more."""
+
+    locations: Sequence[Location]
+
+
+class ValueReply(Struct, frozen=True, tag="value_reply"):
+    """Answer to `GetValue`; `info` None: lost. One frame if inline."""
+
+    request: int
+    info: ObjectInfo | None
+
+
+class Stop(Struct, frozen=True, tag="stop"):
+    """End after the present task."""
+
+
+BrokerToExecutor = RunBundle | ForgetRun | FreeExtents | ValueReply | Stop
+
+# --- executor -> broker -------------------------------------------------------------------------
+
+
+class ExecutorHello(Struct, frozen=True, tag="executor_hello"):
+    """First message of an executor's process."""
+
+    executor: int
+    incarnation: int
+    pid: int
+
+
+class BundleDone(Struct, frozen=True, tag="bundle_done"):
+    """What came of a bundle.
+
+    Frames: positions of the tasks that ended well, in the order they ran; stamps (int64 ns, one
+    more than positions, as in `TaskTrace`); then the inline `objects`; then an exception frame for
+    each of `failures` of kind ``raised`` or ``not_exception``; then the frames of each of
+    `expanded` (position, frame count).
+    ``deferred``: tasks not run, because the bundle was stopped or an input of theirs failed or was
+    expanded; values that they need from this bundle are among `objects`.
+    ``held``/``dropped``: imported objects (run, first position) of which a view outlives its task,
+    and such of before whose last view has died.
+    """
+
+    run: int
+    bundle: int
+    attempt: int
+    objects: Sequence[ObjectInfo]
+    failures: Sequence[Failure]
+    expanded: Sequence[tuple[int, int]]
+    deferred: Sequence[int]
+    held: Sequence[tuple[int, int]]
+    dropped: Sequence[tuple[int, int]]
+    retry_count: int
+    seconds: Sequence[tuple[int, int, float]]  # function index, calls, seconds in all
+    read_bytes: int
+    written_bytes: int
+    rss_peak_bytes: int
+
+
+class GetValue(Struct, frozen=True, tag="get_value"):
+    """A task collects a Ref: answer `ValueReply`. `broker` has the object."""
+
+    request: int
+    run: int
+    position: int
+    broker: int
+
+
+ExecutorToBroker = ExecutorHello | BundleDone | GetValue
+
+Message = MasterToBroker | BrokerToMaster | BrokerToBroker | BrokerToExecutor | ExecutorToBroker
+
+
+class Parcel(NamedTuple):
+    """A message and the frames that it brings."""
+
+    message: Message
+    frames: Sequence[Frame] = ()

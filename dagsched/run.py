@@ -1,0 +1,402 @@
+"""A run's handle: its result, its progress, what happened in it.
+
+Responsible for what a user can ask of one run, and for putting together what the master's thread
+tells of it. How values are decoded is in `outcome`, how tables are made in `stats`, and how runs
+begin in `submission`.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dagsched.errors import DagschedError, InternalError, ObjectLost, TaskFailed
+
+if TYPE_CHECKING:
+    from dagsched.graph import TaskGraph
+    from dagsched.master.events import HeldObject, OutputsComplete, RunEnded, TracesArrived
+    from dagsched.plan import Int32, Int64, RunPlan
+    from dagsched.protocol.messages import NodeStats
+    from dagsched.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+
+class RunHost(Protocol):
+    """What a run needs of its environment."""
+
+    @property
+    def token(self) -> str:
+        """Names the environment."""
+
+    def cancel_run(self, number: int) -> None:
+        """Ask the master to stop a run."""
+
+    def pin(self, run: int, position: int) -> None:
+        """Keep the object of a reference."""
+
+    def unpin(self, run: int, position: int) -> None:
+        """One reference less to an object."""
+
+    def call_back(self, function: Callable[[], object]) -> None:
+        """Call user code in the thread that is there for it."""
+
+
+@dataclass(slots=True)
+class RunShape:
+    """What stays of a plan after it was submitted: enough to tell tasks and places apart."""
+
+    order: "Int32"  # graph id of the task at each position
+    subtree_starts: "Int64"
+    outputs: Sequence[int]  # positions, in the order of the graph's outputs
+    function_names: Sequence[str]
+
+    @classmethod
+    def of(cls, plan: "RunPlan", order: "Int32") -> "RunShape":
+        """The shape of a planned run."""
+        names = [function.name for function in plan.functions]
+        return cls(order, plan.subtree_starts, plan.outputs.tolist(), names)
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """What is known of how a run went; filled in by the master's thread."""
+
+    submitted_s: float = field(default_factory=time.monotonic)
+    started_s: float | None = None
+    ended_s: float | None = None
+    done_count: int = 0
+    total: int = 0
+    subtree_brokers: Sequence[int] = ()
+    node_stats: "Sequence[NodeStats]" = ()
+    events: list[tuple[float, str]] = field(default_factory=list)
+
+
+class Run:
+    """The handle of one run of a graph in an environment.
+
+    Made by `submit`; also awaitable. Attributes of use: `run_id`, `graph`.
+    """
+
+    def __init__(
+        self, host: RunHost, number: int, graph: "TaskGraph", shape: RunShape, priority: int
+    ) -> None:
+        from dagsched.trace import TraceBuilder
+
+        self.number = number
+        self.run_id = f"{host.token}-{number}"
+        self.graph = graph
+        self.shape = shape
+        self.priority = priority
+        self.record = RunRecord(total=len(shape.order))
+        self.traces = TraceBuilder()
+        self._host = host
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._state = "running"
+        self._end: RunEnded | None = None
+        self._error: BaseException | None = None
+        self._objects: Sequence[HeldObject] = ()
+        self._decoded: dict[int, object] = {}
+        self._value: object = None
+        self._has_value = False
+        self._taken = False
+        self._callbacks: list[Callable[[Run], object]] = []
+        self._internal_callbacks: list[Callable[[], object]] = []
+
+    # --- what users ask -------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """One of running, done, failed, cancelled, timed_out, lost, closed."""
+        return self._state
+
+    def done(self) -> bool:
+        """Whether the run is over, well or not."""
+        return self._ended.is_set()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The value, in the shape of what was submitted.
+
+        Args:
+            timeout: seconds to wait; None: as long as it takes.
+
+        Raises:
+            TimeoutError: the run isn't over yet; it goes on.
+            Exception: a task's own, if one failed; or one of `dagsched.errors`.
+        """
+        self._wait(timeout)
+        error = self._fresh_error()
+        if error is not None:
+            raise error
+        return self._take_value()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What `result` raises, or None if it gives a value; waits like it."""
+        self._wait(timeout)
+        return self._fresh_error()
+
+    def cancel(self) -> bool:
+        """Stop the run, if it is not over; its tasks that still run are ended soon.
+
+        Returns:
+            Whether it was still going on.
+        """
+        if self._ended.is_set():
+            return False
+        self._host.cancel_run(self.number)
+        return True
+
+    def progress(self) -> tuple[int, int]:
+        """Tasks that have ended, and tasks in all."""
+        record = self.record
+        return min(record.done_count, record.total), record.total
+
+    def add_done_callback(self, callback: "Callable[[Run], object]") -> None:
+        """Have ``callback(run)`` called once the run is over; at once if it is."""
+        with self._lock:
+            if not self._ended.is_set():
+                self._callbacks.append(callback)
+                return
+        callback(self)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        def wake_from_thread() -> None:
+            try:
+                loop.call_soon_threadsafe(wake)
+            except RuntimeError:
+                logger.debug("the loop that waited for %s is closed", self.run_id)
+
+        self.add_internal_callback(wake_from_thread)
+        yield from future
+        try:
+            return self.result()
+        except StopIteration as error:
+            # Raised as itself it would look like the end of this coroutine.
+            raise TaskFailed(f"a task of run {self.run_id} raised StopIteration") from error
+
+    def stats(self) -> dict[str, Any]:
+        """The run's numbers: ``run`` (a dict), ``brokers`` and ``executors`` (lists of dicts)."""
+        from dagsched.stats import run_stats
+
+        return run_stats(self)
+
+    def trace(self) -> "Trace":
+        """When and where each task was executed, as far as it is known now."""
+        failed = ()
+        if self._end is not None and self._end.failure is not None:
+            failed = (self._end.failure.position,)
+        count = len(self.shape.order)
+        return self.traces.build(
+            self.shape.order,
+            failed=[position for position in failed if 0 <= position < count],
+            subtree_starts=self.shape.subtree_starts,
+        )
+
+    def explain(self, key: object) -> str:
+        """In words, why a task is where it is.
+
+        Args:
+            key: a `Delayed` of the graph, or its key.
+        """
+        from dagsched.story import explain_task
+
+        return explain_task(self, key)
+
+    def story(self, key: object) -> list[str]:
+        """All that is known to have happened to a task, in order.
+
+        Args:
+            key: a `Delayed` of the graph, or its key.
+        """
+        from dagsched.story import task_story
+
+        return task_story(self, key)
+
+    def __repr__(self) -> str:
+        done, total = self.progress()
+        return f"<Run {self.run_id}: {self._state}, {done} of {total} tasks>"
+
+    # --- what the environment tells, in the master's thread unless said otherwise ---------------
+
+    def take_started(self) -> None:
+        """The first subtree has been placed."""
+        if self.record.started_s is None:
+            self.record.started_s = time.monotonic()
+
+    def take_progress(self, done_count: int, total: int) -> None:
+        """So many tasks have ended."""
+        self.record.done_count = done_count
+        self.record.total = total
+
+    def take_traces(self, event: "TracesArrived") -> None:
+        """Tasks that ended on one executor."""
+        self.traces.add(
+            event.broker, event.executor, event.attempt, event.positions, event.stamps
+        )
+
+    def take_outputs(self, event: "OutputsComplete") -> bool:
+        """Keep the outputs; whether they are all here already and the cluster's can go.
+
+        False means that `copy_outputs` is to be called, in a thread that may take its time.
+        """
+        if self._taken:
+            return True
+        for _, info, _ in event.objects:
+            for run, position in info.refs:
+                self._host.pin(run, position)
+        self._unpin_objects()
+        self._objects = event.objects
+        self._taken = all(info.location is None for _, info, _ in event.objects)
+        return self._taken
+
+    def copy_outputs(self, is_gone: Callable[[int], bool]) -> bool:
+        """Copy outputs out of shared memory; whether that is done. In the copying thread.
+
+        Args:
+            is_gone: whether a broker has gone, in which case what it held comes again.
+        """
+        from dagsched.outcome import copy_object
+
+        decoded: dict[int, object] = {}
+        for broker, info, _ in self._objects:
+            if info.location is not None:
+                try:
+                    decoded[info.first] = copy_object(info)
+                except ObjectLost as error:
+                    if is_gone(broker):
+                        return False
+                    self._error = error
+                except Exception as error:  # noqa: BLE001 - of the user's own unpickling code
+                    self._error = error
+        self._decoded = decoded
+        self._taken = True
+        return True
+
+    def take_end(self, event: "RunEnded") -> None:
+        """The run is over."""
+        record = self.record
+        record.subtree_brokers = event.subtree_brokers
+        record.node_stats = event.stats
+        if event.state == "done":
+            record.done_count = record.total
+        self._end = event
+        self._finish(event.state)
+
+    def take_error(self, state: str, error: BaseException) -> None:
+        """The run can't go on: the environment was closed, or the master failed."""
+        self._error = error
+        self._finish(state)
+
+    def finish_at_once(self, value: object) -> None:
+        """The run had nothing to do; its value is known. In the client's thread."""
+        self._value = value
+        self._has_value = True
+        self._finish("done")
+
+    def add_internal_callback(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called in the master's thread when the run is over; at once if it is."""
+        with self._lock:
+            if not self._ended.is_set():
+                self._internal_callbacks.append(callback)
+                return
+        callback()
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait until the run is over; whether it is."""
+        return self._ended.wait(timeout_s)
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _finish(self, state: str) -> None:
+        self.record.ended_s = time.monotonic()
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._state = state
+            self._ended.set()
+            callbacks, self._callbacks = self._callbacks, []
+            internal, self._internal_callbacks = self._internal_callbacks, []
+        if state != "done":
+            # Nobody will ask for what came of it.
+            self._unpin_objects()
+        for wake in internal:
+            wake()
+        for callback in callbacks:
+            self._host.call_back(lambda callback=callback: callback(self))  # type: ignore[misc]  # mypy can't infer such lambdas
+
+    def _wait(self, timeout: float | None) -> None:
+        if timeout is not None and timeout < 0:
+            raise ValueError(f"timeout must not be negative, not {timeout!r}")
+        if not self._ended.wait(timeout):
+            done, total = self.progress()
+            raise TimeoutError(
+                f"run {self.run_id} isn't over after {timeout} s ({done} of {total} tasks done); "
+                "it goes on: wait longer, or cancel() it"
+            )
+
+    def _fresh_error(self) -> BaseException | None:
+        """A new copy of what went wrong, so that no traceback grows with each call."""
+        if self._state == "done":
+            return _copied(self._error)
+        if self._error is not None:
+            return _copied(self._error)
+        from dagsched.outcome import run_error
+
+        if self._end is None:
+            return InternalError(f"run {self.run_id} ended as {self._state} without a reason")
+        return run_error(self, self._end)
+
+    def _take_value(self) -> object:
+        with self._lock:
+            if not self._has_value:
+                self._value = self._decode()
+                self._has_value = True
+                self._unpin_objects()
+                self._decoded = {}
+            return self._value
+
+    def _decode(self) -> object:
+        from dagsched.outcome import load_object
+
+        values = self._decoded
+        for _, info, frame in self._objects:
+            if info.location is None:
+                load_object(info, frame, values)
+        missing = [position for position in self.shape.outputs if position not in values]
+        if missing:
+            raise InternalError(
+                f"run {self.run_id} is done, but outputs at positions {missing[:5]} are missing"
+            )
+        return self.graph.resolve_outputs([values[position] for position in self.shape.outputs])
+
+    def _unpin_objects(self) -> None:
+        """Drop the outputs as they came; references inside them are on their own now."""
+        objects, self._objects = self._objects, ()
+        for _, info, _ in objects:
+            for run, position in info.refs:
+                self._host.unpin(run, position)
+
+    def __del__(self) -> None:
+        # Outputs that nobody asked for may hold references.
+        self._unpin_objects()
+
+
+def _copied(error: BaseException | None) -> BaseException | None:
+    """An error of ours anew; of another kind the same one, its traceback cut off."""
+    if isinstance(error, DagschedError):
+        copy = type(error)(*error.args)
+        copy.__dict__.update(error.__dict__)
+        copy.__cause__ = error.__cause__
+        return copy
+    return None if error is None else error.with_traceback(None)

@@ -1,0 +1,224 @@
+"""Names of everything that an environment puts on its machine, and the sweep of what is dead.
+
+Responsible for the run directory (sockets, logs, the embedded store's files), the prefix of shared
+memory segments, and for removing those of owners that died without doing so. A name begins with
+``dagsched-<uid>-<pid namespace>-<pid>-<start>-<token>``: with the start time of the owner's process
+a number used again is not taken for its old owner, and with the namespace the owners in other
+containers that share a file system with us are left alone.
+"""
+
+import logging
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from dagsched.errors import DagschedError
+
+logger = logging.getLogger(__name__)
+
+SOCKET_PATH_MAX = 100
+"""The kernel takes 107 bytes; the rest is for whoever appends to a socket's name."""
+
+_SEGMENT_DIRECTORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies, not a temporary file
+_ROOTPATH = re.compile(r"(/[A-Za-z0-9_.-]{1,64})+")
+_ROOTPATH_MAX = 128
+_NAME = re.compile(r"dagsched-(\d+)-([0-9a-f]+)-(\d+)-([0-9a-f]+)-([0-9a-f]{8})(?=[.-]|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class RunNames:
+    """The names of one environment."""
+
+    token: str
+    """Names the environment; random."""
+
+    owner: str
+    """Start of every name: program, user, owner process, token."""
+
+    rootpath: str
+    directory: Path
+    """Of sockets, logs and the embedded store; mode 0700."""
+
+    @property
+    def segment_prefix(self) -> str:
+        """Start of the names of all shared memory segments."""
+        return self.owner + self.rootpath.replace("/", ".")
+
+    @property
+    def master_socket(self) -> Path:
+        """The master's socket."""
+        return self.directory / "master.sock"
+
+    def broker_socket(self, broker: int, incarnation: int) -> Path:
+        """A broker's data socket."""
+        return self.directory / f"b{broker}.{incarnation}.sock"
+
+    def broker_prefix(self, broker: int, incarnation: int) -> str:
+        """Start of the segment names of one broker's process.
+
+        Fixed widths, so that no broker's prefix is the start of another's.
+        """
+        return f"{self.segment_prefix}-{broker:08d}{incarnation:04d}"
+
+
+def check_rootpath(rootpath: str) -> str:
+    """`rootpath`, if it is one.
+
+    Raises:
+        TypeError: it is not a str.
+        ValueError: it is not of the form ``/part/part``.
+    """
+    if not isinstance(rootpath, str):
+        raise TypeError(f"rootpath must be a str, not {type(rootpath).__name__}")
+    parts = rootpath.split("/")[1:]
+    if (
+        len(rootpath) > _ROOTPATH_MAX
+        or not _ROOTPATH.fullmatch(rootpath)
+        or any(part in {".", ".."} for part in parts)
+    ):
+        raise ValueError(
+            f"rootpath {rootpath!r} is not valid: it begins with '/', has parts of 1 to 64 of "
+            f"A-Z a-z 0-9 _ . - (none '.' or '..'), and at most {_ROOTPATH_MAX} characters"
+        )
+    return rootpath
+
+
+def make_run_directory(rootpath: str) -> RunNames:
+    """Make the directory of a new environment, and its names.
+
+    Raises:
+        DagschedError: no directory with a short enough path can be made.
+    """
+    token = secrets.token_hex(4)
+    pid = os.getpid()
+    owner = f"dagsched-{os.getuid()}-{_pid_namespace():x}-{pid}-{_start_ticks(pid):x}-{token}"
+    directory = runtime_root() / f"{owner.removeprefix('dagsched-')}"
+    directory.mkdir(mode=0o700)
+    return RunNames(token, owner, rootpath, directory)
+
+
+def runtime_root() -> Path:
+    """The directory of all run directories of this user; made if need be, mode 0700.
+
+    Raises:
+        DagschedError: none of the places for it can be used.
+    """
+    tried = []
+    for base in _runtime_bases():
+        root = base if base.name == "dagsched" else base / f"dagsched-{os.getuid()}"
+        # A directory's name is up to 60 characters, a socket's in it up to 20.
+        if len(os.fsencode(root)) > SOCKET_PATH_MAX - 80:
+            tried.append(f"{root} (too long for the path of a socket)")
+            continue
+        problem = _claim_directory(root)
+        if problem is None:
+            return root
+        tried.append(f"{root} ({problem})")
+    raise DagschedError(
+        f"no place for the run directory: tried {', '.join(tried)}; set XDG_RUNTIME_DIR or TMPDIR "
+        "to a writable directory with a short path"
+    )
+
+
+def remove_run_directory(names: RunNames) -> None:
+    """Remove an environment's directory and all in it."""
+    shutil.rmtree(names.directory, ignore_errors=True)
+
+
+def sweep() -> list[str]:
+    """Remove run directories and segments of owners that are dead.
+
+    Returns:
+        The names removed.
+    """
+    removed = []
+    root = runtime_root()
+    for path in sorted(root.iterdir()):
+        if _is_dead(f"dagsched-{path.name}"):
+            shutil.rmtree(path, ignore_errors=True)
+            removed.append(str(path))
+    if _SEGMENT_DIRECTORY.is_dir():
+        for name in sorted(os.listdir(_SEGMENT_DIRECTORY)):
+            if not name.startswith("dagsched-") or not _is_dead(name):
+                continue
+            try:
+                os.unlink(_SEGMENT_DIRECTORY / name)
+            except FileNotFoundError:
+                continue  # another client sweeps at the same time
+            removed.append(name)
+    if removed:
+        logger.info("swept %d things that dead environments left", len(removed))
+    return removed
+
+
+def _is_dead(name: str) -> bool:
+    """Whether `name` is of an environment of this user and namespace whose owner has ended."""
+    match = _NAME.match(name)
+    if match is None:
+        return False
+    uid, namespace, pid, start, _ = match.groups()
+    if int(uid) != os.getuid() or int(namespace, 16) != _pid_namespace():
+        return False
+    try:
+        return _start_ticks(int(pid)) != int(start, 16)
+    except ProcessLookupError:
+        return True
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process was started, in clock ticks since boot; 0 where that can't be known.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self/stat").exists():
+            raise ProcessLookupError(pid) from None
+        os.kill(pid, 0)
+        return 0
+    # The command's name, in parentheses, may hold blanks and parentheses: count from its end.
+    fields = status[status.rindex(b")") + 2 :].split()
+    if fields[0] in (b"Z", b"X"):
+        raise ProcessLookupError(pid)
+    return int(fields[19])
+
+
+def _pid_namespace() -> int:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def _runtime_bases() -> list[Path]:
+    bases = []
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        bases.append(Path(runtime) / "dagsched")
+    bases.append(Path(tempfile.gettempdir()))
+    bases.append(Path("/tmp"))  # noqa: S108 - a directory of our own in it, checked for its owner
+    return bases
+
+
+def _claim_directory(path: Path) -> str | None:
+    """Make `path` or see that it is ours alone; what is wrong with it otherwise."""
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode):
+            return "not a directory"
+        if status.st_uid != os.getuid():
+            return "belongs to another user"
+        if status.st_mode & 0o077:
+            path.chmod(0o700)
+        if not os.access(path, os.W_OK | os.X_OK):
+            return "not writable"
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

@@ -1,0 +1,153 @@
+"""When and where each task of a run was executed, as arrays by the graph's own task ids.
+
+Pure. Executors stamp their tasks; brokers pass the stamps on; the client puts them together here.
+It is not responsible for what the tasks were (see `dagsched.graph`) nor for drawing them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What is known of each task's execution; index i is task i of the graph.
+
+    Times are nanoseconds of the monotonic clock, on one machine the same for all processes. A task
+    that was not run has -1 in `start_ns`, `end_ns`, `executor`, `node` and 0 in `attempts`.
+
+    Example:
+        >>> builder = TraceBuilder()
+        >>> builder.add(2, 3, 1, np.array([0, 1]), np.array([100, 150, 175]))
+        >>> trace = builder.build(np.array([1, 0, 2]))
+        >>> trace.duration_ns.tolist()
+        [25, 50, -1]
+    """
+
+    start_ns: Int64
+    end_ns: Int64
+    executor: Int32
+    node: Int32  # the id of the node's broker
+    attempt: Int32  # the number that the last execution bore on the wire
+    executions: Int32  # how often the task ended, in all
+    failed: Sequence[int] = ()
+    """Tasks that failed for good, by graph id."""
+
+    part: Int32 = field(default_factory=lambda: np.empty(0, np.int32))
+    """Subtree of each task by graph id; empty: not known."""
+
+    @property
+    def task_count(self) -> int:
+        """Tasks of the graph, whether they ran or not."""
+        return len(self.start_ns)
+
+    @property
+    def ran(self) -> NDArray[np.bool_]:
+        """Which tasks ended at least once."""
+        return self.start_ns >= 0
+
+    @property
+    def duration_ns(self) -> Int64:
+        """How long each task took; -1 where it was not run."""
+        return np.where(self.ran, self.end_ns - self.start_ns, -1)
+
+    @property
+    def span_ns(self) -> int:
+        """From the first start to the last end; 0 if nothing ran."""
+        ran = self.ran
+        if not ran.any():
+            return 0
+        return int(self.end_ns[ran].max() - self.start_ns[ran].min())
+
+
+class TraceBuilder:
+    """Gathers the stamps of one run as they arrive; adding is as cheap as appending to a list."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[int, int, int, object, object]] = []
+
+    def add(
+        self,
+        broker: int,
+        executor: int,
+        attempt: int,
+        positions: Buffer | NDArray[np.integer],
+        stamps: Buffer | NDArray[np.integer],
+    ) -> None:
+        """Take the stamps of tasks that one executor ran one after the other.
+
+        Args:
+            broker: id of the node's broker.
+            executor: id of the executor.
+            attempt: of the part that the tasks belong to; where a task is told of more than once
+                the highest wins, and among equals the last.
+            positions: of the tasks, in the order they ran; an array, or its int32 bytes.
+            stamps: one more than positions, in ns; ``stamps[0]`` is the first task's start,
+                ``stamps[i + 1]`` the end of task i and the start of the next; an array, or its
+                int64 bytes.
+        """
+        self._pieces.append((broker, executor, attempt, positions, stamps))
+
+    def build(
+        self,
+        order: NDArray[np.integer],
+        *,
+        failed: Sequence[int] = (),
+        subtree_starts: NDArray[np.integer] | None = None,
+    ) -> Trace:
+        """The trace of all that was added; more may be added, and this called again, later.
+
+        Args:
+            order: graph id of the task at each position.
+            failed: positions of the tasks that failed for good.
+            subtree_starts: first position of each subtree, and the number of tasks at the end.
+
+        Raises:
+            ValueError: there is not one stamp more than there are positions.
+        """
+        count = len(order)
+        start_ns = np.full(count, -1, np.int64)
+        end_ns = np.full(count, -1, np.int64)
+        executor, node = np.full(count, -1, np.int32), np.full(count, -1, np.int32)
+        attempt, executions = np.zeros(count, np.int32), np.zeros(count, np.int32)
+        part = np.empty(0, np.int32)
+        if subtree_starts is not None:
+            part = np.empty(count, np.int32)
+            lengths = np.diff(np.asarray(subtree_starts, np.int64))
+            part[order] = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        # Assigning to repeated indices keeps the last, so the highest attempt goes last.
+        pieces = [_arrays(piece) for piece in sorted(self._pieces, key=lambda piece: piece[2])]
+        if pieces:
+            sizes = [len(piece[3]) for piece in pieces]
+            ids = np.asarray(order)[np.concatenate([piece[3] for piece in pieces])]
+            start_ns[ids] = np.concatenate([piece[4][:-1] for piece in pieces])
+            end_ns[ids] = np.concatenate([piece[4][1:] for piece in pieces])
+            node[ids] = np.repeat([piece[0] for piece in pieces], sizes)
+            executor[ids] = np.repeat([piece[1] for piece in pieces], sizes)
+            attempt[ids] = np.repeat([piece[2] for piece in pieces], sizes)
+            executions = np.bincount(ids, minlength=count).astype(np.int32)
+        failed_ids = tuple(sorted(int(order[position]) for position in failed))
+        return Trace(start_ns, end_ns, executor, node, attempt, executions, failed_ids, part)
+
+
+def _arrays(piece: tuple[int, int, int, object, object]) -> tuple[int, int, int, Int32, Int64]:
+    """A piece with its frames seen as arrays, checked."""
+    broker, executor, attempt, positions, stamps = piece
+    ids = _as_array(positions, np.dtype("<i4"))
+    times = _as_array(stamps, np.dtype("<i8"))
+    if len(times) != len(ids) + 1:
+        raise ValueError(f"{len(ids)} positions need {len(ids) + 1} stamps, not {len(times)}")
+    return broker, executor, attempt, ids, times
+
+
+def _as_array(values: object, dtype: "np.dtype[np.signedinteger]") -> NDArray[np.signedinteger]:
+    if isinstance(values, np.ndarray):
+        return values
+    assert isinstance(values, bytes | bytearray | memoryview)
+    return np.frombuffer(values, dtype)

@@ -1,0 +1,69 @@
+"""What executors stamped, put together by graph ids."""
+
+import doctest
+
+import numpy as np
+import pytest
+
+import dagsched.trace
+from dagsched.trace import TraceBuilder
+
+
+def test_stamps_become_starts_and_ends_by_graph_id() -> None:
+    builder = TraceBuilder()
+    builder.add(2, 3, 1, np.array([0, 1], np.int32), np.array([10, 15, 40], np.int64))
+    builder.add(5, 6, 1, np.array([3], np.int32), np.array([20, 21], np.int64))
+    trace = builder.build(np.array([3, 2, 1, 0]))
+    assert trace.start_ns.tolist() == [20, -1, 15, 10]
+    assert trace.end_ns.tolist() == [21, -1, 40, 15]
+    assert trace.executor.tolist() == [6, -1, 3, 3]
+    assert trace.node.tolist() == [5, -1, 2, 2]
+    assert trace.executions.tolist() == [1, 0, 1, 1]
+    assert trace.duration_ns.tolist() == [1, -1, 25, 5]
+    assert trace.ran.tolist() == [True, False, True, True]
+    assert trace.span_ns == 30
+    assert trace.task_count == 4
+    assert trace.part.tolist() == []
+
+
+def test_frames_are_read_as_little_endian_arrays() -> None:
+    builder = TraceBuilder()
+    positions = np.array([1, 0], "<i4").tobytes()
+    stamps = memoryview(np.array([5, 7, 11], "<i8").tobytes())
+    builder.add(2, 3, 1, positions, stamps)
+    trace = builder.build(np.array([0, 1]))
+    assert trace.start_ns.tolist() == [7, 5]
+    assert trace.end_ns.tolist() == [11, 7]
+
+
+def test_the_highest_attempt_wins_whatever_the_order_of_arrival() -> None:
+    builder = TraceBuilder()
+    builder.add(5, 6, 2, np.array([0]), np.array([100, 200]))
+    builder.add(2, 3, 1, np.array([0]), np.array([10, 20]))
+    trace = builder.build(np.array([0]))
+    assert trace.start_ns.tolist() == [100]
+    assert trace.node.tolist() == [5]
+    assert trace.attempt.tolist() == [2]
+    assert trace.executions.tolist() == [2]
+
+
+def test_failed_and_subtrees_are_told_by_graph_id() -> None:
+    builder = TraceBuilder()
+    trace = builder.build(
+        np.array([2, 0, 1, 3]), failed=[0, 3], subtree_starts=np.array([0, 1, 4])
+    )
+    assert trace.failed == (2, 3)
+    assert trace.part.tolist() == [1, 1, 0, 1]
+    assert trace.span_ns == 0
+
+
+def test_a_wrong_number_of_stamps_is_refused() -> None:
+    builder = TraceBuilder()
+    builder.add(2, 3, 1, np.array([0, 1]), np.array([1, 2]))
+    with pytest.raises(ValueError, match="2 positions need 3 stamps, not 2"):
+        builder.build(np.array([0, 1]))
+
+
+def test_the_example_is_true() -> None:
+    assert doctest.testmod(dagsched.trace).attempted == 4
+    assert doctest.testmod(dagsched.trace).failed == 0
