@@ -266,10 +266,14 @@ class BrokerCore:
 
     def _stop_executors(self, run: BrokerRun, grace_s: float, now: float) -> None:
         for executor in self.executors.values():
-            mine = [bundle for bundle in executor.queue if bundle.run is run]
-            if mine:
-                self.actions.stop_bundles += [(executor.id, b.number) for b in mine]
-                self._set_timer(now + grace_s, "grace", mine[0].number)
+            if executor.queue and executor.queue[0].run is run:
+                self._stop_head(executor, grace_s, now)
+
+    def _stop_head(self, executor: Executor, grace_s: float, now: float) -> None:
+        """Let an executor stop its bundle at the next task, and end it if there is none soon."""
+        number = executor.queue[0].number
+        self.actions.stop_bundles.append((executor.id, number))
+        self._set_timer(now + grace_s, "grace", number)
 
     def _end_run(self, message: EndRun, now: float) -> None:
         number = RunNo(message.run)
@@ -369,6 +373,8 @@ class BrokerCore:
             self.table.discard(message.objects, executor.id, executor.incarnation)
             return
         executor.queue.pop(0)
+        if executor.queue and executor.queue[0].run.cancelled:
+            self._stop_head(executor, self.config.cancel_grace_s, self._now)
         run = bundle.run
         if self.runs.get(run.number) is not run or run.cancelled:
             self.table.discard(message.objects, executor.id, executor.incarnation)

@@ -212,9 +212,7 @@ class _Walk:
         built: dict[int, Any] = {}
         for key in self._order:
             if key in self._dirty:
-                children = [
-                    self._replaced(child, replace, built) for child in self._children[key]
-                ]
+                children = [self._replaced(child, replace, built) for child in self._children[key]]
                 built[key] = self._filled(key, children, built)
         return built[self._order[-1]]
 

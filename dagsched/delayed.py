@@ -56,13 +56,14 @@ class OptionsGiven(TypedDict, total=False):
 class DelayedFunction:
     """A function whose calls are written down instead of made."""
 
-    __slots__ = ("__wrapped__", "__weakref__", "_options")
+    __slots__ = ("__weakref__", "__wrapped__", "_options")
 
     def __init__(self, function: Callable[..., Any], options: Options = DEFAULTS) -> None:
         self.__wrapped__ = function
         self._options = options
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> "Delayed":
+        """Writes a call down."""
         return Delayed(self, args, kwargs or None, _next_serial())
 
     def options(self, **changes: Unpack[OptionsGiven]) -> "DelayedFunction":
@@ -117,7 +118,9 @@ def delayed(func: None = None, **options: Unpack[OptionsGiven]) -> Callable[...,
 @overload
 def delayed(func: "Delayed", **options: Unpack[OptionsGiven]) -> "Delayed": ...
 @overload
-def delayed(func: Callable[..., Any], **options: Unpack[OptionsGiven]) -> DelayedFunction: ...
+def delayed(  # type: ignore[overload-overlap]  # what can be called is never taken as a value
+    func: Callable[..., Any], **options: Unpack[OptionsGiven]
+) -> DelayedFunction: ...
 @overload
 def delayed(func: object, **options: Unpack[OptionsGiven]) -> "Delayed": ...
 def delayed(
@@ -194,7 +197,7 @@ def _decorated(options: Options, func: Any) -> "DelayedFunction | Delayed":
             for name in Options.__slots__
             if getattr(options, name) != getattr(DEFAULTS, name)
         }
-        return func.options(**changes)  # type: ignore[misc]  # names are those of OptionsGiven
+        return func.options(**changes)
     if callable(func):
         return DelayedFunction(func, options)
     call = _IDENTITY if options is DEFAULTS else DelayedFunction(identity, options)
@@ -273,8 +276,8 @@ class Delayed:
             env: A `RunEnv`; None: the one set by `setrunenv`, or else a local one that is made
                 when it is first needed.
         """
-        from dagsched import rundag  # noqa: PLC0415  # the engine is loaded by its first use
-        from dagsched.runenv import default_env, getrunenv  # noqa: PLC0415
+        from dagsched import rundag  # the engine is loaded by its first use
+        from dagsched.runenv import default_env, getrunenv
 
         if env is None:
             env = getrunenv()
@@ -297,6 +300,7 @@ class Delayed:
     # Further calls.
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> "Delayed":
+        """Writes down a call of the value, or of the value's method in ``value.method(..)``."""
         if self._call is _GETATTR:
             # A method call is one task: bound methods never travel.
             return Delayed(_CALL_METHOD, self._args + args, kwargs or None, _next_serial())
@@ -529,7 +533,7 @@ def _flattened(root: Delayed) -> tuple[list[Node]]:
         node = stack[-1]
         if node not in indexes and node not in opened:
             opened.add(node)
-            needed = [item for item in leaves((node._args, node._kwargs), _is_delayed)]
+            needed = list(leaves((node._args, node._kwargs), _is_delayed))
             stack.extend(item for item in reversed(needed) if item not in indexes)  # type: ignore[misc]  # leaves are Delayeds
             continue
         stack.pop()
@@ -556,11 +560,11 @@ def _origin(node: Delayed) -> tuple[int, bytes, int]:
 def _restored(nodes: list[Node]) -> Delayed:
     """The last of flattened nodes; nodes that this process has already stay one."""
     made: list[Delayed] = []
-    for origin, call, args, kwargs in nodes:
+    for origin, call, flat_args, flat_kwargs in nodes:
         node = _nodes_by_origin.get(origin)
         if node is None:
             args, kwargs = rebuild(
-                (args, kwargs),
+                (flat_args, flat_kwargs),
                 lambda item: made[item.index],  # type: ignore[attr-defined]  # leaves are Places
                 lambda item: type(item) is _Place,
             )

@@ -23,6 +23,9 @@ class Slot:
     def __reduce__(self) -> tuple[Any, ...]:
         return (slot, (self.index,))
 
+    def __deepcopy__(self, memo: object) -> "Slot":
+        return self
+
     def __eq__(self, other: object) -> bool:
         return type(other) is Slot and other.index == self.index
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dagsched.containers import is_container, leaves, rebuild
+from dagsched.containers import leaves, rebuild
 from dagsched.delayed import DEFAULTS, Delayed, Options, function_name
 from dagsched.entries import Entry, Slot, is_slot, slot
 from dagsched.errors import CycleError
@@ -24,17 +24,17 @@ from dagsched.plan import Int32, Int64
 from dagsched.ref import Ref
 
 if TYPE_CHECKING:
-    import networkx
+    import networkx as nx
 
 SOURCE_BYTES_MIN = 65_536  # as in Config: constants from this size on are sources
 
 _ATOMIC = frozenset((int, float, bool, type(None), complex))
-# Of these plain pickle gives what cloudpickle would, at a fraction of the cost.
-_PLAIN = _ATOMIC | {str, bytes, bytearray, list, tuple, dict, set, frozenset, range, Slot}
+_CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
 _SIZED = frozenset((str, bytes, bytearray))
-# Copied shallowly where several tasks get the same one, so that none sees another's changes.
-_COPIED = frozenset((list, dict, set, bytearray))
-_SHARED = frozenset((str, bytes, range, type, type(len), type(lambda: 0), type(np)))
+# Constants that need no care: plain pickle knows them, and no task can change them.
+_IMMUTABLE = _ATOMIC | {str, bytes, range, Slot}
+_BY_NAME = frozenset((type, type(len), type(lambda: 0)))
+_ITEM_BYTES = 8  # what an item of a container takes at the very least
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class TaskGraph:
     indptr: Int64  # n + 1
     deps: Int32  # unique in each task, in order of first use; n + s is source s
     entries: Sequence[Entry]  # n
-    plain: bytearray  # n: 1 where the entry needs nothing but plain pickle
+    plain: bytearray  # n: 1 where plain pickle will do and no task could change a constant
     sources: Sequence[object]
     options: Mapping[int, Options]  # by id, only of tasks that asked for something
     serials: Int64  # n
@@ -69,26 +69,26 @@ class TaskGraph:
     @property
     def meta(self) -> Int32:
         """Ids of tasks that get references instead of values, rising."""
-        return np.array([id for id, task in self.options.items() if task.meta], np.int32)
+        return np.array([task_id for task_id, task in self.options.items() if task.meta], np.int32)
 
-    def name(self, id: int) -> str:
+    def name(self, task_id: int) -> str:
         """What a task is called: its own name, or its function's."""
-        options = self.options.get(id)
+        options = self.options.get(task_id)
         if options is not None and options.name is not None:
             return options.name
-        return self.function_names[self.function_of[id]]
+        return self.function_names[int(self.function_of[task_id])]
 
-    def key(self, id: int) -> str:
+    def key(self, task_id: int) -> str:
         """The key of the `Delayed` that the task was."""
-        return f"{self.name(id)}-{self.serials[id]}"
+        return f"{self.name(task_id)}-{self.serials[task_id]}"
 
     def keys(self) -> list[str]:
         """The keys of all tasks, by id."""
-        return [self.key(id) for id in range(len(self))]
+        return [self.key(task_id) for task_id in range(len(self))]
 
-    def dependencies(self, id: int) -> Int32:
+    def dependencies(self, task_id: int) -> Int32:
         """Ids of the tasks and sources that a task needs."""
-        return self.deps[self.indptr[id] : self.indptr[id + 1]]
+        return self.deps[self.indptr[task_id] : self.indptr[task_id + 1]]
 
     def resolve_outputs(self, values: Sequence[object]) -> Any:
         """Builds what the user asked for.
@@ -98,14 +98,14 @@ class TaskGraph:
         """
         return rebuild(self.shape, lambda item: values[item.index], is_slot)  # type: ignore[attr-defined]  # leaves are Slots
 
-    def to_networkx(self) -> "networkx.DiGraph[str]":
+    def to_networkx(self) -> "nx.DiGraph[str]":
         """Returns the tasks as nodes, by key, with attributes function and name."""
-        import networkx  # noqa: PLC0415  # only who asks for it shall wait for its import
+        import networkx as nx
 
-        graph: networkx.DiGraph[str] = networkx.DiGraph()
+        graph: nx.DiGraph[str] = nx.DiGraph()
         keys = self.keys()
-        for id, (key, index) in enumerate(zip(keys, self.function_of.tolist(), strict=True)):
-            graph.add_node(key, function=self.functions[index], name=self.name(id))
+        for task_id, (key, index) in enumerate(zip(keys, self.function_of.tolist(), strict=True)):
+            graph.add_node(key, function=self.functions[index], name=self.name(task_id))
         targets = np.repeat(np.arange(len(self)), np.diff(self.indptr))
         for source, target in zip(self.deps.tolist(), targets.tolist(), strict=True):
             if source < len(keys):
@@ -176,12 +176,12 @@ def build_graph(
         serials=np.fromiter(map(attrgetter("_serial"), tasks), np.int64, count),
         outputs=outputs,
         shape=shape,
-        persisted={id: tasks[id] for id, asked in options.items() if asked.persist},
+        persisted={task_id: tasks[task_id] for task_id, asked in options.items() if asked.persist},
     )
 
 
 class _no_garbage_collection:  # noqa: N801 - used like a function
-    """While a graph is made nothing becomes garbage, and looking for it takes a third of the time."""
+    """While a graph is made nothing becomes garbage; looking for it takes half as long again."""
 
     __slots__ = ("_was_on",)
 
@@ -228,9 +228,9 @@ def _walk(
             for arg in args:
                 kind = type(arg)
                 if kind is Delayed:
-                    id = ids_get(arg)
-                    if id is not None:
-                        mine.append(id)
+                    task_id = ids_get(arg)
+                    if task_id is not None:
+                        mine.append(task_id)
                     elif pending is None:
                         pending = [arg]
                     else:
@@ -276,12 +276,12 @@ def _mixed_entry(
     if len(mine) == 1:
         for index, arg in enumerate(args):
             if type(arg) is Delayed:
-                break
-        slots: tuple[tuple[int, int], ...] = ((index, 0),)
-        return [args[:index] + (None,) + args[index + 1 :], known.setdefault(slots, slots)], mine
+                slots: tuple[tuple[int, int], ...] = ((index, 0),)
+                rest = (*args[:index], None, *args[index + 1 :])
+                return [rest, known.setdefault(slots, slots)], mine
     index_of: dict[int, int] = {}
     values = list(args)
-    places = []
+    places: list[tuple[int, int]] = []
     for index, arg in enumerate(args):
         if type(arg) is Delayed:
             places.append((index, index_of.setdefault(mine[len(places)], len(index_of))))
@@ -294,8 +294,8 @@ class _Scanner:
     """Entries of calls with arguments other than tasks and small atomic constants."""
 
     __slots__ = (
-        "_index_of", "_kept", "_needed", "_nested", "_owner", "_owners", "_plain", "_scans",
-        "_source_of", "not_plain", "source_bytes_min", "sources",
+        "_container_count", "_index_of", "_kept", "_needed", "_nested", "_owner", "_owners",
+        "_plain", "_scans", "_source_of", "not_plain", "source_bytes_min", "sources",
     )  # fmt: skip
 
     def __init__(self, source_bytes_min: int, kept: Mapping[Delayed, Ref]) -> None:
@@ -304,12 +304,13 @@ class _Scanner:
         self.sources: list[object] = []
         self.not_plain: list[Delayed] = []
         self._source_of: dict[object, int] = {}  # by id of a constant, or by Ref
-        self._owners: dict[int, Delayed] = {}  # by id of a constant: the first task that has it
+        self._owners: dict[int, Delayed | None] = {}  # by id of an object: the first task with it
         # Scans of tasks that wait for their dependencies.
         self._scans: dict[Delayed, tuple[Entry, list[object]]] = {}
         self._needed: list[object] = []  # tasks, and ids of sources, in order of first use
         self._index_of: dict[object, int] = {}  # into _needed
         self._plain = True
+        self._container_count = 0  # in the argument that is being scanned
         self._nested = False  # a slot lies inside a container
         self._owner: Delayed | None = None  # the task that is being scanned
 
@@ -350,8 +351,7 @@ class _Scanner:
         needed = self._needed
         if kwargs is not None:
             given = {
-                name: arg if type(arg) in _ATOMIC else replaced(arg)
-                for name, arg in kwargs.items()
+                name: arg if type(arg) in _ATOMIC else replaced(arg) for name, arg in kwargs.items()
             }
         if not self._plain:
             self.not_plain.append(node)
@@ -372,30 +372,37 @@ class _Scanner:
         """An argument with slots in place of tasks and sources."""
         if type(arg) is Delayed:
             return self._slot(arg)
+        self._container_count = 0
         result = rebuild(arg, self._slot, self._is_leaf, _set_order)
         if result is arg:
-            return self._private(arg)
+            return self._constant(arg)
         if type(result) is not Slot:
             self._nested = True
+            if self._container_count > 1:
+                # Containers without a slot inside those with one may be changed by a task.
+                self._plain = False
         return result
 
-    def _private(self, arg: Any) -> Any:
-        """A constant that no other task of the graph can change, though all are one object.
-
-        Entries of a chunk are pickled together, which would keep one object one.
-        """
+    def _constant(self, arg: Any) -> Any:
+        """An argument without tasks in it, or a slot if it is better stored once a node."""
         kind = type(arg)
-        if kind in _SHARED or self._owners.setdefault(id(arg), self._owner) is self._owner:  # type: ignore[arg-type]  # set while scanning
+        if kind in _IMMUTABLE:
             return arg
-        if kind is tuple and all(type(item) in _ATOMIC or type(item) in _SHARED for item in arg):
+        if kind in _CONTAINERS:
+            if len(arg) * _ITEM_BYTES >= self.source_bytes_min:
+                return self._slot(arg)
+            if kind is not tuple or not _IMMUTABLE.issuperset(map(type, arg)):
+                self._plain = False
             return arg
-        if kind is np.ndarray and not arg.dtype.hasobject:
-            return arg.copy()
-        if kind in _COPIED:
-            items = arg.values() if kind is dict else arg
-            if not any(is_container(item) or type(item) not in _PLAIN for item in items):
-                return arg.copy()
-        return self._slot(arg)
+        if isinstance(arg, np.generic):
+            return arg
+        self._plain = False
+        if kind in _BY_NAME or isinstance(arg, np.ndarray):
+            return arg
+        # Of any other object nobody knows the size. If several tasks have it, it may be a model
+        # that all of them use, which should not travel with each of them.
+        owner = self._owners.setdefault(id(arg), self._owner)
+        return arg if owner is self._owner else self._slot(arg)
 
     def _slot(self, item: object) -> Slot:
         """The slot of a task, reference or constant that the scanned task needs."""
@@ -413,17 +420,25 @@ class _Scanner:
     def _is_leaf(self, item: Any) -> bool:
         """Says whether `item` is a dependency; notes on the way if it needs cloudpickle."""
         kind = type(item)
-        if kind in _PLAIN:
+        if kind in _IMMUTABLE:
             return kind in _SIZED and len(item) >= self.source_bytes_min
         if kind is Delayed or kind is Ref:
             return True
-        if isinstance(item, np.ndarray):
-            if item.nbytes >= self.source_bytes_min:
-                return True
-            if kind is np.ndarray and not item.dtype.hasobject:
-                return False
+        if kind in _CONTAINERS:
+            self._container_count += 1
+            return False
+        if kind is bytearray:
+            size_bytes = len(item)
         elif isinstance(item, np.generic):
             return False
+        else:
+            # Arrays, and what else says how large its data is; more than that is not asked of
+            # objects of other people.
+            size_bytes = getattr(item, "nbytes", 0) if hasattr(kind, "nbytes") else 0
+            if type(size_bytes) is not int:
+                size_bytes = 0
+        if size_bytes >= self.source_bytes_min:
+            return True
         self._plain = False
         return False
 
@@ -442,9 +457,7 @@ def _set_order(item: object) -> tuple[int, int]:
     return (first._serial, 1) if type(first) is Delayed else (0, 0)
 
 
-def _drop_unused(
-    sources: list[object], deps: Int32, outputs: Int32, count: int
-) -> list[object]:
+def _drop_unused(sources: list[object], deps: Int32, outputs: Int32, count: int) -> list[object]:
     """Kept values that the graph needs; `deps` and `outputs` are renumbered in place."""
     used = np.unique(np.concatenate((deps[deps >= count], outputs[outputs >= count])))
     for ids in (deps, outputs):
@@ -480,7 +493,7 @@ def _unusual_options(tasks: list[Delayed]) -> dict[int, Options]:
     options = list(map(attrgetter("_call._options"), tasks))
     if options.count(DEFAULTS) == len(options):
         return {}
-    return {id: asked for id, asked in enumerate(options) if asked is not DEFAULTS}
+    return {task_id: asked for task_id, asked in enumerate(options) if asked is not DEFAULTS}
 
 
 def _cycle_error(start: Delayed, opened: set[Delayed], ids: dict[Delayed, int]) -> CycleError:

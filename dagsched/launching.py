@@ -65,7 +65,7 @@ class BrokerProcesses:
             master_socket=str(self._names.master_socket),
             data_socket=str(self._names.broker_socket(node.brokerid, incarnation)),
             sys_path=import_path(),
-            cwd=os.getcwd(),
+            cwd=str(Path.cwd()),
             nodes=len(nodes),
             executors=sum(len(other.executorids) for other in nodes),
             config=self._config,
@@ -137,7 +137,7 @@ def kill_group(process: "subprocess.Popen[bytes]") -> None:
 
 def import_path() -> list[str]:
     """Where executors find the client's modules: its sys.path, the empty entry spelled out."""
-    cwd = os.getcwd()
+    cwd = str(Path.cwd())
     return list(dict.fromkeys(path or cwd for path in sys.path if isinstance(path, str)))
 
 

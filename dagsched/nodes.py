@@ -48,7 +48,7 @@ class NodeEnv:
         store = object.__setattr__
         store(self, "brokerid", _as_id(brokerid, "brokerid"))
         store(self, "host", host)
-        store(self, "executorids", tuple(_as_id(id, "an executor id") for id in executorids))
+        store(self, "executorids", tuple(_as_id(given, "an executor id") for given in executorids))
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -112,17 +112,17 @@ def check_nodes(
             raise ValueError(f"node {node!r} has no executor; a node needs at least one")
         if MASTER in node.executorids:
             raise ValueError(f"process 1 is the master and can't be an executor (node {node!r})")
-        for id in node.ids:
-            if id not in known:
+        for number in node.ids:
+            if number not in known:
                 raise ValueError(
-                    f"process {id} of node {node!r} is unknown; procs() has {listed}: reserve "
+                    f"process {number} of node {node!r} is unknown; procs() has {listed}: reserve "
                     "more with addprocs"
                 )
-            if id in seen:
+            if number in seen:
                 raise ValueError(
-                    f"process {id} is in two places: in node {seen[id]!r} and in node {node!r}"
+                    f"process {number} is in two places: in node {seen[number]!r} and in {node!r}"
                 )
-            seen[id] = node
+            seen[number] = node
     for node in checked:
         if not is_local_host(node.host):
             raise NoNodesError(
@@ -144,8 +144,8 @@ def group_nodes(host_by_id: Mapping[int, str]) -> tuple[NodeEnv, ...]:
         NoNodesError: no host has two processes.
     """
     ids_by_host: dict[str, list[int]] = {}
-    for id in sorted(host_by_id):
-        ids_by_host.setdefault(canonical_host(host_by_id[id]), []).append(id)
+    for number in sorted(host_by_id):
+        ids_by_host.setdefault(canonical_host(host_by_id[number]), []).append(number)
     nodes = [NodeEnv(ids[0], host, ids[1:]) for host, ids in ids_by_host.items() if len(ids) > 1]
     lonely = [(host, ids[0]) for host, ids in ids_by_host.items() if len(ids) == 1]
     if not nodes:
@@ -154,10 +154,10 @@ def group_nodes(host_by_id: Mapping[int, str]) -> tuple[NodeEnv, ...]:
             f"host {host} has {len(lonely)} process; a node needs a broker and at least one "
             "executor: addprocs some more"
         )
-    for host, id in lonely:
+    for host, number in lonely:
         warnings.warn(
-            f"process {id} on host {host} is alone there and not used; a node needs a broker and "
-            "at least one executor",
+            f"process {number} on host {host} is alone there and not used; a node needs a broker "
+            "and at least one executor",
             UserWarning,
             stacklevel=4,
         )
@@ -171,7 +171,8 @@ def node_changes(before: Sequence[NodeEnv], wanted: Sequence[NodeEnv]) -> NodeCh
     """
     before_by_broker = {(node.brokerid, canonical_host(node.host)): node for node in before}
     wanted_keys = {(node.brokerid, canonical_host(node.host)) for node in wanted}
-    added, kept = [], []
+    added: list[NodeEnv] = []
+    kept: list[NodeEnv] = []
     for node in wanted:
         known = (node.brokerid, canonical_host(node.host)) in before_by_broker
         (kept if known else added).append(node)

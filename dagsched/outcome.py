@@ -59,8 +59,14 @@ def load_fetched(info: "ObjectInfo", frame: "Frame | None", position: int) -> ob
     return values[position]
 
 
-def run_error(run: "Run", end: "RunEnded") -> BaseException:
-    """What `Run.result` raises for a run that did not end well; a new one at each call."""
+def run_error(run: "Run", end: "RunEnded", losses: str) -> BaseException:
+    """What `Run.result` raises for a run that did not end well; a new one at each call.
+
+    Args:
+        run: that ended.
+        end: how.
+        losses: in words, which nodes were lost.
+    """
     done, total = run.progress()
     so_far = f"{done} of {total} tasks were done"
     if end.state == "cancelled":
@@ -72,7 +78,7 @@ def run_error(run: "Run", end: "RunEnded") -> BaseException:
             "more time, or look at run.stats() for what took so long"
         )
     if end.state == "lost":
-        return _lost_error(run, failure)
+        return _lost_error(run, failure, losses)
     if failure is None:
         return InternalError(f"run {run.run_id} ended as {end.state} without a failure")
     return failure_error(run, failure, end.failure_frame, end.node)
@@ -147,10 +153,10 @@ def _load_exception(frame: "Frame | None") -> BaseException | None:
     if frame is None or len(frame) == 0:
         return None
     try:
-        loaded = load_exception(frame)
-    except Exception:  # noqa: BLE001 - the user's class may do anything; its text is known anyway
+        return load_exception(frame)
+    except SerializationError:
+        # The class is not known here; its name, text and traceback are.
         return None
-    return loaded if isinstance(loaded, BaseException) else None
 
 
 def _executor_lost(failure: "Failure", where: str) -> ExecutorLost:
@@ -173,16 +179,17 @@ def _executor_lost(failure: "Failure", where: str) -> ExecutorLost:
     )
 
 
-def _lost_error(run: "Run", failure: "Failure | None") -> DagschedError:
+def _lost_error(run: "Run", failure: "Failure | None", losses: str) -> DagschedError:
+    more = f" ({losses})" if losses else ""
     if failure is None:
-        return NodeLost(f"run {run.run_id} could not go on: its nodes are gone")
+        return NodeLost(f"run {run.run_id} could not go on: its nodes are gone{more}")
     kinds: dict[str, type[DagschedError]] = {
         "NoNodesError": NoNodesError,
         "ObjectLost": ObjectLost,
         "NodeLost": NodeLost,
     }
     kind = kinds.get(failure.type_name, NodeLost)
-    return kind(f"run {run.run_id} could not go on: {failure.text}")
+    return kind(f"run {run.run_id} could not go on: {failure.text}{more}")
 
 
 def _where(run: "Run", failure: "Failure", node: int | None) -> str:

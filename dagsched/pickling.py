@@ -35,7 +35,7 @@ def dumps(
     """
     try:
         stream = plain_dumps(value, callback)
-    except Exception:  # cloudpickle may know how, and its error is the one to tell
+    except Exception:  # noqa: BLE001 - cloudpickle may know how, and its error is the one to tell
         stream = None
     if stream is not None:
         return stream
@@ -70,6 +70,6 @@ def is_picklable(value: object) -> bool:
     """Whether a value can travel."""
     try:
         dumps(value)
-    except Exception:  # whatever it is, it is the answer
+    except Exception:  # noqa: BLE001 - whatever it is, it is the answer
         return False
     return True

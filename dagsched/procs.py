@@ -59,14 +59,14 @@ def rmprocs(ids: int | Iterable[int]) -> None:
     """
     wanted = [ids] if isinstance(ids, int) else list(ids)
     with _lock:
-        unknown = [id for id in wanted if id not in _host_by_id]
+        unknown = [number for number in wanted if number not in _host_by_id]
         if unknown:
             why = " (1 is the master and stays)" if MASTER in unknown else ""
             raise ValueError(
                 f"no process with id {unknown[0]!r} to remove{why}; there are {_listed()}"
             )
-        for id in wanted:
-            _host_by_id.pop(id, None)
+        for number in wanted:
+            _host_by_id.pop(number, None)
 
 
 def procs() -> list[int]:
@@ -78,7 +78,7 @@ def procs() -> list[int]:
 def process_hosts() -> dict[int, str]:
     """Host of each reserved process by its id, in rising order of id."""
     with _lock:
-        return {id: _host_by_id[id] for id in sorted(_host_by_id)}
+        return {number: _host_by_id[number] for number in sorted(_host_by_id)}
 
 
 def reserve_private(n: int) -> list[int]:

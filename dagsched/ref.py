@@ -86,9 +86,7 @@ class Ref:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Ref):
             return NotImplemented
-        return (
-            self.position == other.position and self.run == other.run and self.env == other.env
-        )
+        return self.position == other.position and self.run == other.run and self.env == other.env
 
     def __hash__(self) -> int:
         return hash((self.env, self.run, self.position))
@@ -213,11 +211,12 @@ def collect(value: object) -> object:
             before = _restored_count
             value = resolver_of(value).fetch(value)
         else:
-            refs = list(dict.fromkeys(leaves(value, _is_ref)))
+            found = dict.fromkeys(leaves(value, _is_ref))
+            refs = [ref for ref in found if isinstance(ref, Ref)]
             if not refs:
                 return value
             before = _restored_count
-            values = dict(zip(refs, _fetch_many(refs), strict=True))
+            values: dict[object, object] = dict(zip(refs, _fetch_many(refs), strict=True))
             value = rebuild(value, values.__getitem__, _is_ref)
         # A fetched value may hold references itself; if none was restored meanwhile it has none,
         # and a large value need not be walked.

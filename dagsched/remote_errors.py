@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from dagsched.errors import RemoteTraceback, TaskFailed
+from dagsched.errors import SerializationError
 from dagsched.pickling import dumps
 from dagsched.protocol.messages import Frame
 
@@ -48,23 +48,21 @@ def dump_exception(error: BaseException, limit_bytes: int = EXCEPTION_BYTES_MAX)
     return DumpedException(data, name, text, _traceback_of(error, name, text, limit_bytes))
 
 
-def load_exception(
-    data: Frame, type_name: str, text: str, traceback_text: str = ""
-) -> BaseException:
-    """The exception that `dump_exception` told of, its remote traceback as cause.
+def load_exception(data: Frame) -> BaseException:
+    """The exception that `dump_exception` pickled, as it is here.
 
-    One that can't be loaded here is a `TaskFailed` with the same words.
+    Raises:
+        SerializationError: it can't be loaded in this process.
     """
-    error: object = None
-    if len(data):
-        try:
-            error = pickle.loads(data)
-        except Exception as failure:  # a class of the user's own; TaskFailed tells of it
-            text = f"{text} (can't be loaded here: {type(failure).__name__})"
+    try:
+        error = pickle.loads(data)
+    except Exception as failure:
+        raise SerializationError(
+            f"an exception can't be loaded here ({type(failure).__name__}); its module may be "
+            "missing in this process"
+        ) from failure
     if not isinstance(error, BaseException):
-        error = TaskFailed(f"{type_name}: {text}" if text else type_name)
-    if traceback_text:
-        error.__cause__ = RemoteTraceback(traceback_text)
+        raise SerializationError(f"what came as an exception is a {type_name(error)}")
     return error
 
 
@@ -84,7 +82,7 @@ def _proven(error: BaseException, limit_bytes: int) -> bytes:
             return b""
         loaded = pickle.loads(data)
         return data if type(loaded) is type(error) else b""
-    except Exception:  # its class can't be pickled, in one of countless ways: text must do
+    except Exception:  # noqa: BLE001 - its class can't be pickled, in one of countless ways: text must do
         return b""
 
 
@@ -100,7 +98,7 @@ def _is_small(error: BaseException, limit_bytes: int) -> bool:
         seen.add(id(value))
         try:
             size += max(sys.getsizeof(value), int(getattr(value, "nbytes", 0)))
-        except Exception:  # a __sizeof__ or nbytes of the user's own
+        except Exception:  # noqa: BLE001 - a __sizeof__ or nbytes of the user's own
             return False
         if size > limit_bytes or len(seen) > _ITEMS_MAX:
             return False
@@ -115,7 +113,7 @@ def _text_of(error: BaseException, is_small: bool) -> str:
     try:
         text = str(error) if is_small else reprlib.repr(error.args)
         return str(text)[:TEXT_CHARS_MAX]
-    except Exception:  # its __str__ or __repr__ fails
+    except Exception:  # noqa: BLE001 - its __str__ or __repr__ fails
         return f"<{type(error).__name__} that can't be printed>"
 
 
@@ -128,7 +126,7 @@ def _traceback_of(error: BaseException, name: str, text: str, limit_bytes: int) 
             whole = "".join(lines)
         else:
             whole = "".join(traceback.format_tb(start)) + f"{name}: {text}\n"
-    except Exception:  # some __str__ in the chain failed
+    except Exception:  # noqa: BLE001 - some __str__ in the chain failed
         whole = "".join(traceback.format_tb(start)) + f"{name}: {text}\n"
     if len(whole) > TRACEBACK_CHARS_MAX:
         half = TRACEBACK_CHARS_MAX // 2

@@ -5,7 +5,6 @@ tells of it. How values are decoded is in `outcome`, how tables are made in `sta
 begin in `submission`.
 """
 
-import asyncio
 import logging
 import threading
 import time
@@ -43,6 +42,12 @@ class RunHost(Protocol):
 
     def call_back(self, function: Callable[[], object]) -> None:
         """Call user code in the thread that is there for it."""
+
+    def source_values(self, run: "Run") -> dict[int, object]:
+        """Values of those outputs that no task of the run computes."""
+
+    def describe_losses(self) -> str:
+        """Which nodes were lost, and why; empty if none was."""
 
 
 @dataclass(slots=True)
@@ -164,6 +169,8 @@ class Run:
         callback(self)
 
     def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
 
@@ -193,9 +200,9 @@ class Run:
 
     def trace(self) -> "Trace":
         """When and where each task was executed, as far as it is known now."""
-        failed = ()
+        failed: list[int] = []
         if self._end is not None and self._end.failure is not None:
-            failed = (self._end.failure.position,)
+            failed = [self._end.failure.position]
         count = len(self.shape.order)
         return self.traces.build(
             self.shape.order,
@@ -241,9 +248,7 @@ class Run:
 
     def take_traces(self, event: "TracesArrived") -> None:
         """Tasks that ended on one executor."""
-        self.traces.add(
-            event.broker, event.executor, event.attempt, event.positions, event.stamps
-        )
+        self.traces.add(event.broker, event.executor, event.attempt, event.positions, event.stamps)
 
     def take_outputs(self, event: "OutputsComplete") -> bool:
         """Keep the outputs; whether they are all here already and the cluster's can go.
@@ -283,19 +288,22 @@ class Run:
         self._taken = True
         return True
 
-    def take_end(self, event: "RunEnded") -> None:
-        """The run is over."""
+    def take_end(self, event: "RunEnded", tell: "Callable[[Run, str], object]") -> None:
+        """The run is over; `tell` is called with its state before anybody else knows."""
         record = self.record
         record.subtree_brokers = event.subtree_brokers
         record.node_stats = event.stats
         if event.state == "done":
             record.done_count = record.total
+        record.ended_s = time.monotonic()
         self._end = event
+        tell(self, event.state)
         self._finish(event.state)
 
     def take_error(self, state: str, error: BaseException) -> None:
         """The run can't go on: the environment was closed, or the master failed."""
-        self._error = error
+        if not self._ended.is_set():
+            self._error = error
         self._finish(state)
 
     def finish_at_once(self, value: object) -> None:
@@ -319,10 +327,11 @@ class Run:
     # --- inside ---------------------------------------------------------------------------------
 
     def _finish(self, state: str) -> None:
-        self.record.ended_s = time.monotonic()
         with self._lock:
             if self._ended.is_set():
                 return
+            if self.record.ended_s is None:
+                self.record.ended_s = time.monotonic()
             self._state = state
             self._ended.set()
             callbacks, self._callbacks = self._callbacks, []
@@ -355,7 +364,7 @@ class Run:
 
         if self._end is None:
             return InternalError(f"run {self.run_id} ended as {self._state} without a reason")
-        return run_error(self, self._end)
+        return run_error(self, self._end, self._host.describe_losses())
 
     def _take_value(self) -> object:
         with self._lock:
@@ -370,6 +379,8 @@ class Run:
         from dagsched.outcome import load_object
 
         values = self._decoded
+        if any(position >= len(self.shape.order) for position in self.shape.outputs):
+            values.update(self._host.source_values(self))
         for _, info, frame in self._objects:
             if info.location is None:
                 load_object(info, frame, values)

@@ -10,7 +10,6 @@ containers that share a file system with us are left alone.
 import logging
 import os
 import re
-import secrets
 import shutil
 import stat
 import tempfile
@@ -24,7 +23,10 @@ logger = logging.getLogger(__name__)
 SOCKET_PATH_MAX = 100
 """The kernel takes 107 bytes; the rest is for whoever appends to a socket's name."""
 
-_SEGMENT_DIRECTORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lies, not a temporary file
+ROOT_PATH_MAX = SOCKET_PATH_MAX - 56
+"""A run directory's name takes up to 36 characters, a socket's in it up to 20."""
+
+_SEGMENT_DIRECTORY = Path("/dev/shm")
 _ROOTPATH = re.compile(r"(/[A-Za-z0-9_.-]{1,64})+")
 _ROOTPATH_MAX = 128
 _NAME = re.compile(r"dagsched-(\d+)-([0-9a-f]+)-(\d+)-([0-9a-f]+)-([0-9a-f]{8})(?=[.-]|$)")
@@ -94,10 +96,11 @@ def make_run_directory(rootpath: str) -> RunNames:
     Raises:
         DagschedError: no directory with a short enough path can be made.
     """
-    token = secrets.token_hex(4)
+    token = os.urandom(4).hex()
     pid = os.getpid()
     owner = f"dagsched-{os.getuid()}-{_pid_namespace():x}-{pid}-{_start_ticks(pid):x}-{token}"
-    directory = runtime_root() / f"{owner.removeprefix('dagsched-')}"
+    # The directory above is the user's already, and a socket's path must be short.
+    directory = runtime_root() / owner.removeprefix(_own_start())
     directory.mkdir(mode=0o700)
     return RunNames(token, owner, rootpath, directory)
 
@@ -111,8 +114,7 @@ def runtime_root() -> Path:
     tried = []
     for base in _runtime_bases():
         root = base if base.name == "dagsched" else base / f"dagsched-{os.getuid()}"
-        # A directory's name is up to 60 characters, a socket's in it up to 20.
-        if len(os.fsencode(root)) > SOCKET_PATH_MAX - 80:
+        if len(os.fsencode(root)) > ROOT_PATH_MAX:
             tried.append(f"{root} (too long for the path of a socket)")
             continue
         problem = _claim_directory(root)
@@ -139,7 +141,7 @@ def sweep() -> list[str]:
     removed = []
     root = runtime_root()
     for path in sorted(root.iterdir()):
-        if _is_dead(f"dagsched-{path.name}"):
+        if _is_dead(_own_start() + path.name):
             shutil.rmtree(path, ignore_errors=True)
             removed.append(str(path))
     if _SEGMENT_DIRECTORY.is_dir():
@@ -154,6 +156,10 @@ def sweep() -> list[str]:
     if removed:
         logger.info("swept %d things that dead environments left", len(removed))
     return removed
+
+
+def _own_start() -> str:
+    return f"dagsched-{os.getuid()}-"
 
 
 def _is_dead(name: str) -> bool:
@@ -192,7 +198,7 @@ def _start_ticks(pid: int) -> int:
 
 def _pid_namespace() -> int:
     try:
-        return os.stat("/proc/self/ns/pid").st_ino
+        return Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         return 0
 
@@ -202,7 +208,7 @@ def _runtime_bases() -> list[Path]:
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         bases.append(Path(runtime) / "dagsched")
     bases.append(Path(tempfile.gettempdir()))
-    bases.append(Path("/tmp"))  # noqa: S108 - a directory of our own in it, checked for its owner
+    bases.append(Path("/tmp"))
     return bases
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dagsched.brokers.objects.layout import plan_layout, write_header
+from dagsched.entries import Slot
 from dagsched.errors import SerializationError
 from dagsched.pickling import cloud_dumps, dumps, is_picklable, plain_dumps
 from dagsched.protocol.messages import Frame
@@ -36,6 +37,8 @@ __all__ = [
 
 ATOMIC_TYPES = frozenset({int, float, str, bytes, bool, complex, type(None)})
 """Types whose values are immutable, hold nothing else, and pickle the same everywhere."""
+
+_FLAT_TYPES = ATOMIC_TYPES | {Slot}
 
 WHOLE_BYTES_MIN = 64 << 10
 """A bytes or bytearray from this length on goes out of band: one copy less each way."""
@@ -106,7 +109,7 @@ def dump_entries(entries: Sequence[object], plain: bool) -> bytes:
             continue
         try:
             data = plain_dumps(entry)
-        except Exception:  # cloudpickle may know how, and its error is the one to tell
+        except Exception:  # noqa: BLE001 - cloudpickle may know how, and its error is the one to tell
             data = None
         if data is not None and len(data) <= SEPARATE_ENTRY_BYTES_MAX:
             packed.append(data)
@@ -132,6 +135,10 @@ def is_plain_entry(entry: object) -> bool:
         return ATOMIC_TYPES.issuperset(map(type, entry))  # type: ignore[call-overload]
     if kind is list:
         return ATOMIC_TYPES.issuperset(map(type, entry[0]))  # type: ignore[index]
+    if kind is dict:
+        return _FLAT_TYPES.issuperset(map(type, entry["args"])) and _FLAT_TYPES.issuperset(  # type: ignore[index]
+            map(type, entry["kwargs"].values())  # type: ignore[index]
+        )
     return False
 
 
@@ -245,6 +252,6 @@ def _explained(value: object, root: str, error: BaseException) -> SerializationE
 
 
 def numpy_array_type() -> type | None:
-    """numpy's array type if numpy has been imported, so that looking costs no import."""
+    """The array type of numpy if numpy has been imported, so that looking costs no import."""
     numpy = sys.modules.get("numpy")
     return getattr(numpy, "ndarray", None)

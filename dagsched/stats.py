@@ -152,14 +152,16 @@ def format_stats(stats: Mapping[str, Any]) -> str:
     run = stats["run"]
     if run is None:
         return "no run yet"
-    lines = [
+    tasks = (
         f"run {run['run_id']}: {run['state']}, {run['done_count']} of {run['task_count']} tasks, "
         f"{run['failed_count']} failed, {run['cancelled_count']} cancelled, "
-        f"{run['retry_count']} retries",
+        f"{run['retry_count']} retries"
+    )
+    times = (
         f"duration {run['duration_s']:.6f} s, critical path {run['critical_path_s']:.6f} s, "
-        f"{run['subtree_count']} subtrees, {run['bundle_count']} bundles",
-        "",
-    ]
+        f"{run['subtree_count']} subtrees, {run['bundle_count']} bundles"
+    )
+    lines = [tasks, times, ""]
     executors = [
         [
             f"executor {row['id']}", f"node {row['node']}", str(row["task_count"]),

@@ -63,7 +63,9 @@ def task_story(run: "Run", key: object) -> list[str]:
     ]
     if record.started_s is not None:
         after_s = record.started_s - record.submitted_s
-        story.append(f"{after_s:.6f} s: the run's first subtree was placed; {_placement(run, task)}")
+        story.append(
+            f"{after_s:.6f} s: the run's first subtree was placed; {_placement(run, task)}"
+        )
     if trace.end_ns[task] >= 0:
         place = f"executor {trace.executor[task]} of node {trace.node[task]}"
         attempt = f"attempt {trace.attempt[task]}"

@@ -119,7 +119,8 @@ class TraceBuilder:
         part = np.empty(0, np.int32)
         if subtree_starts is not None:
             part = np.empty(count, np.int32)
-            lengths = np.diff(np.asarray(subtree_starts, np.int64))
+            starts = np.asarray(subtree_starts, np.int64)
+            lengths = starts[1:] - starts[:-1]
             part[order] = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         # Assigning to repeated indices keeps the last, so the highest attempt goes last.
         pieces = [_arrays(piece) for piece in sorted(self._pieces, key=lambda piece: piece[2])]

@@ -6,6 +6,7 @@ calls `repr` or `str` of what is not a builtin.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import ModuleType
 from typing import NamedTuple
 
 TRIES_MAX = 2_000
@@ -43,7 +44,7 @@ def find_culprit(
         is_picklable: the test.
 
     Example:
-        >>> find_culprit([("args", [1, {"x": 2.0}])], lambda v: not isinstance(v, (list, dict, float)))
+        >>> find_culprit([("args", [1, {"x": 2.0}])], lambda v: type(v) in (int, str))
         Culprit(path="args[1]['x']", value=2.0)
     """
     tries = 0
@@ -71,7 +72,7 @@ def describe(culprit: Culprit, error: BaseException) -> str:
     advice = next((text for names, text in _ADVICE if kind in names), _DEFAULT_ADVICE)
     try:
         reason = str(error)[:500]
-    except Exception:  # the error is the user's own, and may fail to say what it is
+    except Exception:  # noqa: BLE001 - the error is the user's own, and may fail to say what it is
         reason = "(its error can't be printed)"
     return (
         f"{culprit.path} (a {kind}) can't travel to another process: "
@@ -97,7 +98,7 @@ def _children(path: str, value: object) -> Iterator[tuple[str, object]]:
 def _items(value: Mapping[object, object]) -> Iterable[tuple[object, object]]:
     try:
         return list(islice(value.items(), CHILDREN_MAX))
-    except Exception:  # a mapping of the user's own may do anything
+    except Exception:  # noqa: BLE001 - a mapping of the user's own may do anything
         return ()
 
 
@@ -117,7 +118,7 @@ def _attributes(path: str, value: object) -> Iterator[tuple[str, object]]:
         for index, default in enumerate(getattr(value, "__defaults__", None) or ()):
             yield f"{path} default {index}", default
     owner = getattr(value, "__self__", None)
-    if owner is not None and not isinstance(owner, type(ascii.__self__)):
+    if owner is not None and not isinstance(owner, ModuleType):
         yield f"{path}.__self__", owner
     if hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
         for name in ("func", "args", "keywords"):

@@ -7,8 +7,8 @@ What a journal may look like, and what the fold makes of it:
   must not care: brokers tell again what they hold;
 - records repeat (an append was repeated after a lost connection): as if they stood there once;
 - a large record's parts are incomplete: it was never committed, so it does not count;
-- damage in the middle, or an entry missing there: `StoreUnavailable` naming stream and position. To go
-  on would give a wrong result;
+- damage in the middle, or an entry missing there: `StoreUnavailable` naming stream and position,
+  for to go on would give a wrong result;
 - a newer version: `VersionMismatch`.
 """
 
@@ -176,13 +176,13 @@ def _apply(state: JournalState, record: Record) -> None:
 def _apply_outputs(state: JournalState, record: Outputs) -> None:
     state.epoch = max(state.epoch, record.epoch)
     data = iter(record.data)
-    for info in record.objects:
+    for broker, info in record.objects:
         inline = next(data, None) if info.location is None else None
         if info.location is None and inline is None:
             raise ValueError(f"the bytes of output {info.first} are missing")
         known = state.outputs.get(info.first)
         if known is None or record.epoch >= known.epoch:
-            state.outputs[info.first] = Output(record.broker, record.epoch, info, inline)
+            state.outputs[info.first] = Output(broker, record.epoch, info, inline)
 
 
 def missing_subtrees(state: JournalState, subtree_count: int) -> Sequence[int]:

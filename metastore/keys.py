@@ -1,8 +1,8 @@
 """Names of the store's keys. Pure.
 
-All keys of an environment begin with one prefix that names the user, the environment's root path and
-a token of its own, so that environments share a server without meeting, and so that everything of one
-environment can be found and dropped.
+All keys of an environment begin with one prefix that names the user, the environment's root path
+and a token of its own, so that environments share a server without meeting, and so that everything
+of one environment can be found and dropped.
 
     dagsched:1000/D:5f0c2a91:runs      set of the runs that have a journal
     dagsched:1000/D:5f0c2a91:run:7     stream: the journal of run 7

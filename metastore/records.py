@@ -1,7 +1,7 @@
 """What the journal says, and its form in bytes. Pure.
 
 A record is one fact about a run. Its bytes are a frame: magic, version, length, checksum, then
-MessagePack. The checksum covers version and length too, so that a damaged frame can't pose as another.
+MessagePack. The checksum covers version and length too, so that no damaged frame poses as another.
 A batch is frames one after the other; a store keeps batches, and never looks inside.
 
 A record too large for a store's comfort is split into `Part`s, each a record of its own; the fold
@@ -23,7 +23,7 @@ from dagsched.protocol.messages import Failure, Frame, ObjectInfo
 VERSION = 1
 MAGIC = b"dJ"
 PART_BYTES = 8 << 20
-"""Larger records are split: a server keeps a reply's and a command's bytes in one piece of memory."""
+"""Larger records are split: servers keep a command's bytes in one piece of memory."""
 
 _HEADER = struct.Struct("<2sBxI")  # magic, version, unused, length of the body
 _CHECKSUM = struct.Struct("<I")
@@ -59,7 +59,7 @@ class Submitted:
     priority: int
     timeout_s: float | None
     plan_frames: Sequence[Frame]
-    name: str = ""
+    parent: tuple[int, int] | None = None  # run and position of the task that returned this graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +86,14 @@ class SubtreeDone:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Objects that hold results which the client asked for; `data` has the inline ones' bytes."""
+    """Objects that hold results which the client asked for, and the broker that has each.
+
+    `data` has the bytes of the inline ones, in their order.
+    """
 
     KIND: ClassVar[int] = 6
     epoch: int
-    broker: int
-    objects: Sequence[ObjectInfo]
+    objects: Sequence[tuple[int, ObjectInfo]]
     data: Sequence[Frame]
 
 
@@ -106,7 +108,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Last record of a run: ``done``, ``failed`` or ``cancelled``."""
+    """Last record of a run; `state` as the master calls it: ``done``, ``failed``, .."""
 
     KIND: ClassVar[int] = 8
     state: str
@@ -220,16 +222,17 @@ def _pack(fields: list[object]) -> bytes:
 def _fields(record: Record) -> list[object]:
     """What stands after the kind, in terms of MessagePack; undone by ``_DECODERS``."""
     match record:
-        case Outputs(epoch, broker, objects, data):
-            return [epoch, broker, [msgspec.to_builtins(info) for info in objects], list(data)]
+        case Outputs(epoch, objects, data):
+            plain = [(broker, msgspec.to_builtins(info)) for broker, info in objects]
+            return [epoch, plain, list(data)]
         case Failed(failure, data):
             return [msgspec.to_builtins(failure), data]
         case _:
             return [getattr(record, name) for name in record.__slots__]
 
 
-def _outputs(epoch: int, broker: int, objects: object, data: Sequence[bytes]) -> Outputs:
-    return Outputs(epoch, broker, msgspec.convert(objects, tuple[ObjectInfo, ...]), data)
+def _outputs(epoch: int, objects: object, data: Sequence[bytes]) -> Outputs:
+    return Outputs(epoch, msgspec.convert(objects, tuple[tuple[int, ObjectInfo], ...]), data)
 
 
 def _failed(failure: object, data: bytes) -> Failed:

@@ -47,7 +47,7 @@ class Drawing:
 
     def _writer(self, suffix: str) -> Callable[[], bytes]:
         writers: dict[str, Callable[[], bytes]] = {
-            ".svg": lambda: self.svg.encode(),
+            ".svg": self.svg.encode,
             ".png": lambda: render_png(self.svg, width=self.size[0], height=self.size[1]),
             ".html": lambda: html_text(self.picture, self.svg).encode(),
             ".dot": lambda: dot_text(self.picture).encode(),

@@ -47,11 +47,7 @@ def _boxes(tasks: Tasks, trace: Trace | None) -> tuple[Integers, list[str]]:
     present, parts = np.unique(trace.part, return_inverse=True)
     if len(present) < 2 or len(present) > BOXES_MAX:
         return intervals, labels
-    means = np.bincount(parts, weights=np.arange(tasks.count)) / np.bincount(parts)
-    by_mean = np.argsort(means, kind="stable")
-    number = np.empty(len(present), np.int64)
-    number[by_mean] = np.arange(len(present))
-    return _pieces(number[parts], present[by_mean].tolist())
+    return _pieces(parts, present.tolist())
 
 
 def _pieces(part_of: Integers, parts: Sequence[int]) -> tuple[Integers, list[str]]:
@@ -70,7 +66,12 @@ def _pieces(part_of: Integers, parts: Sequence[int]) -> tuple[Integers, list[str
         for part, count in zip(parts, counts.tolist(), strict=True)
         for piece in range(count)
     ]
-    return box_of, labels
+    # In order of their mean ids, so that most edges lead forward even where parts are interlocked.
+    means = np.bincount(box_of, weights=np.arange(len(part_of))) / np.bincount(box_of)
+    by_mean = np.argsort(means, kind="stable")
+    number = np.empty(len(labels), np.int64)
+    number[by_mean] = np.arange(len(labels))
+    return number[box_of], [labels[box] for box in by_mean.tolist()]
 
 
 def _box_marks(
@@ -91,7 +92,7 @@ def _box_marks(
         + (f" and {len(content) - 4} more functions" if len(content) > 4 else "")
         for content in contents
     ]
-    names = [sorted(content)[0][1] for content in contents]
+    names = [min(content)[1] for content in contents]
     if trace is None:
         return [
             Mark(labels[box], names[box], task_count=int(sizes[box]), detail=details[box])

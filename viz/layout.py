@@ -8,6 +8,7 @@ distances: an isotonic regression for each row (pool adjacent violators; Ayer et
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from dagsched.viz.levels import Levels, make_levels
 
@@ -72,7 +73,7 @@ def make_layout(
     rows = _rows_of_items(levels, widths, height)
     item_of = {entry: item for row in rows for item in row for entry in item.entries}
     for chain in levels.chains:
-        for upper, lower in zip(chain, chain[1:], strict=False):
+        for upper, lower in pairwise(chain):
             item_of[upper].neighbours_below.append(item_of[lower])
             item_of[lower].neighbours_above.append(item_of[upper])
     width = max((_row_width(row) for row in rows), default=0.0)
@@ -92,9 +93,7 @@ def make_layout(
     return Layout(centres, routes, width, tops[-1] - LEVEL_GAP if rows else 0.0)
 
 
-def _rows_of_items(
-    levels: Levels, widths: Sequence[float], height: float
-) -> list[list[_Item]]:
+def _rows_of_items(levels: Levels, widths: Sequence[float], height: float) -> list[list[_Item]]:
     """Every row as items, on the narrowest page that is not too tall for its width."""
     below: dict[int, int] = {}
     for chain in levels.chains:
@@ -192,7 +191,7 @@ def _spread(
 ) -> list[float]:
     """The places nearest to `wants` (least squares) that keep order, distances and the page."""
     offsets = [0.0]
-    for left, right in zip(row, row[1:], strict=False):
+    for left, right in pairwise(row):
         offsets.append(offsets[-1] + (left.width + right.width) / 2 + GAP)
     low = row[0].width / 2
     high = max(low, width - row[-1].width / 2 - offsets[-1])
@@ -254,7 +253,9 @@ def _routes(
             level = levels.level[waypoint]
             legs.append((item_of[waypoint].x, tops[level], bottoms[level]))
         if target == below.entries[0]:
-            legs.append((end_x, min(tops[levels.level[target]], end_y - height / 2), end_y - height / 2))
+            legs.append(
+                (end_x, min(tops[levels.level[target]], end_y - height / 2), end_y - height / 2)
+            )
         else:
             end = (end_x - widths[target] / 2, end_y)
             gutter = below.x - below.width / 2

@@ -8,6 +8,7 @@ pass levels get a *waypoint* in each, so that they are led around marks and not 
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 SWEEPS_MAX = 8
 WAYPOINTS_A_MARK = 4
@@ -53,7 +54,7 @@ def make_levels(count: int, edges: Sequence[Edge]) -> Levels:
                 level.append(between)
         chain.append(target)
         chains.append(chain)
-    steps = [pair for chain in chains for pair in zip(chain, chain[1:], strict=False)]
+    steps = [pair for chain in chains for pair in pairwise(chain)]
     rows = _ordered(rows, level, [step for step in steps if level[step[1]] - level[step[0]] == 1])
     return Levels(rows, level, chains, count)
 
@@ -122,7 +123,7 @@ def _swept(
 def _crossings(rows: Sequence[Sequence[int]], below: Sequence[Sequence[int]]) -> int:
     """Pairs of edges that cross between neighbouring rows."""
     total = 0
-    for upper, lower in zip(rows, rows[1:], strict=False):
+    for upper, lower in pairwise(rows):
         place = {entry: index for index, entry in enumerate(lower)}
         seen: list[int] = []
         for entry in upper:

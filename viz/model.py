@@ -95,7 +95,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """A graph as the model needs it: ids are topological, dependencies are smaller than their task."""
+    """A graph as the model needs it; a task's dependencies have lower ids than itself."""
 
     functions: Sequence[str]
     function_of: Integers

@@ -11,7 +11,7 @@ FONT_FILE = Path(__file__).resolve().parent / "fonts" / "DejaVuSans-latin.ttf"
 KNOWN = frozenset(map(chr, range(0x20, 0x7F))) | frozenset("\n\u00b5\u00d7\u2013\u2026\u2192")
 
 PIXELS_MAX = 60_000_000
-"""Larger pictures are scaled down to this many pixels: they would take more memory than they help."""
+"""Larger pictures are scaled down to this many: more memory would not make them clearer."""
 
 
 def render_png(svg: str, *, width: float, height: float) -> bytes:

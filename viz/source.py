@@ -11,7 +11,7 @@ from dagsched.viz.model import Picture, Tasks
 from dagsched.viz.picture import make_picture
 
 if TYPE_CHECKING:
-    import networkx
+    import networkx as nx
 
 
 @runtime_checkable
@@ -59,7 +59,7 @@ def picture_of(dag_or_run: object, title: str | None = None) -> Picture:
     )
 
 
-def _is_networkx(value: object) -> TypeGuard["networkx.DiGraph[Any]"]:
+def _is_networkx(value: object) -> TypeGuard["nx.DiGraph[Any]"]:
     """Whether it is a networkx graph; who never imported networkx, has none and needs no import."""
     module = sys.modules.get("networkx")
     return module is not None and isinstance(value, module.DiGraph)

@@ -28,6 +28,14 @@ LABEL_WIDTH_MAX = 190.0
 ARROWS_MAX = 600
 """More edges than this are drawn without arrow heads; all lead down."""
 
+_HEAD = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+    'viewBox="0 0 {width:.0f} {height:.0f}">'
+)
+_ARROW = (
+    '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7.4" refY="4" markerWidth="7" '
+    'markerHeight="7" orient="auto"><path d="M0 .8L8 4L0 7.2z" fill="#9aa3ad"/></marker></defs>'
+)
 _STYLE = (
     "text{{font-family:{font};font-size:{size}px;text-anchor:middle}}"
     ".edge{{fill:none;stroke:#9aa3ad;stroke-width:1.3}}"
@@ -50,12 +58,9 @@ def draw_svg(picture: Picture) -> str:
     height = top + max(layout.height, 0) + 2 * MARGIN
     style = _STYLE.format(font=FONT, size=FONT_SIZE)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}">',
+        _HEAD.format(width=width, height=height),
         f"<title>{escape(picture.title or 'dagsched')}</title><style>{style}</style>",
-        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7.4" refY="4" markerWidth="7" '
-        'markerHeight="7" orient="auto"><path d="M0 .8L8 4L0 7.2z" fill="#9aa3ad"/></marker>'
-        "</defs>",
+        _ARROW,
         f'<rect width="{width:.0f}" height="{height:.0f}" fill="#fff"/>',
         legend,
         f'<g transform="translate({left:.1f} {top:.1f})">',
@@ -213,7 +218,9 @@ def _legend(picture: Picture, colours: Mapping[int, str]) -> tuple[str, float, f
     parts.append(_legend_text(MARGIN, y, under))
     width = max(text_width(title, 17), text_width(under, 12))
     rows = [node_text(line) for line in picture.nodes]
-    columns = [max(text_width(row[place], 12) for row in rows) + 22 for place in range(4)] if rows else []
+    columns = (
+        [max(text_width(row[place], 12) for row in rows) + 22 for place in range(4)] if rows else []
+    )
     for line, row in zip(picture.nodes, rows, strict=True):
         y += line_height
         parts.append(_node_line(line, row, columns, y, colours))
@@ -246,12 +253,11 @@ def _signs(picture: Picture, y: float) -> tuple[str, float]:
     """What fill, dashes, crosses and double borders mean; only those that occur."""
     steps, wide = 8, 14.0
     x = MARGIN
-    parts = []
-    for step in range(steps):
-        parts.append(
-            f'<rect x="{x + step * wide:.1f}" y="{y - 11:.1f}" width="{wide}" height="13" '
-            f'fill="{grey(step, steps)}"/>'
-        )
+    parts = [
+        f'<rect x="{x + step * wide:.1f}" y="{y - 11:.1f}" width="{wide}" height="13" '
+        f'fill="{grey(step, steps)}"/>'
+        for step in range(steps)
+    ]
     parts.append(
         f'<rect x="{x}" y="{y - 11:.1f}" width="{steps * wide}" height="13" fill="none" '
         'stroke="#999" stroke-width=".8"/>'

@@ -24,9 +24,13 @@ def label(mark: Mark) -> str:
     Example:
         >>> label(Mark("merge-17", "merge")), label(Mark("merge", "merge"))
         ('merge - 17', 'merge')
+        >>> label(Mark("part 3", "merge", task_count=20, detail="merge x 16, load x 4"))
+        '20 tasks: merge, ..'
     """
     if mark.is_box:
-        return f"{mark.function} x {mark.task_count:,}"
+        several = ", " in mark.detail
+        count = f"{mark.task_count:,}"
+        return f"{count} tasks: {mark.function}, .." if several else f"{mark.function} x {count}"
     key = short_key(mark)
     return mark.function if key == mark.function else f"{mark.function} - {key}"
 

@@ -117,6 +117,10 @@ class Reader:
                 os.close(self._files.pop(name))
         return held, dropped
 
+    def is_live(self, key: Key) -> bool:
+        """Whether a mapping of the object was alive when `try_close` last looked."""
+        return key in self._live
+
     @property
     def live_count(self) -> int:
         """Objects of which a mapping was alive when last looked at."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
+from itertools import pairwise
 from keyword import iskeyword
 from pathlib import Path
 
@@ -90,9 +91,9 @@ def _count(data: bytes) -> tuple[Counter[str], set[str], int]:
     names: list[str] = []
     modules: set[str] = set()
     statement: list[str] = []  # of an import: its tokens so far
-    at_start, line = True, 0
+    at_start, lines = True, data.splitlines(keepends=True)
     name_type, operator_type = tokenize.NAME, tokenize.OP
-    for kind, text, (line, _), _, _ in tokenize.tokenize(iter(data.splitlines(True)).__next__):
+    for kind, text, _, _, _ in tokenize.tokenize(iter(lines).__next__):
         if kind == name_type:
             if at_start and text in ("import", "from"):
                 statement = [text]
@@ -116,18 +117,14 @@ def _count(data: bytes) -> tuple[Counter[str], set[str], int]:
                 statement = []
         elif kind != tokenize.COMMENT:
             at_start = False
-    return Counter(names), modules, line
+    return Counter(names), modules, len(lines)
 
 
 def _imported(statement: Sequence[str]) -> list[str]:
     """The top-level modules that an import statement names; none for a relative one."""
     if statement[0] == "from":
         return [statement[1]] if len(statement) > 1 and statement[1].isidentifier() else []
-    return [
-        text
-        for before, text in zip(statement, statement[1:], strict=False)
-        if before in ("import", ",")
-    ]
+    return [text for before, text in pairwise(statement) if before in ("import", ",")]
 
 
 def merge(*indexes: Index) -> Index:

@@ -6,6 +6,7 @@ Nodes come and go (`members`). The shell pushes what happened and pulls `take_ac
 turn. Rules for whoever edits this:
 
 - no I/O, no clock (`now` is given, monotonic seconds), no randomness, no order by hash;
+- every input has the time, also where it doesn't matter yet (hence ARG002);
 - a message of an ended run, an old epoch or attempt is counted in `stale_count` and dropped;
 - a subtree's and a run's state move by their `move` only;
 - costs are per subtree, in array passes; never a Python step per task.
@@ -53,6 +54,8 @@ from dagsched.protocol.messages import (
     TaskTrace,
     Value,
 )
+
+__all__ = ["MasterActions", "MasterCore", "own_version"]
 
 ESTIMATES_MAX = 100_000  # functions; the ones measured first are forgotten first
 ESTIMATE_SHARE = 0.5  # of the newest measure in the moving mean
@@ -136,7 +139,7 @@ class MasterCore:
             found.taken = True
             self._lives.maybe_finish(found, now)
 
-    def fetch(self, request: int, run: int, position: int, now: float) -> None:
+    def fetch(self, request: int, run: int, position: int, now: float) -> None:  # noqa: ARG002
         """Ask for the value of a Ref; `ValueArrived` answers."""
         broker = self._lives.locate(RunNo(run), position)
         if broker is None or broker not in self._members.nodes:
@@ -145,18 +148,18 @@ class MasterCore:
         self._fetches[request] = broker
         self._outbox.send(broker, FetchValue(request, run, position))
 
-    def drop_ref(self, run: int, position: int, now: float) -> None:
+    def drop_ref(self, run: int, position: int, now: float) -> None:  # noqa: ARG002
         """The client holds no Ref to this any more."""
         self._kept.drop((RunNo(run), position))
 
-    def ask_stats(self, request: int, now: float) -> None:
+    def ask_stats(self, request: int, now: float) -> None:  # noqa: ARG002
         """Ask every node for its statistics; `StatsArrived` answers."""
         self._asked[request] = dict.fromkeys(self._members.nodes)
         for broker in self._members.nodes:
             self._outbox.send(broker, AskStats(request))
         self._maybe_answer_stats(request)
 
-    def close(self, now: float) -> None:
+    def close(self, now: float) -> None:  # noqa: ARG002
         """End everything: runs are cancelled, brokers shut down; nothing is awaited."""
         if self._closed:
             return
@@ -401,7 +404,8 @@ class MasterCore:
         """
         wrong = self._placer.check(self._lives.runs.values())
         wrong += self._kept.check() + self._lives.check()
-        nodes = self._members.nodes
-        wrong += [f"fetch {r} asks {b}, who is gone" for r, b in self._fetches.items() if b not in nodes]
+        for request, broker in self._fetches.items():
+            if broker not in self._members.nodes:
+                wrong.append(f"fetch {request} asks node {broker}, which is gone")
         if wrong:
             raise InternalError("master: " + "; ".join(wrong))

@@ -28,7 +28,8 @@ class KeptObjects:
 
     def keep(self, key: RefKey, broker: ProcessId) -> None:
         """The client has a Ref to it now."""
-        self._kept.setdefault(key[0], {}).setdefault(key[1], Kept(broker))
+        kept = self._kept.setdefault(key[0], {}).setdefault(key[1], Kept(broker))
+        kept.held = True  # again, if a run gave back what it was given
 
     def broker_of(self, key: RefKey) -> ProcessId | None:
         """Who has it; None: nobody, or it isn't ours to say."""
@@ -95,6 +96,14 @@ class KeptObjects:
         for key in lost:
             self._remove(key)
         return {key for key, kept in lost.items() if kept.user_count}
+
+    def is_used_on(self, broker: ProcessId) -> bool:
+        """Running runs have objects of this broker as sources."""
+        return any(
+            kept.user_count and kept.broker == broker
+            for of_run in self._kept.values()
+            for kept in of_run.values()
+        )
 
     def check(self) -> list[str]:
         """What is wrong; nothing, mostly."""

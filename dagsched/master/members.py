@@ -74,8 +74,8 @@ class Members:
     def hello(self, message: BrokerHello, now: float) -> bool:
         """A broker presents itself; True if it is a node from now on."""
         broker = ProcessId(message.broker)
-        if tuple(message.version) != self._version:
-            self._refuse(broker, tuple(message.version), now)
+        if message.version != self._version:
+            self._refuse(broker, message.version, now)
             return False
         wanted = self.wanted.get(broker)
         if wanted is None:
@@ -196,10 +196,11 @@ class Members:
                 reason = f"node {broker} did not join within {waited_s:g} s; see its broker's log"
                 self._outbox.tell(NodeRemoved(broker, reason))
                 self._give_up_if_nobody_came(now)
-        lost = []
-        for node in self.nodes.values():
-            if node.usable_by_s is not None and now >= node.usable_by_s:
-                lost.append((node.broker, f"no executor of node {node.broker} could be started"))
+        lost = [
+            (broker, f"no executor of node {broker} could be started")
+            for broker, node in self.nodes.items()
+            if node.usable_by_s is not None and now >= node.usable_by_s
+        ]
         if self._ping_at_s is None or now < self._ping_at_s:
             return lost
         late_s = now - self._ping_at_s

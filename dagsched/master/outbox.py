@@ -1,4 +1,4 @@
-"""Where the parts of the master core put what is to be done; the shell takes it once a turn. Pure."""
+"""Where the parts of the master core put what is to be done; the shell takes it. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

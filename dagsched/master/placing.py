@@ -19,7 +19,7 @@ from dagsched.master.outbox import Outbox
 from dagsched.master.placement import UNKNOWN_BYTES, Candidate, Host, homes_of
 from dagsched.master.slices import placing_parcel
 from dagsched.master.state import MasterRun, Node, RunState, Share, Subtree, SubtreeState
-from dagsched.plan import ConstantSource, RefSource
+from dagsched.plan import ConstantSource, Int32, RefSource
 from dagsched.protocol.messages import PutObjects, Redirect
 
 Locate = Callable[[int, int], ProcessId | None]
@@ -268,7 +268,7 @@ class Placer:
                 if not successor.unplaced_count:
                     self._make_ready(run, successor)
 
-    def _import_brokers(self, run: MasterRun, subtree: Subtree) -> np.ndarray:
+    def _import_brokers(self, run: MasterRun, subtree: Subtree) -> Int32:
         """Who has, or will have, each import; 0 for sources, which are given."""
         brokers = np.zeros(len(subtree.imports), np.int32)
         for producer in subtree.predecessors.tolist():
@@ -276,27 +276,30 @@ class Placer:
         return brokers
 
     def give_sources(self, run: MasterRun, positions: list[int], broker: ProcessId) -> None:
-        """Send the broker those of these sources that it wasn't given yet."""
+        """Send the broker the constants that it wasn't given yet, and where Refs lead.
+
+        Refs are told each time: the broker drops the value when a subtree has done with it.
+        """
         share = run.share(broker)
-        new = [position for position in positions if position not in share.sources]
         constants, frames = [], []
-        for position in new:
+        for position in positions:
             source = run.plan.sources[position - run.plan.task_count]
             if isinstance(source, ConstantSource):
-                constants.append(position)
-                frames.append(source.data)
-            else:
-                holder = self._locate(source.run, source.position)
-                if holder is None:
-                    raise InternalError(
-                        f"run {run.number} needs position {source.position} of run {source.run}, "
-                        "which nobody has any more"
-                    )
-                redirect = Redirect(run.number, position, source.run, source.position, holder)
-                self._outbox.send(broker, redirect)
+                if position not in share.sources:
+                    constants.append(position)
+                    frames.append(source.data)
+                continue
+            holder = self._locate(source.run, source.position)
+            if holder is None:
+                raise InternalError(
+                    f"run {run.number} needs position {source.position} of run {source.run}, "
+                    "which nobody has any more"
+                )
+            redirect = Redirect(run.number, position, source.run, source.position, holder)
+            self._outbox.send(broker, redirect)
         if constants:
             self._outbox.send(broker, PutObjects(run.number, constants), frames)
-        share.sources.update(new)
+        share.sources.update(positions)
 
     def _note(self, run: MasterRun, placements: list[tuple[int, int, int]]) -> None:
         if not placements:
@@ -326,7 +329,7 @@ class Placer:
 def _wrong_in(run: MasterRun) -> list[str]:
     """What contradicts itself in one running run."""
     wrong = []
-    queued = {number: None for number in run.homeless}
+    queued: dict[SubtreeNo, ProcessId | None] = dict.fromkeys(run.homeless)
     for broker, share in run.shares.items():
         placed = [
             subtree
@@ -336,7 +339,7 @@ def _wrong_in(run: MasterRun) -> list[str]:
         tasks = sum(subtree.task_count for subtree in placed)
         if (len(placed), tasks) != (share.unfinished_count, share.unfinished_tasks):
             wrong.append(f"run {run.number}, broker {broker}: counts of unfinished are wrong")
-        queued.update({number: broker for number in share.queue})
+        queued.update(dict.fromkeys(share.queue, broker))
     for subtree in run.subtrees:
         is_ready = subtree.state is SubtreeState.READY
         if is_ready != (subtree.number in queued) or (

@@ -14,17 +14,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from dagsched.errors import ClosedError, InternalError, ProtocolError
 from dagsched.master.events import ClientEvent
-from dagsched.protocol.messages import Parcel
+from dagsched.protocol.codec import Decoder, encode_batch
+from dagsched.protocol.messages import BrokerToMaster, Frame, Parcel
 
 if TYPE_CHECKING:
     from dagsched.config import Config
-    from dagsched.master.core import MasterActions, MasterCore
+    from dagsched.master.core import MasterCore
     from dagsched.master.journal import Record
-    from dagsched.protocol.codec import Decoder
+    from dagsched.master.outbox import MasterActions
     from dagsched.transport import MasterEndpoint
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ _POLL_MAX_S = 3600.0
 
 class ShellListener(Protocol):
     """Who is told what happens; called in the master's thread, so it must be quick."""
+
+    def take_start(self) -> None:
+        """The master's thread has begun."""
 
     def take_event(self, event: ClientEvent) -> None:
         """The core says something of a run, a value or a node."""
@@ -99,8 +103,6 @@ class MasterShell:
 
     def start(self) -> None:
         """Bind the socket and start the thread."""
-        from dagsched.protocol.codec import Decoder
-        from dagsched.protocol.messages import BrokerToMaster
         from dagsched.transport import MasterEndpoint
 
         self._decoder = Decoder(BrokerToMaster, self._config)
@@ -128,12 +130,12 @@ class MasterShell:
 
     def watch(self, broker: int, process: "subprocess.Popen[bytes]") -> None:
         """Tell the core when a broker's process ends."""
-        self.call(lambda core, now: self._watch(broker, process))
+        self.call(lambda _core, _now: self._watch(broker, process))
 
     def keep_journal(self, journal: RecordSink) -> None:
         """Give the journal's records to `journal` from now on."""
 
-        def set_journal(core: "MasterCore", now: float) -> None:
+        def set_journal(_core: "MasterCore", _now: float) -> None:
             self._journal = journal
 
         self.call(set_journal)
@@ -168,9 +170,10 @@ class MasterShell:
 
     def _run(self) -> None:
         try:
+            self._listener.take_start()
             while not self._stopping:
                 self._turn()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+        except BaseException as error:  # whatever it is, nobody may wait for ever
             self._crash = error
             logger.exception("the master's thread has failed")
             self._listener.take_crash(error)
@@ -219,37 +222,34 @@ class MasterShell:
             elif fd in self._broker_by_pidfd:
                 self._take_exit(fd)
 
-    def _receive(self, broker: int, frames: list[bytes], now: float) -> None:
+    def _receive(self, broker: int, frames: "list[Frame]", now: float) -> None:
         assert self._decoder is not None
         try:
             _, parcels = self._decoder.decode_batch(frames)
+            for message, own_frames in parcels:
+                if self._debug:
+                    logger.debug("from %s: %.500r", broker, message)
+                self._core.receive(broker, cast("BrokerToMaster", message), own_frames, now)
         except ProtocolError as error:
             logger.warning("broker %s sent what is no message of ours: %s", broker, error)
             self._core.peer_lost(broker, f"it sent what is no message: {error}", now)
             self._listener.end_broker(broker)
-            return
-        for parcel in parcels:
-            if self._debug:
-                logger.debug("from %s: %.500r", broker, parcel.message)
-            self._core.receive(broker, parcel.message, parcel.frames, now)
 
     def _act(self, actions: "MasterActions") -> None:
         assert self._endpoint is not None
-        for broker, parcels in actions.to_brokers.items():
-            self._send(broker, parcels)
         if actions.journal and self._journal is not None:
             for record in actions.journal:
                 self._journal.put(record.run, record)
+        for broker, parcels in actions.to_brokers.items():
+            self._send(broker, parcels)
+        for broker in actions.disconnect:
+            self._listener.end_broker(broker)
         for event in actions.events:
             if self._debug:
                 logger.debug("event: %.500r", event)
             self._listener.take_event(event)
-        for broker in actions.disconnect:
-            self._listener.end_broker(broker)
 
     def _send(self, broker: int, parcels: list[Parcel]) -> None:
-        from dagsched.protocol.codec import encode_batch
-
         assert self._endpoint is not None
         if self._debug:
             for parcel in parcels:

@@ -8,9 +8,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dagsched.errors import InternalError
 from dagsched.ids import ProcessId, RunNo, SubtreeNo
 from dagsched.master.events import HeldObject, RunOutcome
@@ -127,7 +124,7 @@ class MasterRun:
     successors: list[list[SubtreeNo]]  # by subtree, of those that import from it
     importers: Int32  # subtrees not DONE that import each position; empty: nothing is imported
     sizes: Int64  # bytes of exported values, -1 unknown; empty: nothing is imported
-    missing: NDArray[np.bool_]  # outputs not there yet, by task
+    missing: bytearray  # by task: 1 where it is an output that isn't there yet
     missing_count: int
     state: RunState = RunState.RUNNING
     epoch: int = 1
@@ -243,5 +240,5 @@ def merged_stats(one: NodeStats, other: NodeStats) -> NodeStats:
         bundle_count=one.bundle_count + other.bundle_count,
         retry_count=one.retry_count + other.retry_count,
         stale_count=max(one.stale_count, other.stale_count),
-        executors=[executors[id] for id in sorted(executors)],
+        executors=[executors[number] for number in sorted(executors)],
     )

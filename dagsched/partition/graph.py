@@ -15,15 +15,16 @@ from dagsched.config import Config
 from dagsched.partition.arrays import (
     Edges,
     Float64,
-    crossing_counts,
     cumulated,
     edges_of,
+    gather_rows,
     levels_of,
     stable_order,
 )
 from dagsched.partition.columns import by_columns
-from dagsched.partition.intervals import Parts, cut_points, joined_small, staged_parts
-from dagsched.partition.simulate import levels_makespan_s, parts_makespan_s
+from dagsched.partition.intervals import Parts, interval_starts, joined_small, staged_parts
+from dagsched.partition.lanes import laned_order, rising, window_stretch
+from dagsched.partition.simulate import levels_makespan_s, schedule_of
 from dagsched.plan import ClusterShape, Int32, Int64
 
 SUBTREE_TASKS_MAX = 250_000
@@ -37,6 +38,9 @@ GOOD_ENOUGH = 1.25
 
 CLEARLY_WORSE = 1.2
 """Levels must be faster by this factor to be chosen."""
+
+STRETCH_MAX = 1.3
+"""Windows that last this much longer than their work shared evenly ask for an order by lanes."""
 
 PARALLELISM_MIN = 1.5
 """Below this (work / critical path) no cut helps, and depth-first order keeps least alive."""
@@ -66,7 +70,6 @@ class _Task:
     config: Config
     edges: Edges
     cumulative: Float64
-    crossing: Int64 | None
 
     @property
     def total_s(self) -> float:
@@ -118,7 +121,7 @@ def cut_graph(
         return _whole(task_count)
     task = _Task(
         indptr, deps, weights_s, ClusterShape(nodes, executors), config, edges,
-        cumulated(weights_s), crossing_counts(edges) if edges.count else None,
+        cumulated(weights_s),
     )  # fmt: skip
     return _cut_for_one_node(task) if nodes == 1 else _cut_for_nodes(task)
 
@@ -126,29 +129,36 @@ def cut_graph(
 def _cut_for_one_node(task: _Task) -> Cut:
     """Depth first or by levels, all for one broker."""
     executors = task.shape.executors
-    depth_first_s = _depth_first_s(task)
-    if depth_first_s <= GOOD_ENOUGH * task.total_s / executors:
+    parts, depth_first_s = _judged(task)
+    if depth_first_s > GOOD_ENOUGH * task.total_s / executors:
+        levels, critical_s = levels_of(task.edges, task.weights_s)
+        if task.total_s < PARALLELISM_MIN * critical_s:
+            return _whole(task.edges.task_count)
+        order, starts = _by_level(levels)
+        if _levels_s(task, order, starts, executors, 0.0) * CLEARLY_WORSE < depth_first_s:
+            return _whole_by_levels(order, starts)
+    elif not _is_narrow(task, executors):
         return _whole(task.edges.task_count)
-    levels, critical_s = levels_of(task.edges, task.weights_s)
-    if task.total_s < PARALLELISM_MIN * critical_s:
-        return _whole(task.edges.task_count)
-    order, starts = _by_level(levels)
-    if _levels_s(task, order, starts, executors, 0.0) * CLEARLY_WORSE >= depth_first_s:
-        return _whole(task.edges.task_count)
-    return _whole_by_levels(order, starts)
+    return _whole_by_lanes(task, parts, executors)
+
+
+def _is_narrow(task: _Task, executors: int) -> bool:
+    """Whether a broker's windows of the depth-first order would leave executors idle."""
+    stretch = window_stretch(task.indptr, task.deps, task.weights_s, executors, task.config)
+    return stretch > STRETCH_MAX
 
 
 def _cut_for_nodes(task: _Task) -> Cut:
     """Depth first or by levels, over all nodes or on one."""
     nodes, executors = task.shape.nodes, task.shape.executors
     parts = _subtrees(task)
-    places_s = parts_makespan_s(
+    places_s = schedule_of(
         task.edges, parts, nodes, executors / nodes, task.config.overhead_s, task.hop_s
-    )
-    fine_s = _depth_first_s(task)
+    ).makespan_s
+    fine, fine_s = _judged(task)
     spread_s = max(places_s, fine_s)
     if spread_s <= GOOD_ENOUGH * task.total_s / executors + task.hop_s:
-        return _cut_of(parts, task.edges.task_count)
+        return _spread(task, parts)
     levels, critical_s = levels_of(task.edges, task.weights_s)
     alone_s = max(fine_s, task.total_s / task.node_executors)
     depth_first_s = min(spread_s, alone_s)
@@ -160,22 +170,24 @@ def _cut_for_nodes(task: _Task) -> Cut:
             if alone_levels_s <= levels_s:
                 return _whole_by_levels(order, starts)
             return _interlocked(task, levels, order, starts)
-    if alone_s <= spread_s:
-        return _whole(task.edges.task_count)
-    return _cut_of(parts, task.edges.task_count)
+    if alone_s > spread_s:
+        return _spread(task, parts)
+    if fine_s < task.total_s and _is_narrow(task, task.node_executors):
+        return _whole_by_lanes(task, fine, task.node_executors)
+    return _whole(task.edges.task_count)
 
 
-def _depth_first_s(task: _Task) -> float:
-    """Estimated duration of the depth-first cut, in parts of a quarter of an executor's share."""
+def _judged(task: _Task) -> tuple[Parts, float]:
+    """The depth-first cut in parts of a quarter of an executor's share, and its duration."""
     executors = min(task.shape.executors, JUDGED_EXECUTORS_MAX)
-    starts = cut_points(task.cumulative, task.crossing, 4 * executors)
+    starts = interval_starts(task.edges, task.cumulative, 4 * executors)
     parts = staged_parts(task.edges, task.weights_s, starts)
     parts = joined_small(parts, 2.0 * task.config.overhead_s)
     if parts.stage_count == len(parts.seconds) or len(parts.seconds) > 64 * executors:
-        return task.total_s  # a row, or so scattered that it is no better
+        return parts, task.total_s  # a row, or so scattered that it is no better
     speed = task.shape.executors / executors
     overhead_s = task.config.overhead_s
-    return parts_makespan_s(task.edges, parts, executors, speed, overhead_s, 0.0)
+    return parts, schedule_of(task.edges, parts, executors, speed, overhead_s, 0.0).makespan_s
 
 
 def _levels_s(task: _Task, order: Int64, starts: Int64, executors: int, hop_s: float) -> float:
@@ -194,21 +206,45 @@ def _subtrees(task: _Task) -> Parts:
     worth = int(task.total_s / (HOP_OVERHEADS * config.overhead_s))
     count = max(1, min(wanted, worth))
     parts = staged_parts(
-        task.edges, task.weights_s, cut_points(task.cumulative, task.crossing, count)
+        task.edges, task.weights_s, interval_starts(task.edges, task.cumulative, count)
     )
     return joined_small(parts, task.total_s / (4 * count))
 
 
-def _cut_of(parts: Parts, task_count: int) -> Cut:
+def _spread(task: _Task, parts: Parts) -> Cut:
     """A cut whose subtrees are these parts."""
+    order = rising(parts)
+    executors = task.node_executors
+    if task.edges.count and executors > 1 and _is_narrow(task, executors):
+        place = np.full(task.edges.task_count, -1, dtype=np.int32)
+        pieces = []
+        for members in np.split(order, parts.starts[1:-1]):
+            place[members] = np.arange(len(members), dtype=np.int32)
+            pieces.append(members[_lanes_of_subtree(task, members, place, executors)])
+            place[members] = -1
+        order = np.concatenate(pieces)
     none = np.empty(0, dtype=np.int32)
-    starts = _split_large(parts.starts)
-    if parts.order is None:
-        return Cut(np.arange(task_count, dtype=np.int32), starts, False, none)
-    order = parts.order.astype(np.int32)
-    for start, end in pairwise(parts.starts):
-        order[start:end].sort()
-    return Cut(order, starts, False, none)
+    return Cut(order.astype(np.int32), _split_large(parts.starts), False, none)
+
+
+def _lanes_of_subtree(task: _Task, members: Int64, place: Int32, executors: int) -> Int64:
+    """The order of a subtree's tasks by lanes, as places among its members.
+
+    `place` is of each task of the graph its place among them, or -1.
+    """
+    indptr, deps = gather_rows(task.indptr, task.deps, members)
+    edges = edges_of(indptr, place[deps])
+    weights_s = task.weights_s[members]
+    starts = interval_starts(edges, cumulated(weights_s), 4 * executors)
+    parts = joined_small(staged_parts(edges, weights_s, starts), 2.0 * task.config.overhead_s)
+    return laned_order(edges, weights_s, parts, executors, task.config)
+
+
+def _whole_by_lanes(task: _Task, parts: Parts, executors: int) -> Cut:
+    """All for one node, in the order of a schedule of parts."""
+    order = laned_order(task.edges, task.weights_s, parts, executors, task.config)
+    none = np.empty(0, dtype=np.int32)
+    return Cut(order.astype(np.int32), _split_large([0, len(order)]), False, none)
 
 
 def _whole(task_count: int) -> Cut:

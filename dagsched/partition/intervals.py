@@ -12,14 +12,21 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
-from dagsched.partition.arrays import Edges, Float64, stable_order, stages_of
+from dagsched.partition.arrays import Edges, Float64, crossing_counts, stable_order, stages_of
 from dagsched.plan import Int64
 
 SLACK = 0.25
 """A border may lie this share of an interval off its even place, where fewer values cross."""
+
+NEAR = 0.75
+"""A value's way to its first dependent is short if it is less work than this share of a part."""
+
+LONG = 0.6
+"""A stretch between seams of at least this share of a part is a block; others run together."""
 
 STEEPNESS = 8.0
 """How soon distance outweighs values that cross: at an eighth of an interval a value counts twice.
@@ -105,6 +112,92 @@ def cut_points_small(cumulative: Sequence[float], crossing: Sequence[int], count
 def _distinct(points: list[int], task_count: int) -> list[int]:
     """0 and the rising points inside the order, each once."""
     return [0, *sorted({point for point in points if 0 < point < task_count})]
+
+
+def interval_starts(edges: Edges, cumulative: Float64, count: int) -> list[int]:
+    """Starts of about `count` intervals: blocks apart, and in each even borders.
+
+    A block is a stretch between *seams*, borders that no value crosses on a short way to its first
+    dependent. An interval over a seam would tie together what runs side by side: of two chains in
+    alternating pieces, a bundle with the end of one and the start of the other waits for both.
+
+    Args:
+        edges: of the tasks.
+        cumulative: work before each task, and in all.
+        count: intervals wanted, if there were no seams.
+    """
+    if not edges.count or not float(cumulative[-1]) > 0.0:
+        return cut_points(cumulative, None, count)
+    task_count = edges.task_count
+    target_s = float(cumulative[-1]) / count
+    crossing = crossing_counts(edges)
+    first = np.full(task_count, -1, dtype=np.int64)
+    # Of repeated indexes the last assignment stays: here the first dependent.
+    first[edges.deps[::-1]] = edges.tasks[::-1]
+    used = np.flatnonzero(first >= 0)
+    ends = first[used]
+    near = cumulative[ends] - cumulative[used + 1] < NEAR * target_s
+    change = np.bincount(used[near] + 1, minlength=task_count + 2)
+    change -= np.bincount(ends[near] + 1, minlength=task_count + 2)
+    seams = np.flatnonzero(np.cumsum(change[: task_count + 1]) == 0)
+    long = np.flatnonzero(np.diff(cumulative[seams]) >= LONG * target_s)
+    blocks = sorted({0, *seams[long].tolist(), *seams[long + 1].tolist(), task_count})
+    if len(blocks) == 2:
+        return cut_points(cumulative, crossing, count)
+    starts: list[int] = []
+    for start, end in pairwise(blocks):
+        own = cumulative[start : end + 1] - cumulative[start]
+        pieces = block_pieces(float(own[-1]), target_s)
+        points = cut_points(own, crossing[start : end + 1], pieces) if pieces > 1 else [0]
+        starts.extend(start + point for point in points)
+    return starts
+
+
+def interval_starts_small(
+    sources: Sequence[int], targets: Sequence[int], cumulative: Sequence[float], count: int
+) -> list[int]:
+    """The same as `interval_starts`, by plain lists."""
+    task_count = len(cumulative) - 1
+    target_s = cumulative[-1] / count
+    first = [-1] * task_count
+    last = [-1] * task_count
+    for source, target in zip(sources, targets, strict=True):
+        if first[source] < 0:
+            first[source] = target
+        last[source] = target
+    change = [0] * (task_count + 2)
+    near_change = [0] * (task_count + 2)
+    for task, end in enumerate(last):
+        if end < 0:
+            continue
+        change[task + 1] += 1
+        change[end + 1] -= 1
+        if cumulative[first[task]] - cumulative[task + 1] < NEAR * target_s:
+            near_change[task + 1] += 1
+            near_change[first[task] + 1] -= 1
+    crossing = list(accumulate(change[: task_count + 1]))
+    blocks = {0, task_count}
+    if sources and target_s > 0.0:
+        near = accumulate(near_change[: task_count + 1])
+        seams = [cut for cut, values in enumerate(near) if values == 0]
+        for start, end in pairwise(seams):
+            if cumulative[end] - cumulative[start] >= LONG * target_s:
+                blocks.add(start)
+                blocks.add(end)
+    if len(blocks) == 2:
+        return cut_points_small(cumulative, crossing, count)
+    starts: list[int] = []
+    for start, end in pairwise(sorted(blocks)):
+        before = cumulative[start]
+        own = [work - before for work in cumulative[start : end + 1]]
+        points = cut_points_small(own, crossing[start : end + 1], block_pieces(own[-1], target_s))
+        starts.extend(start + point for point in points)
+    return starts
+
+
+def block_pieces(block_s: float, target_s: float) -> int:
+    """Into how many intervals a block is cut: of three quarters to three halves of the target."""
+    return max(1, int(block_s / target_s + 0.5))
 
 
 def with_single_tasks(starts: list[int], singles: Sequence[int], task_count: int) -> list[int]:

@@ -5,6 +5,7 @@ bounded by the number of parts they are given, not by a clock, so that a cut nev
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 import numpy as np
@@ -38,14 +39,14 @@ def part_edges(edges: Edges, parts: Parts) -> tuple[list[int], list[int]]:
     return sources[between].tolist(), targets[between].tolist()
 
 
-def list_makespan_s(
+def list_starts_s(
     seconds: Sequence[float],
     sources: Sequence[int],
     targets: Sequence[int],
     executors: int,
     hop_s: float = 0.0,
-) -> float:
-    """When the last part ends, if idle executors take the ready part with the lowest number.
+) -> list[float]:
+    """When each part starts, if idle executors take the ready part with the lowest number.
 
     Args:
         seconds: how long each part takes.
@@ -62,10 +63,12 @@ def list_makespan_s(
     ready = [part for part, count in enumerate(waits) if count == 0]
     heapify(ready)
     events: list[tuple[float, int, int]] = []  # (time, 0: ended or 1: values arrived, part)
-    idle, now, end_s = executors, 0.0, 0.0
+    starts = [0.0] * len(seconds)
+    idle, now = executors, 0.0
     while ready or events:
         while ready and idle:
             part = heappop(ready)
+            starts[part] = now
             heappush(events, (now + seconds[part], 0, part))
             idle -= 1
         now, kind, part = heappop(events)
@@ -73,19 +76,26 @@ def list_makespan_s(
             idle += 1
             if dependents[part]:
                 heappush(events, (now + hop_s, 1, part))
-            end_s = now
         else:
             for target in dependents[part]:
                 waits[target] -= 1
                 if waits[target] == 0:
                     heappush(ready, target)
-    return end_s
+    return starts
 
 
-def parts_makespan_s(
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """An estimated schedule of parts."""
+
+    starts_s: list[float]
+    makespan_s: float
+
+
+def schedule_of(
     edges: Edges, parts: Parts, executors: int, speed: float, overhead_s: float, hop_s: float
-) -> float:
-    """Estimated duration of a cut in parts.
+) -> Schedule:
+    """List scheduling of a cut in parts.
 
     Args:
         edges: of the tasks.
@@ -97,7 +107,9 @@ def parts_makespan_s(
     """
     sources, targets = part_edges(edges, parts)
     lasting = [part_s / speed + overhead_s for part_s in parts.seconds]
-    return list_makespan_s(lasting, sources, targets, executors, hop_s)
+    starts_s = list_starts_s(lasting, sources, targets, executors, hop_s)
+    ends = (start_s + part_s for start_s, part_s in zip(starts_s, lasting, strict=True))
+    return Schedule(starts_s, max(ends, default=0.0))
 
 
 def levels_makespan_s(

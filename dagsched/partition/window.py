@@ -5,6 +5,7 @@ bundles are listed such that each depends only on earlier ones. Windows of a few
 are cut by plain lists, larger ones array-wise; both give the same bundles.
 """
 
+import math
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -13,7 +14,6 @@ from dagsched.config import Config
 from dagsched.partition.arrays import (
     Edges,
     Float64,
-    crossing_counts,
     cumulated,
     edges_of,
     stages_of,
@@ -23,6 +23,8 @@ from dagsched.partition.intervals import (
     cut_points,
     cut_points_small,
     even_count,
+    interval_starts,
+    interval_starts_small,
     joined_small,
     staged_parts,
     with_single_tasks,
@@ -132,16 +134,15 @@ def _large_parts(edges: Edges, weights_s: Float64, executors: int, config: Confi
     cumulative = cumulated(np.where(is_heavy, 0.0, weights_s) if heavy else weights_s)
     light_s = float(cumulative[-1])
     total_s = float(weights_s.sum()) if heavy else light_s
-    crossing = crossing_counts(edges) if edges.count else None
     count = _interval_count(light_s, total_s, executors, config)
-    starts = cut_points(cumulative, crossing, count)
+    starts = interval_starts(edges, cumulative, count)
     starts = with_single_tasks(starts, heavy, edges.task_count)
     if executors == 1:
         return _plain(starts, edges.task_count)
     parts = staged_parts(edges, weights_s, starts)
     if parts.stage_count == len(parts.seconds):
         # One waits for the other all along: no use in more bundles than their size asks for.
-        starts = cut_points(cumulative, crossing, even_count(light_s, config.bundle_s))
+        starts = interval_starts(edges, cumulative, even_count(light_s, config.bundle_s))
         return _plain(with_single_tasks(starts, heavy, edges.task_count), edges.task_count)
     alone = None
     if heavy:
@@ -162,16 +163,16 @@ def _small_parts(
     light = [0.0 if weight >= bundle_s else weight for weight in weights] if heavy else weights
     cumulative = list(accumulate(light, initial=0.0))
     light_s = cumulative[-1]
-    sources, targets, crossing = _small_edges(indptr, deps)
+    sources, targets = _small_edges(indptr, deps)
     total_s = sum(weights) if heavy else light_s
     count = _interval_count(light_s, total_s, executors, config)
-    starts = cut_points_small(cumulative, crossing, count)
+    starts = interval_starts_small(sources, targets, cumulative, count)
     starts = with_single_tasks(starts, heavy, task_count)
     if executors == 1:
         return _plain(starts, task_count)
     parts = _small_staged(sources, targets, weights, starts)
     if parts.stage_count == len(parts.seconds):
-        starts = cut_points_small(cumulative, crossing, even_count(light_s, bundle_s))
+        starts = interval_starts_small(sources, targets, cumulative, even_count(light_s, bundle_s))
         return _plain(with_single_tasks(starts, heavy, task_count), task_count)
     alone = None
     if heavy:
@@ -186,28 +187,17 @@ def _small_parts(
     return joined_small(parts, 2.0 * config.overhead_s, alone)
 
 
-def _small_edges(indptr: Int64, deps: Int32) -> tuple[list[int], list[int], list[int]]:
-    """Edges inside the window (dependencies, tasks), and how many values cross each cut."""
-    task_count = len(indptr) - 1
+def _small_edges(indptr: Int64, deps: Int32) -> tuple[list[int], list[int]]:
+    """Edges inside the window: dependencies, tasks."""
     bounds, names = indptr.tolist(), deps.tolist()
     sources: list[int] = []
     targets: list[int] = []
-    last = [-1] * task_count
-    start = bounds[0]
-    for task in range(task_count):
-        end = bounds[task + 1]
+    for task, (start, end) in enumerate(pairwise(bounds)):
         for dep in names[start:end]:
             if dep >= 0:
                 sources.append(dep)
                 targets.append(task)
-                last[dep] = task
-        start = end
-    change = [0] * (task_count + 2)
-    for task, end in enumerate(last):
-        if end >= 0:
-            change[task + 1] += 1
-            change[end + 1] -= 1
-    return sources, targets, list(accumulate(change[: task_count + 1]))
+    return sources, targets
 
 
 def _small_staged(
@@ -272,7 +262,7 @@ def _level_slices(
                 open_s = 0.0
             open_s += work_s
             continue
-        open_s = config.bundle_s  # nothing more joins a slice
+        open_s = math.inf  # nothing joins a slice
         light_s = weights_s[start:end]
         singles: list[int] = []
         if heavy:

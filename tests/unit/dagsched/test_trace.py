@@ -49,9 +49,7 @@ def test_the_highest_attempt_wins_whatever_the_order_of_arrival() -> None:
 
 def test_failed_and_subtrees_are_told_by_graph_id() -> None:
     builder = TraceBuilder()
-    trace = builder.build(
-        np.array([2, 0, 1, 3]), failed=[0, 3], subtree_starts=np.array([0, 1, 4])
-    )
+    trace = builder.build(np.array([2, 0, 1, 3]), failed=[0, 3], subtree_starts=np.array([0, 1, 4]))
     assert trace.failed == (2, 3)
     assert trace.part.tolist() == [1, 1, 0, 1]
     assert trace.span_ns == 0

@@ -1,0 +1,501 @@
+"""Running one bundle: the loop that every task goes through.
+
+Responsible for resolving arguments, calling, timing, keeping results, and for what is reported of
+it all. The hot loop (`BundleRun.run_tasks`) handles tasks with nothing special in a few hundred
+nanoseconds; whatever needs more is a `Special` entry and goes through `_run_special`.
+"""
+
+import operator
+from array import array
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count, repeat
+from time import monotonic_ns
+from typing import Any
+
+from dagsched.brokers.code import ArgumentError, RunCode, Special
+from dagsched.brokers.exports import Exports
+from dagsched.brokers.objects.arena import Arena
+from dagsched.brokers.objects.reader import Reader
+from dagsched.brokers.restoring import ProcessState
+from dagsched.brokers.values import Values
+from dagsched.config import Config
+from dagsched.delayed import Delayed
+from dagsched.entries import fill
+from dagsched.errors import InternalError, OutOfMemory, SerializationError
+from dagsched.plan import ClusterShape
+from dagsched.protocol.messages import Failure, Frame, ObjectInfo, RunBundle, TaskOptions
+from dagsched.ref import Ref
+from dagsched.remote_errors import dump_exception
+
+# Words of the status block, which the broker reads (and writes STOP) while a task runs.
+RUNNING, POSITION, STOP, STARTED, DONE_COUNT = range(5)
+
+IDLE_POSITION = -1
+
+# What the hot loop does with a result: HAND_OVER to its only user, or the sum of the others.
+HAND_OVER, USED, EXPORTED = 1, 2, 4
+
+SCALAR_TYPES = frozenset({int, float, bool, complex, type(None)})
+"""Results of these types are shared as they are, whatever becomes of them."""
+
+
+class ResultError(Exception):
+    """A result can't be kept; the cause says why."""
+
+
+@dataclass(slots=True)
+class Services:
+    """What an executor has for all its bundles."""
+
+    executor: int
+    config: Config
+    reader: Reader
+    arena: Arena
+    state: ProcessState
+    shape: ClusterShape
+    token: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a bundle's tasks."""
+
+    done: list[int] = field(default_factory=list)
+    stamps: list[int] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    failure_frames: list[bytes] = field(default_factory=list)
+    expanded: list[tuple[int, int]] = field(default_factory=list)
+    expanded_frames: list[Frame] = field(default_factory=list)
+    deferred: list[int] = field(default_factory=list)
+    infos: list[ObjectInfo] = field(default_factory=list)
+    inline: list[bytes] = field(default_factory=list)
+    seconds: list[tuple[int, int, float]] = field(default_factory=list)
+    retry_count: int = 0
+
+
+class SlowTask(Special):
+    """A task with retries, or whose function gets references."""
+
+    __slots__ = ("entry", "is_meta", "retries")
+
+    def __init__(self, entry: Any, retries: int, is_meta: bool) -> None:
+        self.entry = entry
+        self.retries = retries
+        self.is_meta = is_meta
+
+    def make(self) -> Any:
+        """The entry for one call.
+
+        Raises:
+            ArgumentError: it can't be loaded.
+        """
+        return self.entry.make() if isinstance(self.entry, Special) else self.entry
+
+
+class BundleRun:
+    """One bundle while it runs.
+
+    Args:
+        message: what to run.
+        frames: as `RunBundle` says, without new chunks and functions.
+        imports: frames of inline imports.
+        code: the run's functions and entries.
+        services: of this executor.
+        status: words shared with the broker.
+    """
+
+    def __init__(
+        self,
+        message: RunBundle,
+        frames: Sequence[Frame],
+        imports: Sequence[Frame],
+        code: RunCode,
+        services: Services,
+        status: memoryview,
+    ) -> None:
+        self.message = message
+        self.services = services
+        self.status = status
+        self.code = code
+        self.positions = _int32(frames[0])
+        self.indptr = _int32(frames[1])
+        self.deps = _int32(frames[2])
+        self.function_of = _int32(frames[3])
+        self.groups = _int32(frames[4])
+        self.outcome = Outcome()
+        self.values = Values(
+            message.run,
+            services.reader,
+            services.arena,
+            services.config.inline_bytes_max,
+            frozenset(message.referenced),
+        )
+        self._import_frames = imports
+        self._functions: list[Callable[..., Any]] = []
+        self._entries: list[Any] = []
+        self._uses: dict[int, int] = {}
+        self._exported: set[int] = set()
+        self._broken: set[int] = set()  # failed, deferred or expanded: dependents must wait
+        self._users: dict[int, list[int]] | None = None
+        self._attempt = 1
+        self._infos = {info.first: info for info in message.imports}
+
+    def run(self) -> Outcome:
+        """Run all tasks and pack what leaves the bundle."""
+        self._prepare()
+        codes = self._codes()
+        self.outcome.stamps.append(monotonic_ns())
+        self.run_tasks(codes)
+        self._export()
+        self.outcome.seconds = self._seconds()
+        return self.outcome
+
+    def release(self) -> None:
+        """Let go of all values; what was sealed for this bundle only can be freed afterwards."""
+        self.values.clear()
+        self._functions.clear()
+        self._entries.clear()
+
+    def run_tasks(self, codes: Sequence[int]) -> None:
+        """The hot loop; see `_codes` for `codes`."""
+        message, status, state = self.message, self.status, self.services.state
+        bundle, deps, broken = message.bundle, self.deps, self._broken
+        once, many, raw = self.values.once, self.values.many, self.values.raw
+        pop, take, special = once.pop, self.values.take, self._run_special
+        done, stamps = self.outcome.done, self.outcome.stamps
+        add_done, add_stamp, clock = done.append, stamps.append, monotonic_ns
+        ends = self.indptr[1:]
+        now, ended = stamps[-1], status[DONE_COUNT]
+        for index, position, function, entry, begin, end, code in zip(
+            count(), self.positions, self._functions, self._entries, self.indptr, ends, codes,
+            strict=False,
+        ):  # fmt: skip
+            if status[STOP] == bundle:
+                self._defer_from(index)
+                return
+            if broken and not broken.isdisjoint(deps[begin:end]):
+                self._defer(position)
+                continue
+            status[POSITION] = position
+            status[STARTED] = now
+            try:
+                if entry is None:
+                    if end - begin == 1:
+                        d = deps[begin]
+                        result = function(
+                            pop(d) if d in once else many[d] if d in many else take(d)
+                        )
+                    elif end - begin == 2:
+                        d, e = deps[begin], deps[begin + 1]
+                        result = function(
+                            pop(d) if d in once else many[d] if d in many else take(d),
+                            pop(e) if e in once else many[e] if e in many else take(e),
+                        )
+                    else:
+                        result = function(
+                            *[
+                                pop(d) if d in once else many[d] if d in many else take(d)
+                                for d in deps[begin:end]
+                            ]
+                        )
+                elif type(entry) is tuple:
+                    result = function(*entry)
+                elif type(entry) is list and end - begin == 1:
+                    d = deps[begin]
+                    args = entry[0].copy()
+                    result = pop(d) if d in once else many[d] if d in many else take(d)
+                    for place, _ in entry[1]:
+                        args[place] = result
+                    result = None
+                    result = function(*args)
+                    args = None
+                else:
+                    result = special(function, entry, begin, end)
+                if type(result) is Delayed:
+                    self._expand(position, result)
+                    result = None
+                    continue
+                if code == HAND_OVER:
+                    once[position] = result
+                elif code:
+                    if type(result) in SCALAR_TYPES:
+                        if code & USED:
+                            many[position] = result
+                        if code & EXPORTED:
+                            raw[position] = result
+                    else:
+                        self._keep(position, result)
+                result = None
+            except BaseException as error:  # noqa: BLE001 - user code may raise anything
+                result = args = None
+                self._fail(position, error)
+                now = clock()
+                if state.is_dirty:
+                    state.restore()
+                continue
+            now = clock()
+            add_stamp(now)
+            add_done(position)
+            ended += 1
+            status[DONE_COUNT] = ended
+            if state.is_dirty:
+                state.restore()
+
+    # --- before the tasks -------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        message = self.message
+        self._functions = self.code.functions_of(self.function_of)
+        self._entries = self.code.entries_of(self.positions)
+        self.values.add_imports(message.imports, self._import_frames)
+        if message.options or message.meta:
+            place = dict(zip(self.positions, count(), strict=False))
+            meta = set(message.meta)
+            options = {o.position: o for o in message.options}
+            for position in meta | options.keys():
+                index = place.get(position)
+                asked = options.get(position, TaskOptions(position))
+                if index is not None and (asked.retries or position in meta):
+                    self._entries[index] = SlowTask(
+                        self._entries[index], asked.retries, position in meta
+                    )
+
+    def _codes(self) -> list[int]:
+        """For each task what becomes of its result; 0: nobody needs it."""
+        uses = Counter(self.deps)
+        self._uses = uses
+        groups = iter(self.groups)
+        exported: set[int] = set()
+        for first, length in zip(groups, groups, strict=True):
+            exported.update(range(first, first + length))
+        self._exported = exported
+        counts = map(uses.get, self.positions, repeat(0))
+        codes = [USED if number > 1 else number for number in counts]
+        if exported:
+            codes = [
+                (EXPORTED | USED if code else EXPORTED) if position in exported else code
+                for position, code in zip(self.positions, codes, strict=True)
+            ]
+        return codes
+
+    # --- one task that needs more -----------------------------------------------------------------
+
+    def _run_special(
+        self, function: Callable[..., Any], entry: Any, begin: int, end: int
+    ) -> object:
+        deps = self.deps[begin:end]
+        if isinstance(entry, SlowTask):
+            return self._run_slow(function, entry, deps)
+        made = entry.make() if isinstance(entry, Special) else entry
+        return _call(function, made, list(map(self.values.take, deps)))
+
+    def _run_slow(
+        self, function: Callable[..., Any], task: SlowTask, deps: Sequence[int]
+    ) -> object:
+        """Call a task again where it failed and asked for it, with inputs nobody has touched."""
+        self._attempt = 1
+        while True:
+            is_last = self._attempt > task.retries
+            if task.is_meta:
+                values: list[object] = [self._reference(d) for d in deps]
+            elif is_last:
+                values = list(map(self.values.take, deps))
+            else:
+                values = [self._spare(d) for d in deps]
+            try:
+                result = _call(function, task.make(), values)
+            except ArgumentError:
+                raise
+            except Exception:
+                if is_last or self.status[STOP] == self.message.bundle:
+                    raise
+            else:
+                for d in deps if not is_last and not task.is_meta else ():
+                    self.values.take(d)  # the copies counted as no use
+                return result
+            self._attempt += 1
+            self.outcome.retry_count += 1
+            if self.services.state.is_dirty:
+                self.services.state.restore()
+            self.status[STARTED] = monotonic_ns()
+
+    def _spare(self, position: int) -> object:
+        try:
+            return self.values.copy(position)
+        except SerializationError:  # never leaves this bundle, so need not be picklable
+            return self.values.once[position]
+
+    def _reference(self, position: int) -> Ref:
+        info = self._infos.get(position)
+        if info is None:
+            raise InternalError(f"input {position} of a meta task has no description")
+        brokers = dict(self.message.ref_brokers)
+        return Ref(
+            self.message.run,
+            position,
+            info.size_bytes,
+            info.type_name,
+            (brokers[position],) if position in brokers else (),
+            self.services.token,
+        )
+
+    # --- results ----------------------------------------------------------------------------------
+
+    def _keep(self, position: int, result: object) -> None:
+        try:
+            self.values.keep(
+                position, result, self._uses.get(position, 0), position in self._exported, self
+            )
+        except Exception as error:
+            raise ResultError from error
+
+    def item_users(self, position: int) -> Sequence[tuple[int, int]]:
+        """(task, item) of the uses of `position`, if each of them is ``operator.getitem``."""
+        if self._users is None:
+            users: dict[int, list[int]] = {}
+            for task, (begin, end) in enumerate(zip(self.indptr, self.indptr[1:], strict=False)):
+                for d in self.deps[begin:end]:
+                    users.setdefault(d, []).append(task)
+            self._users = users
+        found: list[tuple[int, int]] = []
+        for task in self._users.get(position, ()):
+            entry = self._entries[task]
+            if self._functions[task] is not operator.getitem or type(entry) is not list:
+                return ()
+            args, slots = entry
+            if len(args) != 2 or type(args[1]) is not int or list(map(tuple, slots)) != [(0, 0)]:
+                return ()
+            found.append((task, args[1]))
+        return found
+
+    def give_item(self, task: int, function: Callable[[], object]) -> None:
+        """The task shall call `function`, which has its item."""
+        self._functions[task] = function
+        self._entries[task] = ()
+
+    def _expand(self, position: int, value: Delayed) -> None:
+        """The task returned a graph: hand that to the master as a plan."""
+        from dagsched.brokers.expansion import expand
+
+        frames = expand(value, self.services.shape, self.services.config)
+        self.outcome.expanded.append((position, len(frames)))
+        self.outcome.expanded_frames += frames
+        self._broken.add(position)
+
+    def _defer(self, position: int) -> None:
+        self.outcome.deferred.append(position)
+        self._broken.add(position)
+
+    def _defer_from(self, index: int) -> None:
+        for position in self.positions[index:]:
+            self._defer(position)
+
+    def _fail(self, position: int, error: BaseException) -> None:
+        """Book a failure of a task that ran, or that could not begin."""
+        attempt = self.message.attempt + self._attempt - 1
+        self._attempt = 1
+        self._broken.add(position)
+        if isinstance(error, ArgumentError):
+            self._add_failure(position, attempt, "argument", error.__cause__ or error)
+        elif isinstance(error, ResultError):
+            self._fail_result(position, error.__cause__, attempt)
+        else:
+            kind = "raised" if isinstance(error, Exception) else "not_exception"
+            self._add_failure(position, attempt, kind, error)
+
+    def _fail_result(self, position: int, error: BaseException | None, attempt: int) -> None:
+        if isinstance(error, OutOfMemory):
+            self._add_failure(position, attempt, "memory", error)
+        elif isinstance(error, SerializationError):
+            self._add_failure(position, attempt, "result", error, error.path)
+        else:
+            self._add_failure(position, attempt, "result", error or InternalError("no cause"))
+
+    def _add_failure(
+        self, position: int, attempt: int, kind: str, error: BaseException, path: str = ""
+    ) -> None:
+        data, name, text, trace = dump_exception(error)
+        self.outcome.failures.append(
+            Failure(position, attempt, kind, name, text, trace, path, self.services.executor)
+        )
+        if kind in ("raised", "not_exception"):
+            self.outcome.failure_frames.append(data)
+
+    # --- after the tasks --------------------------------------------------------------------------
+
+    def _export(self) -> None:
+        """Pack exports, and what deferred tasks will need of this bundle."""
+        exports = Exports(self.values, self._fail_export)
+        groups = iter(self.groups)
+        for first, length in zip(groups, groups, strict=True):
+            exports.add_group(first, length)
+        if self.outcome.deferred:
+            for position in self._needed_by_deferred():
+                exports.add_extra(position)
+        self.outcome.infos, self.outcome.inline = exports.infos, exports.frames
+
+    def _needed_by_deferred(self) -> list[int]:
+        """Positions that ended here, are not exported, and that a deferred task depends on."""
+        ended = set(self.outcome.done) - self._exported
+        deferred = set(self.outcome.deferred)
+        needed: set[int] = set()
+        for position, begin, end in zip(self.positions, self.indptr, self.indptr[1:], strict=False):
+            if position in deferred:
+                needed.update(ended.intersection(self.deps[begin:end]))
+        return sorted(needed)
+
+    def _fail_export(self, position: int, error: Exception) -> None:
+        """A task whose value can't leave the bundle has failed after all."""
+        self._fail_result(position, error, self.message.attempt)
+        index = self.outcome.done.index(position)
+        del self.outcome.done[index], self.outcome.stamps[index + 1]
+
+    def _seconds(self) -> list[tuple[int, int, float]]:
+        """Calls and time of each function."""
+        done, stamps = self.outcome.done, self.outcome.stamps
+        if not done:
+            return []
+        if len(done) == len(self.positions):
+            functions = self.function_of
+        else:
+            of = dict(zip(self.positions, self.function_of, strict=True))
+            functions = [of[position] for position in done]
+        calls = Counter(functions)
+        if len(calls) == 1:
+            return [(functions[0], len(done), (stamps[-1] - stamps[0]) / 1e9)]
+        spent = dict.fromkeys(calls, 0)
+        for function, begin, end in zip(functions, stamps, stamps[1:], strict=False):
+            spent[function] += end - begin
+        return [(function, calls[function], spent[function] / 1e9) for function in sorted(calls)]
+
+
+def _call(function: Callable[..., Any], entry: Any, values: Sequence[object]) -> object:
+    """Call with the arguments of an entry that is nobody else's."""
+    if entry is None:
+        return function(*values)
+    kind = type(entry)
+    if kind is tuple:
+        return function(*entry)
+    if kind is list:
+        args = list(entry[0])
+        for place, dependency in entry[1]:
+            args[place] = values[dependency]
+        return function(*args)
+    positional, keywords = fill(entry, values)
+    return function(*positional, **keywords)
+
+
+def _int32(frame: Frame) -> list[int]:
+    return memoryview(frame).cast("B").cast("i").tolist()
+
+
+def int32_frame(numbers: Sequence[int]) -> bytes:
+    """Numbers as a little-endian int32 frame."""
+    return array("i", numbers).tobytes()
+
+
+def int64_frame(numbers: Sequence[int]) -> bytes:
+    """Numbers as a little-endian int64 frame."""
+    return array("q", numbers).tobytes()

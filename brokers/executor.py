@@ -1,0 +1,361 @@
+"""The process that runs user code: its loop of messages, one bundle at a time.
+
+Responsible for what reaches and leaves the process. How bundles run is
+`dagsched.brokers.execution`; how the process is made (fork, pipes, death signal) is the pool's.
+"""
+
+import contextlib
+import gc
+import os
+import resource
+import socket
+import sys
+import threading
+import types
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import NoReturn
+
+from dagsched.brokers.channel import Receiver, Sender
+from dagsched.brokers.code import RunCode
+from dagsched.brokers.execution import (
+    IDLE_POSITION,
+    POSITION,
+    RUNNING,
+    BundleRun,
+    Outcome,
+    Services,
+    int32_frame,
+    int64_frame,
+)
+from dagsched.brokers.objects.arena import Arena
+from dagsched.brokers.objects.reader import Key, Reader
+from dagsched.brokers.restoring import ProcessState
+from dagsched.config import Config
+from dagsched.errors import ClosedError, InternalError, ObjectLost
+from dagsched.plan import ClusterShape
+from dagsched.protocol.codec import Decoder, encode_batch
+from dagsched.protocol.messages import (
+    BrokerToExecutor,
+    BundleDone,
+    ExecutorHello,
+    ForgetRun,
+    Frame,
+    FreeExtents,
+    GetValue,
+    Location,
+    Parcel,
+    RunBundle,
+    Stop,
+    ValueReply,
+)
+from dagsched.ref import Ref, set_resolver
+from dagsched.serialize import load_value
+
+COLLECTED_AT_ONCE_MAX = 256
+"""Values that one `collect` asks for before it waits for answers."""
+
+GARBAGE_INTERVAL_S = 1.0
+"""Views kept alive by reference cycles are looked for at most this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorSettings:
+    """What an executor is told when it starts.
+
+    Args:
+        name_prefix: of the node's segments; ours are ``<prefix>-<executor>-<incarnation>-<k>``.
+        sys_path: the client's, so that its modules can be imported.
+        cwd: the client's working directory.
+        config: limits.
+        broker_pid: process of the broker.
+        token: of the environment; references carry it.
+        shape: of the cluster, for graphs that tasks return.
+    """
+
+    name_prefix: str
+    sys_path: Sequence[str]
+    cwd: str
+    config: Config = field(default_factory=Config)
+    broker_pid: int = 0
+    token: str = ""
+    shape: ClusterShape = field(default_factory=lambda: ClusterShape(1, 1))
+
+
+def executor_main(
+    executor: int,
+    incarnation: int,
+    sock: socket.socket,
+    status: memoryview,
+    settings: ExecutorSettings,
+) -> NoReturn:
+    """Run bundles until the broker says stop or is gone; never returns.
+
+    Args:
+        executor: its id.
+        incarnation: how many processes of this id there were before.
+        sock: connected to the broker, blocking.
+        status: eight int64 words shared with the broker: bundle running (0: none), position
+            running (-1: none), bundle to stop (written by the broker), start of the running task
+            (monotonic ns), tasks ended so far.
+        settings: of the node.
+    """
+    process = Executor(executor, incarnation, sock, status, settings)
+    code = 1
+    try:
+        process.start()
+        process.serve()
+        code = 0
+    except (BrokenPipeError, ConnectionResetError):
+        code = 0  # the broker is gone, and with it whoever would want to know
+    except BaseException:  # noqa: BLE001 - told to the log, then the process ends
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        _flush()
+        os._exit(code)
+
+
+class Executor:
+    """State of an executor process, across bundles. Arguments as of `executor_main`."""
+
+    def __init__(
+        self,
+        executor: int,
+        incarnation: int,
+        sock: socket.socket,
+        status: memoryview,
+        settings: ExecutorSettings,
+    ) -> None:
+        self._incarnation = incarnation
+        self._settings = settings
+        self._status = status
+        self._sender = Sender(sock)
+        self._receiver = Receiver(sock)
+        self._decoder = Decoder(BrokerToExecutor)
+        self._epoch = 0
+        self._waiting: deque[Parcel] = deque()
+        self._code: dict[int, RunCode] = {}
+        self._services = Services(
+            executor,
+            settings.config,
+            Reader(),
+            Arena(f"{settings.name_prefix}-{executor}-{incarnation}", settings.config),
+            ProcessState(),
+            settings.shape,
+            settings.token,
+        )
+        self._leftover: list[tuple[Key, Location]] = []
+        self._collected_at = 0.0
+        self._resolver = _Collector(self)
+        self.is_stopped = False
+
+    def start(self) -> None:
+        """Make the process what tasks expect, and tell the broker."""
+        sys.path[:] = list(self._settings.sys_path)
+        with contextlib.suppress(OSError):  # it may have been removed; tasks will notice
+            os.chdir(self._settings.cwd)
+        # What was pickled by value as part of the client's __main__ must not meet another one here.
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        self._services.state.watch()
+        set_resolver(self._resolver)
+        gc.collect()
+        gc.freeze()
+        self._status[POSITION] = IDLE_POSITION
+        self.send([Parcel(ExecutorHello(self._services.executor, self._incarnation, os.getpid()))])
+
+    def serve(self) -> None:
+        """Handle messages until told to stop, or the broker is gone."""
+        while not self.is_stopped:
+            while self._waiting and not self.is_stopped:
+                self._handle(self._waiting.popleft())
+            if self.is_stopped or not self.receive_more():
+                return
+
+    def receive_more(self) -> bool:
+        """Wait for messages and line them up; False: the broker is gone."""
+        batches = self._receiver.receive_batch()
+        for frames in batches:
+            self._epoch, parcels = self._decoder.decode_batch(frames)
+            self._waiting.extend(parcels)
+        return bool(batches)
+
+    def send(self, parcels: Sequence[Parcel]) -> None:
+        """Send a batch to the broker."""
+        self._sender.send_batch(encode_batch(parcels, self._epoch))
+
+    def take_reply(self, request: int) -> Parcel:
+        """Wait for the answer to `GetValue`; other messages keep their order for later."""
+        seen = 0
+        while True:
+            for index in range(seen, len(self._waiting)):
+                message = self._waiting[index].message
+                if isinstance(message, ValueReply) and message.request == request:
+                    parcel = self._waiting[index]
+                    del self._waiting[index]
+                    return parcel
+            seen = len(self._waiting)
+            if not self.receive_more():
+                os._exit(0)
+
+    def load(self, ref: Ref, parcel: Parcel) -> object:
+        """The value in the answer to `GetValue`."""
+        message = parcel.message
+        info = message.info if isinstance(message, ValueReply) else None
+        if info is None:
+            raise ObjectLost(f"the value of {ref!r} is gone; run the graph that made it again")
+        if info.location is not None:
+            return self._services.reader.load((ref.run, info.first), info.location)
+        value = load_value(parcel.frames[0])
+        if info.count == 1:
+            return value
+        if not isinstance(value, list):
+            raise InternalError(f"a block of {info.count} values is no list")
+        return value[ref.position - info.first]
+
+    def _handle(self, parcel: Parcel) -> None:
+        message, frames = parcel
+        match message:
+            case RunBundle():
+                self._run_bundle(message, frames)
+            case FreeExtents():
+                for location in message.locations:
+                    self._services.arena.free(location)
+            case ForgetRun():
+                self._code.pop(message.run, None)
+            case Stop():
+                self.is_stopped = True
+            case ValueReply():
+                pass  # nobody waits for it any more
+            case _:
+                raise InternalError(f"{type(message).__name__} is no message for an executor")
+
+    def _run_bundle(self, message: RunBundle, frames: Sequence[Frame]) -> None:
+        status, reader, arena = self._status, self._services.reader, self._services.arena
+        read_before, written_before = reader.read_bytes, arena.written_bytes
+        status[RUNNING] = message.bundle
+        code = self._code.setdefault(message.run, RunCode())
+        place = 5
+        for chunk in message.chunks:
+            code.add_chunk(chunk, frames[place])
+            place += 1
+        for info in message.functions:
+            code.add_function(info, frames[place])
+            place += 1
+        bundle = BundleRun(message, frames[:5], frames[place:], code, self._services, status)
+        with self._resolver.serving():
+            outcome = bundle.run()
+            bundle.release()
+        self._leftover += bundle.values.temporary
+        held, dropped = self._look_at_views()
+        status[POSITION] = IDLE_POSITION
+        status[RUNNING] = 0
+        self._services.state.restore_rest()
+        _flush()
+        done = BundleDone(
+            message.run,
+            message.bundle,
+            message.attempt,
+            outcome.infos,
+            outcome.failures,
+            outcome.expanded,
+            outcome.deferred,
+            held,
+            dropped,
+            outcome.retry_count,
+            outcome.seconds,
+            reader.read_bytes - read_before,
+            arena.written_bytes - written_before,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+        self.send([Parcel(done, _frames_of(outcome))])
+
+    def _look_at_views(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Imported objects of which views outlive their task, and those of before that ended."""
+        reader = self._services.reader
+        if reader.live_count and monotonic() - self._collected_at > GARBAGE_INTERVAL_S:
+            gc.collect()
+            self._collected_at = monotonic()
+        held, dropped = reader.try_close()
+        if self._leftover:
+            kept = [item for item in self._leftover if reader.is_live(item[0])]
+            for key, location in self._leftover:
+                if not reader.is_live(key):
+                    self._services.arena.free(location)
+            self._leftover = kept
+        return _of_runs(held), _of_runs(dropped)
+
+
+class _Collector:
+    """Fetches references for tasks that `collect` them; the only user of the socket meanwhile."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._lock = threading.Lock()  # tasks may have threads of their own
+        self._is_serving = False
+        self._request = 0
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[None]:
+        """Within, tasks run and may collect."""
+        with self._lock:
+            self._is_serving = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._is_serving = False
+
+    def fetch(self, ref: Ref) -> object:
+        """The value of a reference."""
+        return self.fetch_many([ref])[0]
+
+    def fetch_many(self, refs: Sequence[Ref]) -> list[object]:
+        """The values of references, asked for together."""
+        values: list[object] = []
+        for start in range(0, len(refs), COLLECTED_AT_ONCE_MAX):
+            values += self._fetch_some(refs[start : start + COLLECTED_AT_ONCE_MAX])
+        return values
+
+    def adopt(self, ref: Ref) -> None:
+        """Nothing to do: the run keeps its objects while its tasks run."""
+
+    def _fetch_some(self, refs: Sequence[Ref]) -> list[object]:
+        with self._lock:
+            if not self._is_serving:
+                raise ClosedError("references can be collected only while a task runs")
+            first = self._request + 1
+            self._request += len(refs)
+            self._executor.send(
+                [
+                    Parcel(GetValue(request, ref.run, ref.position, next(iter(ref.nodes), 0)))
+                    for request, ref in enumerate(refs, first)
+                ]
+            )
+            return [
+                self._executor.load(ref, self._executor.take_reply(request))
+                for request, ref in enumerate(refs, first)
+            ]
+
+
+def _frames_of(outcome: Outcome) -> list[Frame]:
+    frames: list[Frame] = [int32_frame(outcome.done), int64_frame(outcome.stamps)]
+    frames += outcome.inline
+    frames += outcome.failure_frames
+    frames += outcome.expanded_frames
+    return frames
+
+
+def _of_runs(keys: Sequence[Key]) -> list[tuple[int, int]]:
+    """Keys of objects that the broker knows; those of one bundle only are our own matter."""
+    return [(key[0], key[1]) for key in keys if isinstance(key, tuple) and len(key) == 2]
+
+
+def _flush() -> None:
+    """Write out what tasks printed; the pipe may be gone, or the streams closed by user code."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()

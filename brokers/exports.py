@@ -1,0 +1,140 @@
+"""What leaves a bundle: values pickled into objects, alone or in blocks.
+
+Responsible for turning the groups that the broker asked for into objects and their inline frames;
+a value that can't be pickled, or has no room, becomes a failure of its task.
+"""
+
+from collections.abc import Callable, Sequence
+
+from dagsched.brokers.values import Prepared, Values
+from dagsched.errors import InternalError
+from dagsched.pickling import dumps
+from dagsched.protocol.messages import ObjectInfo
+from dagsched.serialize import dump_inline, load_value
+
+PICKLE_OVERHEAD_BYTES = 32
+"""What a list of pickles costs beyond its items, at most."""
+
+
+class Exports:
+    """Collects the objects of one bundle.
+
+    Args:
+        values: where the values are.
+        fail: told of a position whose value can't be exported, and why.
+    """
+
+    def __init__(self, values: Values, fail: Callable[[int, Exception], None]) -> None:
+        self._values = values
+        self._fail = fail
+        self.infos: list[ObjectInfo] = []
+        self.frames: list[bytes] = []
+
+    def add_group(self, first: int, count: int) -> None:
+        """Export what there is of positions ``first : first + count``."""
+        values = self._values
+        if count == 1:
+            if first in values.prepared or first in values.raw:
+                self.add_single(first)
+            return
+        block: list[int] = []
+        for position in range(first, first + count):
+            prepared = values.prepared.get(position)
+            is_alone = position in values.referenced or (
+                prepared is not None and prepared.location is not None
+            )
+            if not is_alone and (prepared is not None or position in values.raw):
+                block.append(position)
+                continue
+            self._add_block(block)
+            block = []
+            if is_alone and (prepared is not None or position in values.raw):
+                self.add_single(position)
+        self._add_block(block)
+
+    def add_single(self, position: int) -> None:
+        """Export one value as an object of its own."""
+        sealed = self._values.prepared.get(position)
+        if sealed is None:
+            try:
+                sealed = self._values.seal(position, self._values.raw[position])
+            except Exception as error:  # noqa: BLE001 - reported as the task's failure
+                self._fail(position, error)
+                return
+        self._emit(position, sealed)
+
+    def add_extra(self, position: int) -> None:
+        """Export a value that tasks will need which did not run here after all."""
+        try:
+            value = self._values.needed_elsewhere(position)
+            sealed = self._values.seal(position, value)
+        except Exception as error:  # noqa: BLE001 - reported as the task's failure
+            self._fail(position, error)
+            return
+        self._emit(position, sealed)
+
+    def _emit(self, position: int, sealed: Prepared) -> None:
+        location = sealed.location
+        size = len(sealed.stream) if location is None else location.size_bytes
+        self.infos.append(ObjectInfo(position, 1, size, location, sealed.type_name, sealed.refs))
+        if location is None:
+            self.frames.append(sealed.stream)
+
+    def _add_block(self, block: Sequence[int]) -> None:
+        """Export consecutive positions as one inline object, or as several where it is large."""
+        if len(block) <= 1:
+            for position in block:
+                self.add_single(position)
+            return
+        items = [self._value(position) for position in block]
+        try:
+            data = dumps(items)
+        except Exception:  # noqa: BLE001 - one of them can't be pickled; piece by piece shows which
+            data = None
+        if data is not None and len(data) <= self._values.inline_bytes_max:
+            self.infos.append(ObjectInfo(block[0], len(block), len(data)))
+            self.frames.append(data)
+            return
+        self._add_pieces(block)
+
+    def _value(self, position: int) -> object:
+        prepared = self._values.prepared.get(position)
+        if prepared is None:
+            return self._values.raw[position]
+        return load_value(prepared.stream)
+
+    def _add_pieces(self, block: Sequence[int]) -> None:
+        """Cut a block where its pickle would get too large; large values go alone."""
+        limit = self._values.inline_bytes_max - PICKLE_OVERHEAD_BYTES
+        piece: list[int] = []
+        size = 0
+        for position in block:
+            sealed = self._values.prepared.get(position)
+            if sealed is None:
+                try:
+                    sealed = self._values.seal(position, self._values.raw[position])
+                except Exception as error:  # noqa: BLE001 - reported as the task's failure
+                    self._add_piece(piece)
+                    piece, size = [], 0
+                    self._fail(position, error)
+                    continue
+                self._values.prepared[position] = sealed
+            if sealed.location is not None or size + len(sealed.stream) > limit:
+                self._add_piece(piece)
+                piece, size = [], 0
+            if sealed.location is not None:
+                self._emit(position, sealed)
+                continue
+            piece.append(position)
+            size += len(sealed.stream)
+        self._add_piece(piece)
+
+    def _add_piece(self, piece: Sequence[int]) -> None:
+        if len(piece) == 1:
+            self._emit(piece[0], self._values.prepared[piece[0]])
+        elif piece:
+            if piece[-1] - piece[0] != len(piece) - 1:
+                raise InternalError(f"a block from {piece[0]} on has gaps")
+            data = dump_inline([load_value(self._values.prepared[p].stream) for p in piece])
+            self.infos.append(ObjectInfo(piece[0], len(piece), len(data)))
+            self.frames.append(data)

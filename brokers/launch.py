@@ -1,0 +1,138 @@
+"""How a broker's process is started, and what it is told: the client's side and the one of both.
+
+Imports nothing heavy: a client starts its brokers first and loads its own modules meanwhile.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from dagsched.config import Config
+
+NODE_VARIABLE = "DAGSCHED_NODE"
+"""Environment variable of a broker and all that descends from it; holds its `name_prefix`."""
+
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+"""Executors fill the CPUs; threads of numeric libraries on top of that would only be in the way."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """All that a broker's process needs to know."""
+
+    broker: int
+    host: str
+    env_token: str
+    name_prefix: str
+    """Begins the names of this broker's segments; of no other process of any broker."""
+
+    run_directory: str
+    master_socket: str
+    data_socket: str
+    sys_path: list[str]
+    """Where executors look for modules."""
+
+    cwd: str
+    """Where tasks run."""
+
+    nodes: int = 1
+    executors: int = 1
+    """Of the whole cluster, for cutting graphs that tasks return."""
+
+    config: Config = dataclasses.field(default_factory=Config)
+    debug: bool = False
+
+    @property
+    def log_path(self) -> Path:
+        """Where the broker's own output goes."""
+        return Path(self.run_directory) / f"broker-{self.broker}.log"
+
+    def to_line(self) -> bytes:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> "BrokerSettings":
+        """The settings that `to_line` wrote.
+
+        Raises:
+            ValueError: the line is no JSON object, or a value in it is not allowed.
+            TypeError: a setting is missing or unknown.
+        """
+        values = json.loads(line)
+        return cls(**values | {"config": Config(**values["config"])})
+
+
+def package_root() -> Path:
+    """The directory in which the package `dagsched` lies."""
+    import dagsched
+
+    return Path(os.path.abspath(dagsched.__file__)).parents[1]
+
+
+def launch_broker(
+    settings: BrokerSettings, environ: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    """Start a broker in a session of its own.
+
+    Its standard input is its lifeline: it ends as soon as the other end is closed, be it by the
+    death of this process. What it prints goes to ``broker-<id>.log`` in the run directory.
+
+    Args:
+        settings: sent to it.
+        environ: of the new process; numeric libraries get one thread each unless it says otherwise.
+    """
+    given = environ.get("PYTHONPATH")
+    root = str(package_root())
+    own = {
+        # The broker takes the first entry out again, so that tasks see what the user had set.
+        "PYTHONPATH": f"{root}{os.pathsep}{given}" if given is not None else root,
+        NODE_VARIABLE: settings.name_prefix,
+    }
+    threads = dict.fromkeys(_THREAD_VARIABLES, "1")
+    log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    log_fd = os.open(settings.log_path, log_flags, 0o600)
+    try:
+        process = subprocess.Popen(
+            # -P: a user's json.py in the working directory must not become ours.
+            [sys.executable, "-P", "-m", "dagsched.brokers"],
+            stdin=subprocess.PIPE,
+            stdout=log_fd,
+            stderr=log_fd,
+            env=threads | dict(environ) | own,
+            start_new_session=True,
+            bufsize=0,
+        )
+    finally:
+        os.close(log_fd)
+    if process.stdin is None:
+        raise AssertionError("Popen was asked for a pipe")
+    rest = memoryview(settings.to_line())
+    try:
+        while rest:
+            rest = rest[os.write(process.stdin.fileno(), rest) :]
+    except BrokenPipeError:
+        # It has died already; whoever watches the process will see that, and its log says why.
+        return process
+    return process
+
+
+def restore_python_path() -> None:
+    """In the broker: take back what `launch_broker` did to PYTHONPATH."""
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if entries[0] == str(package_root()):
+        if entries[1:]:
+            os.environ["PYTHONPATH"] = os.pathsep.join(entries[1:])
+        else:
+            del os.environ["PYTHONPATH"]

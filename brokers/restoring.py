@@ -1,0 +1,109 @@
+"""What tasks may change of their process, and putting it back before the next task sees it.
+
+Responsible for working directory, environment variables, soft limits, umask, signal handlers and
+locale. An audit hook notes changes of the first three, so that tasks which change nothing pay
+nothing; the rest is looked at once a bundle.
+"""
+
+import locale
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+_current: "ProcessState | None" = None
+_is_hooked = False
+
+
+class ProcessState:
+    """How the process shall be before each task."""
+
+    def __init__(self) -> None:
+        self.is_dirty = False
+        self._directory = ""
+        self._umask = 0o022
+        self._locale = ""
+        self._environ: dict[bytes, bytes] = {}
+        self._limits: dict[int, int] = {}  # changed by user code: the soft limit from before
+
+    def watch(self) -> None:
+        """What is now shall be so before each task from now on."""
+        global _current, _is_hooked
+        self._directory = str(Path.cwd())
+        self._umask = os.umask(0o022)
+        os.umask(self._umask)
+        self._locale = locale.setlocale(locale.LC_ALL)
+        self._environ = dict(os.environb)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _current = self
+        if not _is_hooked:
+            _is_hooked = True
+            sys.addaudithook(_audit)
+
+    def restore(self) -> None:
+        """After a task that made `is_dirty` true: put directory, environment and limits back."""
+        self.is_dirty = False
+        try:
+            os.chdir(self._directory)
+        except OSError:  # it has been removed; tasks with relative paths will say so
+            os.chdir("/")
+        present = dict(os.environb)
+        for name in present.keys() - self._environ.keys():
+            os.unsetenv(name)
+            del os.environb[name]
+        for name, value in self._environ.items():
+            if present.get(name) != value:
+                os.environb[name] = value
+        for which, soft in self._limits.items():
+            hard = resource.getrlimit(which)[1]
+            if hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard):
+                soft = hard
+            resource.setrlimit(which, (soft, hard))
+        self._limits.clear()
+        self.is_dirty = False  # putting things back was noted as well
+
+    def restore_rest(self) -> None:
+        """After a bundle: put umask, signal handlers and locale back."""
+        os.umask(self._umask)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if locale.setlocale(locale.LC_ALL) != self._locale:
+            locale.setlocale(locale.LC_ALL, self._locale)
+
+    def note(self, event: str, args: tuple[object, ...]) -> None:
+        """An audited change; what modules do to the environment while imported stays."""
+        if event == "resource.setrlimit":
+            which = args[0]
+            if isinstance(which, int):
+                self._limits.setdefault(which, resource.getrlimit(which)[0])
+        elif event in ("os.putenv", "os.unsetenv") and _is_importing(sys._getframe(1)):
+            name = args[0]
+            if isinstance(name, bytes):
+                if event == "os.putenv" and isinstance(args[1], bytes):
+                    self._environ[name] = args[1]
+                else:
+                    self._environ.pop(name, None)
+            return
+        self.is_dirty = True
+
+
+_EVENTS = frozenset({"os.chdir", "os.putenv", "os.unsetenv", "resource.setrlimit"})
+
+
+def _audit(event: str, args: tuple[object, ...]) -> None:
+    if event in _EVENTS and _current is not None:
+        _current.note(event, args)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether some caller is the top level of a module that is being imported."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            return True
+        frame = frame.f_back
+    return False

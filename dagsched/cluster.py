@@ -1,0 +1,560 @@
+"""One open environment's machinery: broker processes, the master's thread, the store, the runs.
+
+Responsible for starting and ending all of that in the right order, and for passing what the master
+tells to whoever waits for it. `RunEnv` is its public face.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dagsched.answers import NO_ANSWER, Answers
+from dagsched.background import BackgroundThread
+from dagsched.config import Config
+from dagsched.errors import ClosedError, DagschedError, GraphError, InternalError
+from dagsched.launching import BrokerProcesses, kill_group
+from dagsched.nodes import NodeEnv, node_changes
+from dagsched.ref import Ref, register_environment, unregister_environment
+from dagsched.references import References
+from dagsched.rundir import RunNames, remove_run_directory, sweep
+from dagsched.tracking import Tracker
+
+if TYPE_CHECKING:
+    from dagsched.master.core import MasterCore
+    from dagsched.master.events import ClientEvent, RunEnded
+    from dagsched.master.shell import MasterShell
+    from dagsched.nodes import NodeChanges
+    from dagsched.plan import RunPlan
+    from dagsched.profiling import MasterProfile
+    from dagsched.protocol.messages import NodeStats
+    from dagsched.run import Run
+    from dagsched.stats import RunNumbers
+
+logger = logging.getLogger(__name__)
+
+_STATS_TIMEOUT_S = 2.0
+
+
+class Cluster:
+    """What runs behind one `RunEnv`.
+
+    Args:
+        names: of all that is put on this machine.
+        config: limits.
+        nodes: checked.
+        debug: log every decision.
+        profile: profile the master's thread.
+        track: address of a listener to events, if there is one.
+    """
+
+    def __init__(
+        self,
+        names: RunNames,
+        config: Config,
+        nodes: Sequence[NodeEnv],
+        *,
+        debug: bool = False,
+        profile: bool = False,
+        track: str | None = None,
+    ) -> None:
+        self._names = names
+        self._config = config
+        self._debug = debug
+        self._nodes = tuple(nodes)
+        self._brokers = BrokerProcesses(names, config, debug=debug)
+        self._shell: MasterShell | None = None
+        self._core: MasterCore | None = None
+        self._profile: MasterProfile | None = None
+        if profile:
+            from dagsched.profiling import MasterProfile
+
+            self._profile = MasterProfile()
+        self._tracker = Tracker(track, names.token) if track is not None else None
+        self._store: Any = None
+        self._journal: Any = None
+        self._copier = BackgroundThread("dagsched-copies")
+        self._caller = BackgroundThread("dagsched-callbacks")
+        self._sweeper = BackgroundThread("dagsched-sweep")
+        self._answers = Answers()
+        self._references = References(names.token, self._call, self._answers, self.check_open)
+        # Guards what follows; waited on for nodes.
+        self._changed = threading.Condition()
+        self._joined: set[int] = set()
+        self._lost: dict[int, str] = {}
+        self._run_count = 0
+        self._running: dict[int, Run] = {}
+        self._run_by_number: weakref.WeakValueDictionary[int, Run] = weakref.WeakValueDictionary()
+        self._plan_by_run: dict[int, RunPlan] = {}
+        self._last_numbers: RunNumbers | None = None
+        self._crash: BaseException | None = None
+        self._closing = False
+        self._pid = os.getpid()
+
+    # --- opening and closing --------------------------------------------------------------------
+
+    def open(self, metastore: str | None) -> None:
+        """Start everything; returns as soon as work can be submitted.
+
+        Raises:
+            StoreUnavailable: the metadata store can't be reached.
+        """
+        # Brokers take longest to start: they come first, and what this process needs is imported
+        # while they do.
+        started = [self._brokers.launch(node, self._nodes) for node in self._nodes]
+        self._open_store(metastore)
+        from dagsched.master.core import MasterCore
+        from dagsched.master.shell import MasterShell
+
+        core = MasterCore(self._config)
+        shell = MasterShell(core, self._names.master_socket, self._config, self, debug=self._debug)
+        self._core = core
+        self._shell = shell
+        shell.start()
+        for broker in started:
+            shell.watch(broker.node.brokerid, broker.process)
+        self._tell_nodes()
+        if self._journal is not None:
+            shell.keep_journal(self._journal)
+        register_environment(self._names.token, self._references)
+        if self._tracker is not None:
+            self._tracker.open()
+        self._sweeper.do(sweep)
+        import dagsched.outcome
+        import dagsched.planning
+        import dagsched.run  # noqa: F401 - the first run shall not wait for these imports
+
+    def _open_store(self, metastore: str | None) -> None:
+        from dagsched.master.journaling import stored_record
+        from dagsched.metastore import open_store
+        from dagsched.metastore.journal import Journal
+        from dagsched.metastore.keys import environment_prefix
+
+        prefix = environment_prefix(os.getuid(), self._names.rootpath, self._names.token)
+        self._store = open_store(
+            metastore, prefix=prefix, run_directory=self._names.directory, config=self._config
+        )
+        self._journal = Journal(self._store, self._config, convert=stored_record)
+        self._journal.open()
+
+    def close(self) -> None:
+        """End everything and leave nothing; safe to call again, also after an interruption."""
+        self._closing = True
+        if self._pid != os.getpid():
+            return
+        timeout_s = self._config.close_timeout_s
+        # Each step is done whatever becomes of the others; they are called last to first.
+        with contextlib.ExitStack() as steps:
+            steps.callback(remove_run_directory, self._names)
+            steps.callback(self._unlink_segments, self._names.segment_prefix)
+            steps.callback(self._brokers.end_all, timeout_s)
+            steps.callback(self._sweeper.stop, timeout_s)
+            steps.callback(self._caller.stop, timeout_s)
+            steps.callback(self._copier.stop, timeout_s)
+            steps.callback(self._close_store)
+            if self._tracker is not None:
+                steps.callback(self._tracker.close)
+            if self._shell is not None:
+                steps.callback(self._shell.stop, timeout_s)
+            steps.callback(self._brokers.let_go)
+            steps.callback(self._tell_closing)
+            steps.callback(unregister_environment, self._names.token)
+
+    def _tell_closing(self) -> None:
+        self._references.close()
+        error = ClosedError("the environment was closed while the run went on")
+        self._fail_all("closed", error)
+        if self._shell is not None and self._shell.is_alive:
+            self._shell.call(lambda core, now: core.close(now))
+
+    def _close_store(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            # All keys go, so nothing need be written before.
+            journal.close(flush_timeout_s=0.0)
+        store, self._store = self._store, None
+        if store is not None:
+            try:
+                store.drop_all()
+            finally:
+                store.close()
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: nothing of this is the child's."""
+        self._closing = True
+        self._references.close()
+        self._brokers.forget_after_fork()
+        if self._shell is not None:
+            self._shell.forget_after_fork()
+
+    # --- runs -----------------------------------------------------------------------------------
+
+    def start_run(self, dag: object, *, timeout_s: float | None, priority: int) -> "Run":
+        """Make a graph and a plan of `dag`, and submit it."""
+        from dagsched.graph import build_graph
+        from dagsched.plan import ClusterShape
+        from dagsched.planning import make_plan
+        from dagsched.run import Run, RunShape
+
+        assert self._core is not None
+        graph = build_graph(dag, self._config.source_bytes_min, self._references.kept or None)
+        nodes = self.nodes or self._nodes
+        shape = ClusterShape(len(nodes), sum(len(node.executorids) for node in nodes))
+        planned = make_plan(graph, shape, self._config, self._core.estimates)
+        with self._changed:
+            self._run_count += 1
+            number = self._run_count
+            run = Run(self, number, graph, RunShape.of(planned.plan, planned.order), priority)
+            self._run_by_number[number] = run
+            self._running[number] = run
+            if graph.persisted:
+                self._plan_by_run[number] = planned.plan
+        plan = planned.plan
+        if plan.task_count == 0:
+            self._finish_without_tasks(run)
+            return run
+
+        def submit(core: "MasterCore", now: float) -> None:
+            try:
+                core.submit(number, plan, now, priority=priority, timeout_s=timeout_s)
+            except GraphError as error:
+                self._running.pop(number, None)
+                run.take_error("failed", error)
+
+        try:
+            self._call(submit)
+        except DagschedError:
+            self._running.pop(number, None)
+            raise
+        return run
+
+    def _finish_without_tasks(self, run: "Run") -> None:
+        """A run of nothing but constants and kept values needs no cluster."""
+        values = self.source_values(run)
+        self._last_numbers = self._numbers(run, "done")
+        self._running.pop(run.number, None)
+        run.finish_at_once(
+            run.graph.resolve_outputs([values[position] for position in run.shape.outputs])
+        )
+
+    def source_values(self, run: "Run") -> dict[int, object]:
+        """Values of those outputs that are sources: the client has them, or fetches them."""
+        count = run.graph.task_count
+        values: dict[int, object] = {}
+        for position in run.shape.outputs:
+            if position >= count:
+                source = run.graph.sources[position - count]
+                values[position] = (
+                    self._references.fetch(source) if isinstance(source, Ref) else source
+                )
+        return values
+
+    def cancel_run(self, number: int) -> None:
+        """Ask the master to stop a run."""
+        if not self._closing:
+            self._call(lambda core, now: core.cancel(number, now))
+
+    def call_back(self, function: Callable[[], object]) -> None:
+        """Call user code in a thread of its own."""
+        self._caller.do(function)
+
+    @property
+    def runs(self) -> "list[Run]":
+        """Runs that are not over or whose handles are still held, oldest first."""
+        with self._changed:
+            return [run for _, run in sorted(self._run_by_number.items())]
+
+    def find_run(self, run_id: str) -> "Run | None":
+        """The run with an id."""
+        return next((run for run in self.runs if run.run_id == run_id), None)
+
+    # --- nodes ----------------------------------------------------------------------------------
+
+    @property
+    def token(self) -> str:
+        """Names the environment."""
+        return self._names.token
+
+    @property
+    def nodes(self) -> tuple[NodeEnv, ...]:
+        """The nodes wanted, without those that were lost."""
+        with self._changed:
+            return tuple(node for node in self._nodes if node.brokerid not in self._lost)
+
+    def describe_losses(self) -> str:
+        """Which nodes were lost, and why."""
+        with self._changed:
+            return "; ".join(f"node {n}: {why}" for n, why in sorted(self._lost.items()))
+
+    def set_nodes(self, nodes: Sequence[NodeEnv]) -> "NodeChanges":
+        """Start and end nodes until there are these."""
+        before = self.nodes
+        changes = node_changes(before, nodes)
+        for node in changes.added:
+            # What is left of a process with the same id must be gone before another may join.
+            older = self._brokers.latest(node.brokerid)
+            if older is not None:
+                self._end_process(older.node.brokerid)
+        with self._changed:
+            self._nodes = tuple(nodes)
+            for node in changes.added:
+                self._lost.pop(node.brokerid, None)
+                self._joined.discard(node.brokerid)
+        self._tell_nodes()
+        assert self._shell is not None
+        for node in changes.added:
+            self._shell.watch(node.brokerid, self._brokers.launch(node, nodes).process)
+        return changes
+
+    def wait_for_nodes(self, count: int | None, timeout_s: float | None) -> None:
+        """Wait until `count` nodes have joined; None: all of them.
+
+        Raises:
+            TimeoutError: they have not.
+        """
+        with self._changed:
+            wanted = len(self._nodes) if count is None else count
+
+            def there() -> bool:
+                return self._crash is not None or len(self._usable()) >= wanted
+
+            if not self._changed.wait_for(there, timeout_s):
+                absent = [n.brokerid for n in self._nodes if n.brokerid not in self._joined]
+                why = "; ".join(f"{n}: {self._lost[n]}" for n in absent if n in self._lost)
+                raise TimeoutError(
+                    f"{len(self._usable())} of {wanted} nodes are there after {timeout_s} s; "
+                    f"absent are {absent}{f' ({why})' if why else ''}"
+                )
+        self._check_crash()
+
+    def _usable(self) -> list[int]:
+        wanted = {node.brokerid for node in self._nodes}
+        return sorted(wanted & self._joined)
+
+    def _tell_nodes(self) -> None:
+        wanted = [(node.brokerid, node.host, node.executorids) for node in self._nodes]
+        self._call(lambda core, now: core.set_nodes(wanted, now))
+
+    def _end_process(self, broker: int) -> None:
+        older = self._brokers.latest(broker)
+        if older is not None and older.process.poll() is None:
+            kill_group(older.process)
+            older.process.wait(self._config.close_timeout_s)
+
+    # --- statistics -----------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers of the last run, with what the brokers hold now."""
+        from dagsched.stats import broker_rows, executor_rows, merge_live
+
+        live = self._ask_stats()
+        numbers = self._last_numbers
+        if numbers is None:
+            rows = {"brokers": broker_rows(live), "executors": executor_rows(live)}
+            return {"run": None, **rows, "store": self._store_state()}
+        result = numbers.as_dict()
+        merge_live(result["brokers"], live)
+        result["store"] = self._store_state()
+        return result
+
+    def _ask_stats(self) -> "Sequence[NodeStats]":
+        request = self._answers.ask()
+        self._call(lambda core, now: core.ask_stats(request, now))
+        answer = self._wait_for_answer(request, _STATS_TIMEOUT_S)
+        # A node that doesn't answer is on its way to being lost; the run's own numbers are there.
+        return () if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+
+    def _store_state(self) -> dict[str, str]:
+        state, reason = self._journal.state if self._journal is not None else ("closed", "")
+        return {"state": state, "reason": reason}
+
+    def _numbers(self, run: "Run", state: str) -> "RunNumbers":
+        from dagsched.stats import RunNumbers
+
+        return RunNumbers.of(run, state)
+
+    def pin(self, run: int, position: int) -> None:
+        """One reference more to an object."""
+        self._references.pin(run, position)
+
+    def unpin(self, run: int, position: int) -> None:
+        """One reference less to an object."""
+        self._references.unpin(run, position)
+
+    # --- what the master tells, in its thread ---------------------------------------------------
+
+    def take_start(self) -> None:
+        """The thread begins."""
+        if self._profile is not None:
+            self._profile.start()
+
+    def take_event(self, event: "ClientEvent") -> None:
+        """Pass an event on to whoever waits for it."""
+        from dagsched.master import events
+
+        if self._tracker is not None:
+            self._tracker.put(event)
+        match event:
+            case events.RunProgressed():
+                if (run := self._running.get(event.run)) is not None:
+                    run.take_progress(event.done_count, event.total)
+            case events.TracesArrived():
+                if (run := self._running.get(event.run)) is not None:
+                    run.take_traces(event)
+            case events.RunStarted():
+                if (run := self._running.get(event.run)) is not None:
+                    run.take_started()
+            case events.OutputsComplete():
+                if (run := self._running.get(event.run)) is not None:
+                    self._take_outputs(run, event)
+            case events.RunEnded():
+                self._take_end(event)
+            case events.ValueArrived():
+                self._answers.give(event.request, event)
+            case events.StatsArrived():
+                self._answers.give(event.request, event.stats)
+            case events.NodeJoined():
+                with self._changed:
+                    self._joined.add(event.broker)
+                    self._lost.pop(event.broker, None)
+                    self._changed.notify_all()
+            case events.NodeRemoved():
+                self._take_removed(event.broker, event.reason)
+            case events.ExecutorMoved():
+                logger.debug(
+                    "executor %d of node %d: pid %d", event.executor, event.broker, event.pid
+                )
+
+    def take_crash(self, error: BaseException) -> None:
+        """The master's thread has failed: nobody may wait any longer."""
+        self._crash = error
+        self._fail_all("lost", self._crash_error(error))
+
+    def take_exit(self, broker: int, return_code: int) -> str:
+        """A broker's process has ended: remove what it left, and say why."""
+        started = self._brokers.latest(broker)
+        if started is not None and started.process.returncode is not None:
+            self._unlink_segments(started.segment_prefix)
+        reason = self._brokers.describe_exit(broker, return_code)
+        if broker not in self._joined:
+            # The master doesn't know it yet and won't tell.
+            self._take_removed(broker, reason)
+        return reason
+
+    def end_broker(self, broker: int) -> None:
+        """The core has given a broker up."""
+        started = self._brokers.latest(broker)
+        if started is not None:
+            kill_group(started.process)
+
+    def _take_outputs(self, run: "Run", event: Any) -> None:
+        def taken(core: "MasterCore", now: float) -> None:
+            core.outputs_taken(run.number, now)
+
+        def copy() -> None:
+            if run.copy_outputs(self._is_gone):
+                with contextlib.suppress(ClosedError, InternalError):
+                    self._call(taken)
+
+        if run.take_outputs(event):
+            self._call(taken)
+        else:
+            self._copier.do(copy)
+
+    def _is_gone(self, broker: int) -> bool:
+        """Whether a broker's process has ended, or does so now."""
+        started = self._brokers.latest(broker)
+        if started is None:
+            return True
+        deadline = time.monotonic() + 1.0
+        with self._changed:
+            self._changed.wait_for(
+                lambda: broker in self._lost or started.process.returncode is not None,
+                deadline - time.monotonic(),
+            )
+            return broker in self._lost or started.process.returncode is not None
+
+    def _take_end(self, event: "RunEnded") -> None:
+        run = self._running.pop(event.run, None)
+        plan = self._plan_by_run.pop(event.run, None)
+        if run is None:
+            return
+        if plan is not None and event.state == "done":
+            self._references.keep(run, plan, event)
+        if self._profile is not None:
+            self._profile.write(run.run_id)
+        run.take_end(event, self._numbers_taken)
+
+    def _numbers_taken(self, run: "Run", state: str) -> None:
+        self._last_numbers = self._numbers(run, state)
+
+    def _take_removed(self, broker: int, reason: str) -> None:
+        with self._changed:
+            wanted = any(node.brokerid == broker for node in self._nodes)
+            self._joined.discard(broker)
+            if wanted:
+                self._lost[broker] = reason
+            self._changed.notify_all()
+        self._references.forget_node(broker)
+        if wanted and not self._closing:
+            logger.warning("node %d is lost: %s", broker, reason)
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """Raise if the environment can't be used.
+
+        Raises:
+            ClosedError: it was closed, or belongs to the parent of this process.
+        """
+        if self._pid != os.getpid():
+            raise ClosedError(
+                "the environment belongs to the parent of this process; make another one here"
+            )
+        if self._closing:
+            raise ClosedError("the environment has been closed; make another RunEnv")
+        self._check_crash()
+
+    def _check_crash(self) -> None:
+        if self._crash is not None:
+            raise self._crash_error(self._crash)
+
+    @staticmethod
+    def _crash_error(error: BaseException) -> InternalError:
+        failure = InternalError(
+            f"the master has failed: {type(error).__name__}: {error}; this is a defect of "
+            "dagsched, please report it with this text"
+        )
+        failure.__cause__ = error
+        return failure
+
+    def _call(self, command: "Callable[[MasterCore, float], None]") -> None:
+        if self._shell is None:
+            raise ClosedError("the environment is not open")
+        self._shell.call(command)
+
+    def _wait_for_answer(self, request: int, timeout_s: float | None) -> object:
+        answer = self._answers.wait(request, timeout_s)
+        if answer is NO_ANSWER:
+            self.check_open()
+        return answer
+
+    def _fail_all(self, state: str, error: BaseException) -> None:
+        """End every run that is not over, and wake everybody."""
+        with self._changed:
+            runs = list(self._running.values())
+            self._running.clear()
+            self._changed.notify_all()
+        self._answers.close()
+        for run in runs:
+            run.take_error(state, error)
+
+    @staticmethod
+    def _unlink_segments(prefix: str) -> None:
+        from dagsched.brokers.objects.arena import unlink_segments
+
+        unlink_segments(prefix)

@@ -1,0 +1,43 @@
+"""A profile of the master's thread for each run, as text.
+
+Responsible for the client's side of ``RunEnv(profile=True)``: files in the working directory, in a
+directory named for the run, ``master_1_1.profile``: role, broker id, id.
+"""
+
+import cProfile
+import io
+import pstats
+import sys
+from pathlib import Path
+
+
+class MasterProfile:
+    """Profiles the thread that calls `start`, from run to run."""
+
+    def __init__(self) -> None:
+        self._profile = cProfile.Profile()
+        self.paths: list[Path] = []
+
+    def start(self) -> None:
+        """Begin, in the thread that is to be profiled."""
+        self._profile.enable()
+
+    def write(self, run_id: str) -> None:
+        """Write what was gathered since the last run, most expensive first; in that thread."""
+        self._profile.disable()
+        text = io.StringIO()
+        stats = pstats.Stats(self._profile, stream=text)
+        stats.sort_stats("cumulative").print_stats()
+        directory = Path(f"profile-{run_id}")
+        directory.mkdir(exist_ok=True)
+        path = directory / "master_1_1.profile"
+        path.write_text(text.getvalue())
+        self.paths.append(path)
+        self._profile = cProfile.Profile()
+        self._profile.enable()
+
+    def stop(self) -> None:
+        """End; says where the files are."""
+        self._profile.disable()
+        if self.paths:
+            sys.stderr.write(f"profiles of {len(self.paths)} run(s): {self.paths[-1].parent} ..\n")

@@ -1,0 +1,340 @@
+"""Environments: `RunEnv`, the one in use, and what changes or ends one.
+
+Responsible for checking what users give and for the process-wide default. The machinery behind an
+environment is `cluster`; imports of this module are light, so that brokers are started first.
+"""
+
+import atexit
+import contextvars
+import os
+import threading
+import weakref
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from dagsched.config import Config
+from dagsched.errors import ClosedError, NoNodesError
+from dagsched.nodes import LOCAL_HOST, NodeChanges, NodeEnv, check_nodes, group_nodes
+from dagsched.procs import process_hosts, reserve_private
+from dagsched.rundir import check_rootpath, make_run_directory, remove_run_directory
+from dagsched.submission import resume, rundag, submit
+from dagsched.tracking import track_address
+
+if TYPE_CHECKING:
+    from dagsched.cluster import Cluster
+    from dagsched.run import Run
+
+__all__ = [
+    "RunEnv",
+    "cleanup",
+    "default_env",
+    "getrunenv",
+    "reset",
+    "resume",
+    "rundag",
+    "setrunenv",
+    "submit",
+]
+
+_open_environments: "weakref.WeakSet[RunEnv]" = weakref.WeakSet()
+_default: "RunEnv | None" = None
+_default_lock = threading.Lock()
+_in_block: "contextvars.ContextVar[RunEnv | None]" = contextvars.ContextVar(
+    "dagsched_env", default=None
+)
+
+
+class RunEnv:
+    """Processes to run graphs on; live once it is made.
+
+    A context manager, that is the environment in use in its block and is closed at its end.
+
+    Args:
+        rootpath: prefix of all keys, segments, sockets and files: ``/part/part``.
+        nodes: the nodes; None: the processes added so far, one node a host; if there are none, one
+            node on this machine.
+        executors: for one node on this machine with so many executors, whatever processes were
+            added; None: as many as CPUs that this process may use, if none were added.
+        metastore: of the journal: None for an embedded store, ``memory://``, ``redis://host:port/db``,
+            ``rediss://...`` or ``unix:///path``.
+        debug: log every decision (logger ``dagsched``; on standard error if nothing else is set).
+        profile: profile the master's thread; a file for each run, below the working directory.
+        remotetrack: send events as JSON lines to a listener: ``host:port``, ``unix:PATH``, or True
+            for the address in ``DAGSCHED_TRACK``.
+        config: limits and defaults.
+
+    Raises:
+        ValueError, TypeError: an argument is not what it should be.
+        NoNodesError: there is no node, or one would be on another host.
+        StoreUnavailable: the metadata store can't be reached.
+
+    Example:
+        >>> from dagsched import RunEnv, delayed, rundag
+        >>> with RunEnv(executors=2) as env:  # doctest: +SKIP
+        ...     rundag(env, delayed(sum)([1, 2, 3]))
+        6
+    """
+
+    def __init__(
+        self,
+        *,
+        rootpath: str = "/D",
+        nodes: Iterable[NodeEnv] | None = None,
+        executors: int | None = None,
+        metastore: str | None = None,
+        debug: bool = False,
+        profile: bool = False,
+        remotetrack: bool | str = False,
+        config: Config | None = None,
+    ) -> None:
+        self._rootpath = check_rootpath(rootpath)
+        if config is not None and not isinstance(config, Config):
+            raise TypeError(f"config must be a dagsched.Config, not {type(config).__name__}")
+        if metastore is not None and not isinstance(metastore, str):
+            raise TypeError(f"metastore must be a str or None, not {type(metastore).__name__}")
+        self._config = Config() if config is None else config
+        self._flags = {"debug": debug, "profile": profile, "remotetrack": bool(remotetrack)}
+        self._private: tuple[NodeEnv, ...] = ()
+        self._lock = threading.RLock()
+        self._tokens: list[contextvars.Token[RunEnv | None]] = []
+        self._closed = False
+        self._cluster: Cluster | None = None
+        wanted = self._first_nodes(nodes, executors)
+        self._open(wanted, metastore, track_address(remotetrack))
+
+    # --- use ------------------------------------------------------------------------------------
+
+    @property
+    def rootpath(self) -> str:
+        """Prefix of all keys, segments, sockets and files."""
+        return self._rootpath
+
+    @property
+    def config(self) -> Config:
+        """Limits and defaults."""
+        return self._config
+
+    @property
+    def nodes(self) -> list[NodeEnv]:
+        """The nodes, without those that were lost; empty once it is closed."""
+        if self._closed or self._cluster is None:
+            return []
+        return list(self._cluster.nodes)
+
+    @property
+    def runs(self) -> "list[Run]":
+        """Runs that are not over, or whose handles are held somewhere; oldest first."""
+        return [] if self._cluster is None else self._cluster.runs
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._closed
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers of the last run, and what brokers hold now.
+
+        Returns:
+            ``run`` (a dict, or None if there was no run), ``brokers`` and ``executors`` (lists of
+            dicts, one a process), ``store`` (``state`` ok or degraded, and a ``reason``).
+
+        Raises:
+            ClosedError: the environment has been closed.
+        """
+        return self._cluster_in_use().stats()
+
+    def wait_for_nodes(self, n: int | None = None, timeout: float | None = None) -> None:
+        """Wait until nodes have joined. Runs need not wait for that: they start when one has.
+
+        Args:
+            n: how many; None: all.
+            timeout: seconds; None: as long as it takes.
+
+        Raises:
+            TimeoutError: they have not joined in that time.
+            ClosedError: the environment has been closed.
+        """
+        self._cluster_in_use().wait_for_nodes(n, timeout)
+
+    def close(self) -> None:
+        """End everything and leave nothing: no process, segment, socket, file or key.
+
+        Safe to call twice; works with any of the processes dead.
+        """
+        with self._lock:
+            self._closed = True
+            if self._cluster is not None:
+                self._cluster.close()
+            _open_environments.discard(self)
+
+    def __enter__(self) -> Self:
+        self._cluster_in_use()
+        self._tokens.append(_in_block.set(self))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        token = self._tokens.pop()
+        try:
+            _in_block.reset(token)
+        except ValueError:
+            # Left in another context (a generator, another task) than it was entered in.
+            _in_block.set(None)
+        self.close()
+
+    def __repr__(self) -> str:
+        on = ", ".join(name for name, is_on in self._flags.items() if is_on)
+        closed = " (closed)" if self._closed else ""
+        lines = [f"RunEnv{f' [{on}]' if on else ''}{closed}"]
+        return "\n".join(lines + [f" ↳ {node!r}" for node in self.nodes])
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _first_nodes(
+        self, nodes: Iterable[NodeEnv] | None, executors: int | None
+    ) -> tuple[NodeEnv, ...]:
+        hosts = process_hosts()
+        if executors is not None:
+            if nodes is not None:
+                raise ValueError("give either nodes or executors, not both")
+            if isinstance(executors, bool) or not isinstance(executors, int):
+                raise TypeError(f"executors must be an int, not {type(executors).__name__}")
+            if executors < 1:
+                raise ValueError(f"executors must be at least 1, not {executors}")
+        if nodes is not None:
+            return check_nodes(nodes, hosts)
+        if executors is None and hosts:
+            return check_nodes(group_nodes(hosts), hosts)
+        count = executors if executors is not None else len(os.sched_getaffinity(0))
+        ids = reserve_private(count + 1)
+        self._private = (NodeEnv(ids[0], LOCAL_HOST, ids[1:]),)
+        return self._private
+
+    def _nodes_for_reset(self, nodes: Iterable[NodeEnv] | None) -> tuple[NodeEnv, ...]:
+        hosts = process_hosts()
+        private_ids = [number for node in self._private for number in node.ids]
+        if nodes is not None:
+            return check_nodes(nodes, hosts, private_ids)
+        try:
+            added = group_nodes(hosts) if hosts else ()
+        except NoNodesError:
+            if not self._private:
+                raise
+            added = ()
+        wanted = (*self._private, *added)
+        return check_nodes(wanted, hosts, private_ids)
+
+    def _open(self, nodes: tuple[NodeEnv, ...], metastore: str | None, track: str | None) -> None:
+        """Start everything; what was started is ended again if that fails."""
+        from dagsched.cluster import Cluster
+
+        names = make_run_directory(self._rootpath)
+        try:
+            self._cluster = Cluster(
+                names,
+                self._config,
+                nodes,
+                debug=self._flags["debug"],
+                profile=self._flags["profile"],
+                track=track,
+            )
+            self._cluster.open(metastore)
+        except BaseException:
+            self._closed = True
+            if self._cluster is not None:
+                self._cluster.close()
+            remove_run_directory(names)
+            raise
+        _open_environments.add(self)
+
+    def _cluster_in_use(self) -> "Cluster":
+        """The machinery, if it can be used.
+
+        Raises:
+            ClosedError: it can't.
+        """
+        if self._closed or self._cluster is None:
+            raise ClosedError("the environment has been closed; make another RunEnv")
+        self._cluster.check_open()
+        return self._cluster
+
+
+def setrunenv(env: RunEnv | None) -> RunEnv | None:
+    """Set the environment that front ends use when none is given; None: none.
+
+    Returns:
+        `env`.
+    """
+    global _default
+    if env is not None and not isinstance(env, RunEnv):
+        raise TypeError(f"setrunenv needs a RunEnv or None, not {type(env).__name__}")
+    with _default_lock:
+        _default = env
+    return env
+
+
+def getrunenv() -> RunEnv | None:
+    """The environment of the `with` block around, else the one that was set, else None."""
+    return _in_block.get() or _default
+
+
+def default_env() -> RunEnv:
+    """The environment in use; if there is none, a local one is made, and closed at exit."""
+    global _default
+    env = getrunenv()
+    if env is not None:
+        return env
+    with _default_lock:
+        if _default is None:
+            _default = RunEnv()
+        return _default
+
+
+def reset(env: RunEnv, nodes: Iterable[NodeEnv] | None = None) -> NodeChanges:
+    """Take into account processes added or removed since; what is untouched keeps running.
+
+    Args:
+        env: the environment.
+        nodes: its nodes from now on; None: the processes that there are now, grouped by host.
+
+    Returns:
+        The nodes that were added, removed and kept.
+
+    Raises:
+        NoNodesError, ValueError, TypeError: these can't be its nodes; nothing was changed.
+        ClosedError: the environment has been closed.
+    """
+    cluster = env._cluster_in_use()
+    with env._lock:
+        return cluster.set_nodes(env._nodes_for_reset(nodes))
+
+
+def cleanup(env: RunEnv) -> None:
+    """End an environment and leave nothing of it; safe to call twice."""
+    env.close()
+
+
+def _close_all() -> None:
+    """At exit: what the program left open is closed."""
+    for env in list(_open_environments):
+        env.close()
+
+
+def _forget_after_fork() -> None:
+    """In a forked child: the parent's environments are not the child's."""
+    global _default
+    for env in list(_open_environments):
+        if env._cluster is not None:
+            env._cluster.forget_after_fork()
+    _open_environments.clear()
+    _default = None
+    _in_block.set(None)
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_forget_after_fork)

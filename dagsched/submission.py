@@ -1,0 +1,147 @@
+"""From what a user wrote down to a run: `rundag`, `submit`, `resume`.
+
+Responsible for checking what is submitted, for having it made a graph and a plan, and for waiting
+in the caller's thread. It starts nothing and holds nothing.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from dagsched.errors import DagschedError
+from dagsched.progress import wait_for_run
+
+if TYPE_CHECKING:
+    from dagsched.run import Run
+    from dagsched.runenv import RunEnv
+
+
+def rundag(
+    env: "RunEnv",
+    dag: object,
+    *,
+    timeout: float | None = None,
+    priority: int = 0,
+    progress: bool | None = None,
+) -> Any:
+    """Run a graph and return its value.
+
+    Args:
+        env: the environment to run in.
+        dag: a `Delayed`, a list, tuple, dict, set or dataclass with any inside, or a
+            `networkx.DiGraph` whose nodes have a callable as attribute ``func``.
+        timeout: seconds that the run may take; then it is stopped. None: as long as it takes.
+        priority: of the run; tasks of runs with higher ones go first.
+        progress: True shows a progress bar; None shows one on a terminal if the run takes longer
+            than a second.
+
+    Returns:
+        The value, in the shape of `dag`.
+
+    Raises:
+        Exception: a task's own, as its own type, if one failed.
+        TaskTimedOut: the run took longer than `timeout`.
+        CycleError, GraphError: `dag` is no graph that can be run.
+        ClosedError: the environment has been closed.
+        NoNodesError: there is no node to run on.
+        TypeError, ValueError: an argument is not what it should be.
+
+    Example:
+        >>> from dagsched import RunEnv, delayed, rundag
+        >>> with RunEnv() as env:  # doctest: +SKIP
+        ...     rundag(env, delayed(max)(1, delayed(abs)(-2)))
+        2
+    """
+    run = submit(env, dag, timeout=timeout, priority=priority)
+    try:
+        wait_for_run(run, progress)
+    except BaseException:
+        # Ctrl-C, or a progress bar that can't draw: nobody will ask for this run again.
+        run.cancel()
+        raise
+    return run.result()
+
+
+def submit(
+    env: "RunEnv",
+    dag: object,
+    *,
+    timeout: float | None = None,
+    priority: int = 0,
+) -> "Run":
+    """Start a run and return its handle; see `rundag` for the arguments.
+
+    Runs of one environment go on side by side; each gets its turn.
+
+    Example:
+        >>> from dagsched import RunEnv, delayed, submit
+        >>> with RunEnv() as env:  # doctest: +SKIP
+        ...     run = submit(env, delayed(sum)([1, 2]))
+        ...     run.result()
+        3
+    """
+    _check_environment(env)
+    if timeout is not None:
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise TypeError(f"timeout must be seconds, not {type(timeout).__name__}")
+        if not timeout >= 0:
+            raise ValueError(f"timeout must not be negative, not {timeout!r}")
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise TypeError(f"priority must be an int, not {type(priority).__name__}")
+    return env._cluster_in_use().start_run(_checked_dag(dag), timeout_s=timeout, priority=priority)
+
+
+def resume(env: "RunEnv", run_id: str) -> "Run":
+    """The handle of a run of this environment, by its id.
+
+    Args:
+        env: the environment.
+        run_id: as in `Run.run_id`.
+
+    Raises:
+        DagschedError: the environment knows no such run.
+    """
+    _check_environment(env)
+    if not isinstance(run_id, str):
+        raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
+    run = env._cluster_in_use().find_run(run_id)
+    if run is None:
+        known = ", ".join(run.run_id for run in env.runs) or "none"
+        raise DagschedError(
+            f"run {run_id!r} is unknown in this environment; known are: {known}. Runs of other "
+            "environments, or that were begun by another client, can't be resumed"
+        )
+    return run
+
+
+def _check_environment(env: object) -> None:
+    from dagsched.runenv import RunEnv
+
+    if not isinstance(env, RunEnv):
+        raise TypeError(
+            f"the first argument must be a RunEnv, not {type(env).__name__}: rundag(env, dag)"
+        )
+
+
+def _checked_dag(dag: object) -> object:
+    """`dag` as `build_graph` takes it.
+
+    Raises:
+        TypeError: it is neither a `Delayed` nor a container that can hold one.
+    """
+    from dagsched.containers import is_container
+    from dagsched.delayed import Delayed
+    from dagsched.ref import Ref
+
+    # Only who has imported networkx can have a graph of it, and importing it takes long.
+    networkx = sys.modules.get("networkx")
+    if networkx is not None and isinstance(dag, networkx.Graph):
+        from dagsched.plugins.networkx import from_networkx
+
+        return from_networkx(dag)
+    if isinstance(dag, Delayed | Ref) or is_container(dag):
+        return dag
+    hint = " (call it: delayed(f)(x))" if callable(dag) else ""
+    raise TypeError(
+        f"what is run must be a Delayed, or a list, tuple or dict of them, not "
+        f"{type(dag).__name__}{hint}"
+    )

@@ -1,0 +1,341 @@
+"""A simulated executor: takes messages one after the other, as a real one reads its socket.
+
+Its tasks take simulated time; its values are those of `graphs.mixed`. It refuses what a real
+executor could not do: a task whose chunk or function never came, an input whose bytes are gone.
+"""
+
+import pickle
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dagsched.errors import InternalError
+from dagsched.protocol.messages import (
+    CHUNK_TASKS,
+    BundleDone,
+    ExecutorHello,
+    Failure,
+    ForgetRun,
+    Frame,
+    FreeExtents,
+    ObjectInfo,
+    Parcel,
+    RunBundle,
+    Stop,
+)
+from dagsched.protocol.plans import encode_plan
+from dagsched.testing.graphs import SimTask, dumped, mixed
+
+if TYPE_CHECKING:
+    from dagsched.testing.node import SimNode
+
+START_S = 0.01
+
+
+@dataclass(slots=True)
+class _Bundle:
+    """A bundle that runs: what to do, and when each task ends."""
+
+    message: RunBundle
+    positions: list[int]
+    deps: list[list[int]]
+    function_of: list[int]
+    exports: list[tuple[int, int]]
+    inline: list[Frame]
+    began_s: float
+    ends_s: list[float]
+    run_count: int  # tasks that will have run; the rest is deferred
+
+
+@dataclass(slots=True)
+class _Results:
+    """What the tasks of a bundle came to."""
+
+    values: dict[int, int] = field(default_factory=dict)
+    refs: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    expanded: list[tuple[int, list[Frame]]] = field(default_factory=list)
+    deferred: list[int] = field(default_factory=list)
+
+
+class SimExecutor:
+    """One executor process; a restarted one is another object."""
+
+    def __init__(self, node: "SimNode", executor: int, incarnation: int) -> None:
+        self.id = executor
+        self.incarnation = incarnation
+        self.pid = executor * 1_000 + incarnation
+        self.is_alive = True
+        self._node = node
+        self._inbox: deque[Parcel] = deque()
+        self._bundle: _Bundle | None = None
+        self._chunks: dict[tuple[int, int], list[SimTask]] = {}
+        self._functions: dict[tuple[int, int], float] = {}
+        self._segment_count = 0
+        self._turn = 0  # rises when the end of the present bundle changes
+
+    def start(self) -> None:
+        """Say hello, some time after the process was asked for."""
+        self._node.clock.after(START_S, self._hello)
+
+    def _hello(self) -> None:
+        if self.is_alive:
+            self._send(ExecutorHello(self.id, self.incarnation, self.pid))
+
+    def _send(self, message: ExecutorHello | BundleDone, frames: Sequence[Frame] = ()) -> None:
+        self._node.from_executor(self, Parcel(message, frames))
+
+    # --- what comes -------------------------------------------------------------------------------
+
+    def receive(self, parcels: Sequence[Parcel]) -> None:
+        """Take a batch of the broker."""
+        if self.is_alive:
+            self._inbox.extend(parcels)
+            self._read()
+
+    def _read(self) -> None:
+        while self.is_alive and self._bundle is None and self._inbox:
+            message, frames = self._inbox.popleft()
+            match message:
+                case RunBundle():
+                    self._begin(message, list(frames))
+                case ForgetRun():
+                    for table in (self._chunks, self._functions):
+                        for key in [key for key in table if key[0] == message.run]:
+                            del table[key]
+                case FreeExtents():
+                    for location in message.locations:
+                        self._node.memory.free(location, (self.id, self.incarnation))
+                case Stop():
+                    self.die(exit_code=0)
+                case _:
+                    raise InternalError(f"executor {self.id} got a {type(message).__name__}")
+
+    def _begin(self, message: RunBundle, frames: list[Frame]) -> None:
+        arrays = [np.frombuffer(frame, np.int32).tolist() for frame in frames[:5]]
+        positions, indptr, flat, function_of, pairs = arrays
+        rest = iter(frames[5:])
+        for chunk in message.chunks:
+            self._chunks[message.run, chunk] = pickle.loads(next(rest))
+        for function in message.functions:
+            self._functions[message.run, function.index] = pickle.loads(next(rest))
+        lacking = {i for i in function_of if (message.run, i) not in self._functions}
+        lacking |= {
+            p for p in positions if (message.run, p // CHUNK_TASKS) not in self._chunks
+        }
+        if lacking:
+            raise InternalError(f"executor {self.id}, bundle {message.bundle}: lacks {lacking}")
+        durations_s = [
+            self._functions[message.run, index] * self._node.slowness for index in function_of
+        ]
+        began_s = self._node.clock.now
+        self._bundle = _Bundle(
+            message,
+            positions,
+            [flat[a:b] for a, b in pairwise(indptr)],
+            function_of,
+            list(zip(pairs[::2], pairs[1::2], strict=True)),
+            list(rest),
+            began_s,
+            [began_s + s for s in accumulate(durations_s)],
+            len(positions),
+        )
+        self._schedule_end()
+
+    def _schedule_end(self) -> None:
+        bundle = self._bundle
+        if bundle is None:
+            raise InternalError(f"executor {self.id} runs nothing")
+        self._turn += 1
+        turn = self._turn
+        ends_s = bundle.ends_s[bundle.run_count - 1] if bundle.run_count else bundle.began_s
+
+        def end() -> None:
+            if self.is_alive and turn == self._turn:
+                self._end()
+
+        self._node.clock.at(ends_s, end)
+
+    # --- being stopped ----------------------------------------------------------------------------
+
+    def running(self) -> tuple[int, int]:
+        """Bundle and position that run now; (0, -1): none."""
+        bundle = self._bundle
+        if bundle is None:
+            return 0, -1
+        for position, end_s in zip(bundle.positions, bundle.ends_s, strict=True):
+            if end_s > self._node.clock.now:
+                return bundle.message.bundle, position
+        return bundle.message.bundle, -1
+
+    def stop_bundle(self, number: int) -> None:
+        """Don't begin another task of that bundle."""
+        bundle = self._bundle
+        if bundle is not None and bundle.message.bundle == number:
+            now = self._node.clock.now
+            begun = 1 + sum(end_s <= now for end_s in bundle.ends_s[:-1])
+            if begun < bundle.run_count:
+                bundle.run_count = begun
+                self._schedule_end()
+
+    def die(self, *, exit_code: int | None = None, signal: int | None = None) -> None:
+        """End now, whatever runs."""
+        if self.is_alive:
+            self.is_alive = False
+            bundle, position = self.running()
+            self._node.executor_died(self, bundle, position, exit_code, signal)
+
+    # --- results ----------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        bundle, self._bundle = self._bundle, None
+        if bundle is None:
+            raise InternalError(f"executor {self.id} ends nothing")
+        message = bundle.message
+        results = self._results_of(bundle)
+        ended = [p for p in bundle.positions if p in results.values]
+        objects, object_frames = self._sealed(bundle, results)
+        starts_ns = [round(bundle.began_s * 1e9)]
+        starts_ns += [
+            round(end_s * 1e9)
+            for position, end_s in zip(bundle.positions, bundle.ends_s, strict=True)
+            if position in results.values
+        ]
+        seconds: dict[int, tuple[int, float]] = {}
+        for position, index in zip(bundle.positions, bundle.function_of, strict=True):
+            if position in results.values:
+                calls, total_s = seconds.get(index, (0, 0.0))
+                total_s += self._functions[message.run, index] * self._node.slowness
+                seconds[index] = (calls + 1, total_s)
+        done = BundleDone(
+            run=message.run,
+            bundle=message.bundle,
+            attempt=message.attempt,
+            objects=objects,
+            failures=results.failures,
+            expanded=[(position, len(plan)) for position, plan in results.expanded],
+            deferred=results.deferred,
+            held=(),
+            dropped=(),
+            retry_count=0,
+            seconds=[(index, calls, total_s) for index, (calls, total_s) in seconds.items()],
+            read_bytes=0,
+            written_bytes=0,
+            rss_peak_bytes=1,
+        )
+        frames = [
+            np.array(ended, np.int32).tobytes(),
+            np.array(starts_ns, np.int64).tobytes(),
+            *object_frames,
+            *(b"an exception" for _ in results.failures),
+            *(frame for _, plan in results.expanded for frame in plan),
+        ]
+        self._node.note_executed(message.run, ended)
+        self._send(done, frames)
+        self._read()
+
+    def _results_of(self, bundle: _Bundle) -> _Results:
+        run, results = bundle.message.run, _Results()
+        imported = self._imported(bundle)
+        meta = set(bundle.message.meta)
+        for index, position in enumerate(bundle.positions):
+            deps = bundle.deps[index]
+            lacks = [
+                d for d in deps if position not in meta
+                and d not in results.values and d not in imported
+            ]  # fmt: skip
+            if index >= bundle.run_count or any(d in bundle.positions for d in lacks):
+                results.deferred.append(position)
+                continue
+            if lacks:
+                raise InternalError(f"run {run}, position {position} lacks inputs {lacks}")
+            task = self._chunks[run, position // CHUNK_TASKS][position % CHUNK_TASKS]
+            if task.fails:
+                results.failures.append(
+                    Failure(
+                        position, bundle.message.attempt, "raised",
+                        type_name="ValueError", text="as asked", executor=self.id,
+                    )
+                )  # fmt: skip
+            elif task.returns >= 0:
+                plan = self._node.returned_plan(task.returns)
+                results.expanded.append((position, encode_plan(plan)))
+            elif position in meta:
+                results.values[position] = mixed(task.salt, [])
+                results.refs[position] = [(run, dep) for dep in deps]
+            else:
+                inputs = [results.values[d] if d in results.values else imported[d] for d in deps]
+                results.values[position] = mixed(task.salt, inputs)
+        return results
+
+    def _imported(self, bundle: _Bundle) -> dict[int, int]:
+        """Values of the bundle's imports; bytes that meta functions don't read stay unread."""
+        inline = iter(bundle.inline)
+        meta = set(bundle.message.meta)
+        readers = {
+            dep
+            for position, deps in zip(bundle.positions, bundle.deps, strict=True)
+            if position not in meta
+            for dep in deps
+        }
+        values: dict[int, int] = {}
+        for info in bundle.message.imports:
+            frame = next(inline) if info.location is None else None
+            members = range(info.first, info.first + info.count)
+            if readers.isdisjoint(members):
+                continue
+            data = self._node.memory.read(info.location) if info.location else frame
+            if data is None:
+                raise InternalError(f"executor {self.id}: import {info.first} came without bytes")
+            loaded = pickle.loads(data)
+            values.update(zip(members, loaded if info.count > 1 else [loaded], strict=True))
+        return values
+
+    def _sealed(
+        self, bundle: _Bundle, results: _Results
+    ) -> tuple[list[ObjectInfo], list[Frame]]:
+        """Objects for all exports that have values, and for what deferred tasks still need."""
+        run, groups = bundle.message.run, []
+        for first, count in bundle.exports:
+            members = [p for p in range(first, first + count) if p in results.values]
+            is_small = all(not self._size_bytes(run, p) for p in members)
+            if members and is_small and members[-1] - members[0] + 1 == len(members):
+                groups.append(members)
+            else:
+                groups += [[p] for p in members]
+        grouped = {p for members in groups for p in members}
+        needed = {
+            dep
+            for position, deps in zip(bundle.positions, bundle.deps, strict=True)
+            if position in results.deferred
+            for dep in deps
+            if dep in results.values
+        }
+        groups += [[p] for p in sorted(needed - grouped)]
+        objects: list[ObjectInfo] = []
+        frames: list[Frame] = []
+        for members in groups:
+            values = [results.values[p] for p in members]
+            size_bytes = self._size_bytes(run, members[0])
+            data = dumped(values if len(members) > 1 else values[0], size_bytes)
+            location = None
+            if len(data) > self._node.config.inline_bytes_max:
+                self._segment_count += 1
+                segment = f"{self.id}-{self.incarnation}-{self._segment_count // 3}"
+                location = self._node.memory.write(segment, data)
+            else:
+                frames.append(data)
+            is_referenced = members[0] in bundle.message.referenced
+            refs = results.refs.get(members[0], [])
+            type_name = "int" if is_referenced else ""
+            objects.append(
+                ObjectInfo(members[0], len(members), len(data), location, type_name, refs)
+            )
+        return objects, frames
+
+    def _size_bytes(self, run: int, position: int) -> int:
+        return self._chunks[run, position // CHUNK_TASKS][position % CHUNK_TASKS].size_bytes

@@ -1,0 +1,53 @@
+"""The shared memory of a simulated node: bytes by place, with every misuse an error."""
+
+from dagsched.errors import InternalError
+from dagsched.protocol.messages import Location
+
+
+class SimMemory:
+    """Segments are named ``executor-incarnation-number``; the broker's own begin with ``0-0``."""
+
+    def __init__(self) -> None:
+        self._segments: dict[str, dict[int, bytes]] = {}
+        self._used_bytes = 0
+
+    def write(self, segment: str, data: bytes) -> Location:
+        """Put bytes into a segment."""
+        offset = self._used_bytes
+        self._used_bytes += len(data)  # no place is used twice, so that late reads are noticed
+        self._segments.setdefault(segment, {})[offset] = data
+        return Location(segment, offset, len(data))
+
+    def read(self, location: Location) -> bytes:
+        """The bytes there.
+
+        Raises:
+            InternalError: they were freed.
+        """
+        data = self._segments.get(location.segment, {}).get(location.offset)
+        if data is None or len(data) != location.size_bytes:
+            raise InternalError(f"{location} was read after it had been freed")
+        return data
+
+    def free(self, location: Location, owner: tuple[int, int]) -> None:
+        """Give bytes back to their owner's arena.
+
+        Raises:
+            InternalError: they aren't its own, or were freed before.
+        """
+        self.read(location)
+        if not location.segment.startswith(f"{owner[0]}-{owner[1]}-"):
+            raise InternalError(f"{location} is not of executor {owner}")
+        del self._segments[location.segment][location.offset]
+        if not self._segments[location.segment]:
+            del self._segments[location.segment]
+
+    def reclaim(self, executor: int, incarnation: int, keep: frozenset[str]) -> None:
+        """Unlink a dead executor's segments but these."""
+        prefix = f"{executor}-{incarnation}-"
+        for segment in [s for s in self._segments if s.startswith(prefix) and s not in keep]:
+            del self._segments[segment]
+
+    def left(self) -> list[str]:
+        """Segments that still hold something."""
+        return sorted(self._segments)

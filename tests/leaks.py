@@ -1,0 +1,108 @@
+"""What a test may leave behind: nothing. Processes, threads, descriptors, segments, files, keys."""
+
+import gc
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+SHARED_MEMORY = Path("/dev/shm")
+OUR_PREFIXES = ("dagsched", "sem.dagsched")
+GRACE_S = 5.0
+"""What was told to end has this long to be gone; a leak is what stays."""
+
+_LOOK_S = 0.01
+
+
+@dataclass(frozen=True)
+class Traces:
+    """All that this process and its like have in the system at one moment."""
+
+    processes: frozenset[tuple[int, str]]
+    threads: frozenset[str]
+    descriptors: frozenset[tuple[str, str]]
+    segments: frozenset[str]
+    run_files: frozenset[str]
+    store_keys: frozenset[str]
+
+    def left_since(self, before: "Traces") -> list[str]:
+        """What is there and was not before, in words."""
+        return [
+            f"{kind}: {sorted(getattr(self, kind) - getattr(before, kind))}"
+            for kind in self.__dataclass_fields__
+            if getattr(self, kind) - getattr(before, kind)
+        ]
+
+
+def runtime_directories() -> list[Path]:
+    """Where environments of this user keep their run directories."""
+    bases = [Path(os.environ.get("TMPDIR", "/tmp")), Path(f"/run/user/{os.getuid()}")]
+    xdg = os.environ.get("XDG_RUNTIME_DIR")
+    if xdg:
+        bases.append(Path(xdg))
+    return [base / name for base in bases for name in (f"dagsched-{os.getuid()}", "dagsched")]
+
+
+def look(redis_url: str | None = None) -> Traces:
+    """The traces now."""
+    gc.collect()
+    return Traces(
+        processes=_processes(),
+        threads=frozenset(f"{thread.name} {thread.ident}" for thread in threading.enumerate()),
+        descriptors=_descriptors(),
+        segments=frozenset(
+            entry.name for entry in SHARED_MEMORY.iterdir() if entry.name.startswith(OUR_PREFIXES)
+        ),
+        run_files=frozenset(
+            str(path) for root in runtime_directories() if root.is_dir() for path in root.iterdir()
+        ),
+        store_keys=_store_keys(redis_url),
+    )
+
+
+def left_behind(before: Traces, redis_url: str | None = None) -> list[str]:
+    """What is still there after a grace time and was not before; empty: all is clean."""
+    deadline = time.monotonic() + GRACE_S
+    while True:
+        left = look(redis_url).left_since(before)
+        if not left or time.monotonic() > deadline:
+            return left
+        # The kernel tells nobody that a process which is not our child has gone.
+        time.sleep(_LOOK_S)
+
+
+def _processes() -> frozenset[tuple[int, str]]:
+    """Descendants, and whatever says by its command that it is ours and nobody's child."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            found.add((process.pid, " ".join(process.cmdline())[:200] or process.name()))
+        except psutil.Error:
+            continue
+    for process in psutil.process_iter(["pid", "ppid", "cmdline"]):
+        command = " ".join(process.info["cmdline"] or ())
+        if process.info["ppid"] == 1 and ("dagsched.brokers" in command or "dagsched-" in command):
+            found.add((process.info["pid"], command[:200]))
+    return frozenset(found)
+
+
+def _descriptors() -> frozenset[tuple[str, str]]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add((name, os.readlink(f"/proc/self/fd/{name}")))
+        except FileNotFoundError:
+            continue  # that of this very listing
+    return frozenset(found)
+
+
+def _store_keys(redis_url: str | None) -> frozenset[str]:
+    if redis_url is None:
+        return frozenset()
+    import redis
+
+    with redis.Redis.from_url(redis_url) as client:
+        return frozenset(key.decode() for key in client.scan_iter("*"))

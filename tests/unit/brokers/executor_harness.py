@@ -1,0 +1,205 @@
+"""Drives an executor in a forked process with hand-written bundles, as a broker would."""
+
+import mmap
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+
+from dagsched.brokers.channel import Receiver, Sender
+from dagsched.brokers.executor import ExecutorSettings, executor_main
+from dagsched.brokers.objects.arena import unlink_segments
+from dagsched.brokers.objects.reader import copy_value
+from dagsched.config import Config
+from dagsched.protocol.codec import Decoder, encode_batch
+from dagsched.protocol.messages import (
+    BundleDone,
+    ExecutorHello,
+    ExecutorToBroker,
+    Failure,
+    Frame,
+    FunctionInfo,
+    ObjectInfo,
+    Parcel,
+    RunBundle,
+    TaskOptions,
+)
+from dagsched.serialize import dump_entries
+
+import numpy as np
+
+
+@dataclass
+class Task:
+    """A task of a hand-written bundle: function, argument entry, dependencies (positions)."""
+
+    function: Callable[..., Any]
+    entry: Any = ()
+    deps: Sequence[int] = ()
+
+
+@dataclass
+class Result:
+    """A `BundleDone` taken apart."""
+
+    message: BundleDone
+    done: list[int]
+    stamps: list[int]
+    values: dict[int, Any] = field(default_factory=dict)
+    errors: list[bytes] = field(default_factory=list)
+    expanded: list[list[bytes]] = field(default_factory=list)
+
+    @property
+    def failure(self) -> Failure:
+        """The only failure."""
+        (failure,) = self.message.failures
+        return failure
+
+
+class ExecutorHarness:
+    """One executor process and the broker's end of its socket."""
+
+    def __init__(self, config: Config | None = None, **settings: Any) -> None:
+        self.config = config or Config()
+        self.prefix = f"dagsched-test-{os.getpid()}"
+        self.shared = mmap.mmap(-1, 64)
+        self.status = memoryview(self.shared).cast("q")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.settings = ExecutorSettings(
+            self.prefix, settings.pop("sys_path", _paths()), os.getcwd(), self.config,
+            os.getpid(), **settings,
+        )  # fmt: skip
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                ours.close()
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                executor_main(3, 1, theirs, self.status, self.settings)
+            finally:
+                os._exit(99)
+        theirs.close()
+        self.socket = ours
+        self.socket.settimeout(60)
+        self.sender, self.receiver = Sender(ours), Receiver(ours)
+        self.decoder = Decoder(ExecutorToBroker)
+        self.parcels: list[Parcel] = []
+        self.bundle = 0
+        hello = self.receive().message
+        assert hello == ExecutorHello(3, 1, self.pid)
+
+    def __enter__(self) -> "ExecutorHarness":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> int:
+        """End the executor by closing its socket; its exit code."""
+        self.socket.close()
+        _, status = os.waitpid(self.pid, 0)
+        unlink_segments(self.prefix)
+        self.status.release()
+        self.shared.close()
+        return os.waitstatus_to_exitcode(status)
+
+    def receive(self) -> Parcel:
+        while not self.parcels:
+            batches = self.receiver.receive_batch()
+            assert batches, "the executor has gone"
+            for frames in batches:
+                self.parcels += self.decoder.decode_batch(frames)[1]
+        return self.parcels.pop(0)
+
+    def send(self, *parcels: Parcel) -> None:
+        self.sender.send_batch(encode_batch(parcels, 1))
+
+    def run(self, tasks: dict[int, Task], **details: Any) -> Result:
+        """Send a bundle of these tasks (by position) and wait for what came of it."""
+        self.send(self.parcel(tasks, **details))
+        return self.result()
+
+    def parcel(
+        self,
+        tasks: dict[int, Task],
+        exports: Sequence[tuple[int, int]] = (),
+        imports: Sequence[tuple[ObjectInfo, bytes | None]] = (),
+        options: Sequence[TaskOptions] = (),
+        meta: Sequence[int] = (),
+        ref_brokers: Sequence[tuple[int, int]] = (),
+        referenced: Sequence[int] = (),
+        plain: bool = False,
+        run: int = 1,
+        with_code: bool = True,
+    ) -> Parcel:
+        positions = sorted(tasks)
+        functions = list(dict.fromkeys(task.function for task in tasks.values()))
+        index_of = {function: index for index, function in enumerate(functions)}
+        indptr, deps = [0], []
+        for position in positions:
+            deps += tasks[position].deps
+            indptr.append(len(deps))
+        chunks = sorted({position // 64 for position in positions}) if with_code else []
+        chunk_frames = [
+            dump_entries(
+                [tasks[p].entry if p in tasks else None for p in range(64 * c, 64 * c + 64)], plain
+            )
+            for c in chunks
+        ]
+        infos = (
+            [FunctionInfo(i, b"d" * 16, f.__name__, None) for f, i in index_of.items()]
+            if with_code
+            else []
+        )
+        pickles = [cloudpickle.dumps(f) for f in functions] if with_code else []
+        self.bundle += 1
+        message = RunBundle(
+            run, self.bundle, 1, chunks, infos, [info for info, _ in imports], options, meta,
+            ref_brokers, referenced, 1_000_000,
+        )  # fmt: skip
+        frames: list[Frame] = [
+            np.array(positions, np.int32).tobytes(),
+            np.array(indptr, np.int32).tobytes(),
+            np.array(deps, np.int32).tobytes(),
+            np.array([index_of[tasks[p].function] for p in positions], np.int32).tobytes(),
+            np.array(exports, np.int32).tobytes(),
+            *chunk_frames,
+            *pickles,
+            *[data for _, data in imports if data is not None],
+        ]
+        return Parcel(message, frames)
+
+    def result(self) -> Result:
+        message, frames = self.receive()
+        assert isinstance(message, BundleDone)
+        done = np.frombuffer(frames[0], np.int32).tolist()
+        stamps = np.frombuffer(frames[1], np.int64).tolist()
+        rest = iter(frames[2:])
+        result = Result(message, done, stamps)
+        for info in message.objects:
+            if info.location is not None:
+                result.values[info.first] = copy_value(info.location)
+            elif info.count == 1:
+                result.values[info.first] = pickle.loads(next(rest))
+            else:
+                values = pickle.loads(next(rest))
+                assert len(values) == info.count
+                result.values.update(enumerate(values, info.first))
+        result.errors = [
+            bytes(next(rest))
+            for failure in message.failures
+            if failure.kind in ("raised", "not_exception")
+        ]
+        result.expanded = [[bytes(next(rest)) for _ in range(n)] for _, n in message.expanded]
+        assert list(rest) == []
+        return result
+
+
+def _paths() -> list[str]:
+    import sys
+
+    return list(sys.path)

@@ -1,0 +1,130 @@
+"""Segments grow, are reused, limited and removed."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dagsched.brokers.objects.arena import SHM_DIRECTORY, Arena, unlink_segments
+from dagsched.brokers.objects.layout import PAGE_BYTES
+from dagsched.brokers.objects.reader import copy_value
+from dagsched.config import Config
+from dagsched.errors import InternalError, OutOfMemory
+from dagsched.protocol.messages import Location
+from dagsched.serialize import dump_value
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def prefix() -> Iterator[str]:
+    name = f"dagsched-test-arena-{os.getpid()}"
+    yield name
+    unlink_segments(name)
+
+
+def segments(prefix: str) -> dict[str, int]:
+    return {p.name: p.stat().st_size for p in sorted(SHM_DIRECTORY.glob(f"{prefix}-*"))}
+
+
+def seal(arena: Arena, value: object) -> Location:
+    dumped = dump_value(value)
+    return arena.write(dumped.stream, dumped.buffers)
+
+
+def test_write_free_and_reuse(prefix: str) -> None:
+    arena = Arena(prefix, Config())
+    first = seal(arena, bytearray(b"x" * 100_000))
+    assert first.segment == f"{prefix}-0"
+    assert copy_value(first) == bytearray(b"x" * 100_000)
+    assert segments(prefix) == {f"{prefix}-0": 4 * MIB}
+    assert arena.used_bytes == -(-first.size_bytes // PAGE_BYTES) * PAGE_BYTES
+    arena.free(first)
+    assert arena.used_bytes == 0
+    assert seal(arena, bytearray(b"y" * 100_000)) == first
+    arena.check()
+    arena.unlink_all()
+    arena.close()
+    assert segments(prefix) == {}
+
+
+def test_segments_double_up_to_the_configured_size(prefix: str) -> None:
+    arena = Arena(prefix, Config(segment_bytes=8 * MIB))
+    for _ in range(6):
+        arena.write_raw(4 * MIB)
+    assert list(segments(prefix).values()) == [4 * MIB, 4 * MIB, 8 * MIB, 8 * MIB]
+    arena.check()
+    arena.close()
+
+
+def test_large_object_has_a_segment_that_goes_when_cold(prefix: str) -> None:
+    arena = Arena(prefix, Config(segment_bytes=4 * MIB))
+    locations = []
+    for _ in range(4):
+        location, view = arena.write_raw(6 * MIB)
+        view.release()
+        locations.append(location)
+    assert list(segments(prefix).values()) == [6 * MIB] * 4
+    for location in locations:
+        arena.free(location)
+    assert len(segments(prefix)) == 2  # kept warm
+    assert arena.total_bytes == 12 * MIB
+    again, _ = arena.write_raw(6 * MIB)
+    assert again.segment in segments(prefix)
+    assert len(segments(prefix)) == 2
+    arena.check()
+    arena.close()
+
+
+def test_limit_is_honoured_and_empty_segments_make_room(prefix: str) -> None:
+    arena = Arena(prefix, Config(memory_limit_bytes=10 * MIB, segment_bytes=8 * MIB))
+    small, view = arena.write_raw(1000)
+    view.release()
+    with pytest.raises(OutOfMemory, match=r"8,388,608 more bytes.*memory_limit_bytes"):
+        arena.write_raw(8 * MIB)
+    assert arena.total_bytes == 4 * MIB
+    arena.free(small)
+    large, _ = arena.write_raw(8 * MIB)  # the empty small segment had to go
+    assert segments(prefix) == {large.segment: 8 * MIB}
+    arena.close()
+
+
+def test_full_shared_memory_is_an_error_and_leaves_nothing(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = os.posix_fallocate, []
+
+    def fail(fd: int, offset: int, size: int) -> None:
+        asked.append(size)
+        if size > MIB:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(fd, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    arena = Arena(prefix, Config())
+    with pytest.raises(OutOfMemory, match=r"no shared memory for 2,097,152 more bytes.*/dev/shm"):
+        arena.write_raw(2 * MIB)
+    assert asked == [4 * MIB, 2 * MIB]
+    assert segments(prefix) == {}
+    location, _ = arena.write_raw(5000)  # a usual segment does not fit, the object itself does
+    assert segments(prefix) == {location.segment: 8192}
+    arena.check()
+    arena.close()
+
+
+def test_other_arenas_objects_are_refused(prefix: str) -> None:
+    arena = Arena(prefix, Config())
+    with pytest.raises(InternalError, match="is not of arena"):
+        arena.free(Location("other-0", 0, 10))
+
+
+def test_sweep_keeps_what_it_is_told_and_longer_names(prefix: str) -> None:
+    names = [f"{prefix}-1-0", f"{prefix}-1-1", f"{prefix}-10-0"]
+    for name in names:
+        Path(SHM_DIRECTORY, name).touch()
+    assert unlink_segments(f"{prefix}-1", keep={names[1]}) == [names[0]]
+    assert sorted(segments(prefix)) == names[1:]
+    assert unlink_segments(prefix) == names[1:]
+    assert unlink_segments(prefix) == []

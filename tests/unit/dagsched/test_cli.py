@@ -1,0 +1,166 @@
+"""Arguments, exit codes and messages of the command line; what it runs is replaced."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import dagsched.demo.program
+from dagsched import cli
+from dagsched.demo.indexing import serial_summary
+from dagsched.demo.program import DemoOptions, DemoReport, ExecutorFigure
+from dagsched.errors import NoNodesError
+from dagsched.info import gather_info
+
+
+def exit_code_of(*args: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    return stop.value.code
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    (tmp_path / "one.py").write_text("import os\nprint(os.name)\n")
+    return tmp_path
+
+
+@pytest.fixture
+def pretended(monkeypatch) -> list[DemoOptions]:
+    """The options that the demo was asked for, in place of running it."""
+    asked: list[DemoOptions] = []
+
+    def run_demo(options: DemoOptions, say: Callable[[str], None]) -> DemoReport:
+        asked.append(options)
+        say("running")
+        summary = serial_summary(options.sources)
+        figures = [ExecutorFigure(3, 2, 2, 0.25)]
+        return DemoReport(
+            summary, 2, 0.5, 0.5, 1.0, True, 2, figures, [Path("demo-out/schedule.svg")]
+        )
+
+    monkeypatch.setattr(dagsched.demo.program, "run_demo", run_demo)
+    return asked
+
+
+def test_no_command_shows_the_help_and_is_wrong_usage(capsys) -> None:
+    assert exit_code_of() == 2
+    assert "Usage: dagsched" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [["--help"], ["demo", "--help"], ["info", "-h"]])
+def test_help_is_everywhere(args, capsys) -> None:
+    assert exit_code_of(*args) == 0
+    assert capsys.readouterr().out.startswith("Usage: dagsched")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nothing"], "No such command 'nothing'"),
+        (["demo", "--nodes", "0"], "0 is not in the range"),
+        (["demo", "--executors-per-node", "x"], "not a valid integer"),
+        (["info", "--wrong"], "No such option"),
+    ],
+)
+def test_wrong_usage_is_2_and_says_what(args, message, capsys) -> None:
+    assert exit_code_of(*args) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_version_is_told(capsys) -> None:
+    assert exit_code_of("--version") == 0
+    assert capsys.readouterr().out.startswith("dagsched, version ")
+
+
+def test_info_tells_this_machine(capsys) -> None:
+    assert exit_code_of("info") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("dagsched        ")
+    assert lines[1].endswith(f"({sys.executable})")
+
+
+def test_info_as_json_is_what_was_gathered(capsys) -> None:
+    assert exit_code_of("info", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    gathered = gather_info()
+    assert told["packages"] == gathered["packages"]
+    assert told["cpus"] == gathered["cpus"]
+    assert told["packages"]["numpy"] is not None
+
+
+def test_demo_of_no_directory_is_wrong_usage(tmp_path: Path, capsys) -> None:
+    assert exit_code_of("demo", str(tmp_path / "absent")) == 2
+    assert "absent is not a directory" in capsys.readouterr().err
+
+
+def test_demo_of_a_directory_without_sources_is_wrong_usage(tmp_path: Path, capsys) -> None:
+    assert exit_code_of("demo", str(tmp_path)) == 2
+    assert "has no Python files (*.py) to index" in capsys.readouterr().err
+
+
+def test_demo_passes_its_options_and_prints_its_report(sources, pretended, capsys) -> None:
+    code = exit_code_of(
+        "demo", str(sources), "--nodes", "3", "--executors-per-node", "1", "-o", str(sources / "o")
+    )
+    assert code == 0
+    assert pretended == [
+        DemoOptions([str(sources / "one.py")], 3, 1, sources / "o", True, has_progress=False)
+    ]
+    out = capsys.readouterr().out
+    assert out.startswith(f"1 Python files below {sources}\nrunning\n")
+    assert "2 tasks on 1 executor in 0.50 s (and 0.50 s to start the cluster)" in out
+    assert "executor 3 of node 2: 2 tasks, busy 0.25 s (50%)" in out
+    assert "serial: 1.00 s; speed-up 2.00 (with 2 CPUs at most 1)" in out
+    assert "the result equals that of the serial run" in out
+    assert out.splitlines()[-1] == "schedule: demo-out/schedule.svg"
+
+
+def test_demo_as_json_prints_nothing_else(sources, pretended, capsys) -> None:
+    assert exit_code_of("demo", str(sources), "--json", "--no-check") == 0
+    assert pretended[0].has_check is False
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert told["speed_up"] == 2.0
+    assert told["summary"]["modules"] == [["os", 1]]
+    assert captured.err == ""
+
+
+def test_a_wrong_result_is_1(sources, monkeypatch, capsys) -> None:
+    def run_demo(options: DemoOptions, say: Callable[[str], None]) -> DemoReport:
+        return DemoReport(serial_summary(options.sources), 2, 0.5, 0.5, 1.0, False, 2, [], [])
+
+    monkeypatch.setattr(dagsched.demo.program, "run_demo", run_demo)
+    assert exit_code_of("demo", str(sources)) == 1
+    assert "the result DIFFERS from that of the serial run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (NoNodesError("no node joined"), "dagsched: NoNodesError: no node joined\n"),
+        (PermissionError(13, "denied", "x"), "dagsched: PermissionError: [Errno 13] denied: 'x'\n"),
+        (KeyboardInterrupt(), "stopped\n"),
+    ],
+)
+def test_errors_are_1_and_a_line_without_traceback(
+    error, message, sources, monkeypatch, capsys
+) -> None:
+    def run_demo(options: DemoOptions, say: Callable[[str], None]) -> DemoReport:
+        raise error
+
+    monkeypatch.setattr(dagsched.demo.program, "run_demo", run_demo)
+    assert exit_code_of("demo", str(sources)) == 1
+    assert capsys.readouterr().err.endswith(message)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dagsched", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("dagsched, version ")

@@ -1,0 +1,427 @@
+"""A run's handle, driven by the events that the master's thread would give."""
+
+import asyncio
+import gc
+import pickle
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from dagsched.delayed import delayed
+from dagsched.errors import (
+    ClosedError,
+    ExecutorLost,
+    GraphError,
+    InternalError,
+    NoNodesError,
+    ObjectLost,
+    OutOfMemory,
+    RemoteTraceback,
+    SerializationError,
+    TaskCancelled,
+    TaskFailed,
+    TaskTimedOut,
+)
+from dagsched.graph import build_graph
+from dagsched.master.events import OutputsComplete, RunEnded, TracesArrived
+from dagsched.protocol.messages import ExitInfo, Failure, Location, ObjectInfo
+from dagsched.run import Run, RunShape
+
+
+class FakeHost:
+    """An environment that notes what it is asked."""
+
+    token = "cafe0123"
+
+    def __init__(self) -> None:
+        self.cancelled: list[int] = []
+        self.pins: list[tuple[int, int]] = []
+        self.unpins: list[tuple[int, int]] = []
+
+    def cancel_run(self, number: int) -> None:
+        self.cancelled.append(number)
+
+    def pin(self, run: int, position: int) -> None:
+        self.pins.append((run, position))
+
+    def unpin(self, run: int, position: int) -> None:
+        self.unpins.append((run, position))
+
+    def call_back(self, function: Callable[[], object]) -> None:
+        function()
+
+    def source_values(self, run: Run) -> dict[int, object]:
+        return {}
+
+    def describe_losses(self) -> str:
+        return "node 2: it died"
+
+
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@pytest.fixture
+def host() -> FakeHost:
+    return FakeHost()
+
+
+def make_run(host: FakeHost) -> Run:
+    """Tasks 0: add(1, 2), 1: add(3, 4), 2: add(0, 1); at positions 0, 1, 2; outputs 2 and 0."""
+    first, second = delayed(add)(1, 2), delayed(add)(3, 4)
+    graph = build_graph({"total": delayed(add)(first, second), "first": [first]})
+    order = np.arange(3, dtype=np.int32)
+    shape = RunShape(order, np.array([0, 2, 3], np.int64), graph.outputs.tolist(), ["add"])
+    return Run(host, 7, graph, shape, 0)
+
+
+def inline(
+    first: int, value: object, count: int = 1, refs: object = ()
+) -> tuple[int, ObjectInfo, bytes]:
+    data = pickle.dumps(value, 5)
+    return (2, ObjectInfo(first, count, len(data), refs=refs), data)  # type: ignore[arg-type]
+
+
+def end(
+    run: Run, state: str = "done", failure: Failure | None = None, frame: bytes | None = None
+) -> None:
+    event = RunEnded(run.number, state, failure, frame, 2, [], [2, 2])  # type: ignore[arg-type]
+    run.take_end(event, lambda run, state: None)
+
+
+def test_a_run_that_ends_well(host: FakeHost) -> None:
+    run = make_run(host)
+    assert (run.run_id, run.state, run.done(), run.progress()) == (
+        "cafe0123-7",
+        "running",
+        False,
+        (0, 3),
+    )
+    run.take_progress(2, 3)
+    assert run.progress() == (2, 3)
+    assert run.take_outputs(OutputsComplete(7, [inline(2, 10), inline(0, 3)])) is True
+    assert not run.done()
+    end(run)
+    assert (run.done(), run.state, run.progress()) == (True, "done", (3, 3))
+    assert run.result() == {"total": 10, "first": [3]}
+    assert run.result() is run.result()
+    assert run.exception() is None
+
+
+def test_outputs_in_one_block(host: FakeHost) -> None:
+    run = make_run(host)
+    run.take_outputs(OutputsComplete(7, [inline(0, [3, 7, 10], count=3)]))
+    end(run)
+    assert run.result() == {"total": 10, "first": [3]}
+
+
+def test_waiting_too_long_leaves_the_run_going_on(host: FakeHost) -> None:
+    run = make_run(host)
+    with pytest.raises(TimeoutError, match=r"run cafe0123-7 isn't over after 0\.01 s \(0 of 3"):
+        run.result(timeout=0.01)
+    assert not run.done()
+    assert host.cancelled == []
+    with pytest.raises(ValueError, match="must not be negative"):
+        run.result(timeout=-1)
+
+
+def test_cancel_asks_the_master_once_it_matters(host: FakeHost) -> None:
+    run = make_run(host)
+    assert run.cancel() is True
+    assert host.cancelled == [7]
+    end(run, "cancelled")
+    assert run.cancel() is False
+    assert host.cancelled == [7]
+    with pytest.raises(TaskCancelled, match="run cafe0123-7 was cancelled; 0 of 3 tasks"):
+        run.result()
+
+
+def raised(error: BaseException, kind: str = "raised") -> tuple[Failure, bytes]:
+    failure = Failure(
+        1, 2, kind, type_name=type(error).__name__, text=str(error), traceback="File x, line 1",
+        executor=4,
+    )  # fmt: skip
+    return failure, pickle.dumps(error)
+
+
+def test_a_tasks_own_exception_comes_as_itself(host: FakeHost) -> None:
+    run = make_run(host)
+    end(run, "failed", *raised(KeyError("lost")))
+    with pytest.raises(KeyError) as info:
+        run.result()
+    error = info.value
+    assert error.args == ("lost",)
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "File x, line 1" in str(error.__cause__)
+    key = run.graph.key(1)
+    assert error.__notes__ == [
+        f"raised by task {key} (function add), attempt 2, on node 2, executor 4"
+    ]
+
+
+def test_every_call_raises_a_fresh_exception(host: FakeHost) -> None:
+    run = make_run(host)
+    end(run, "failed", *raised(ValueError("no")))
+    found = []
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no") as info:
+            run.result()
+        found.append(info.value)
+    assert len({id(error) for error in found}) == 3
+    lengths = []
+    for error in found:
+        length, frame = 0, error.__traceback__
+        while frame is not None:
+            length, frame = length + 1, frame.tb_next
+        lengths.append(length)
+    assert len(set(lengths)) == 1
+    assert len(found[-1].__notes__) == 1
+
+
+def test_what_is_no_exception_is_a_task_failure(host: FakeHost) -> None:
+    run = make_run(host)
+    end(run, "failed", *raised(SystemExit(3), "not_exception"))
+    with pytest.raises(TaskFailed, match="raised SystemExit: 3") as info:
+        run.result()
+    cause = info.value.__cause__
+    assert type(cause) is SystemExit
+    assert cause.code == 3
+    assert isinstance(cause.__cause__, RemoteTraceback)
+
+
+def test_an_exception_that_could_not_travel(host: FakeHost) -> None:
+    run = make_run(host)
+    failure, _ = raised(ValueError("secret"))
+    end(run, "failed", failure, b"")
+    with pytest.raises(TaskFailed, match=r"task add-\d+ .* raised ValueError: secret") as info:
+        run.result()
+    assert isinstance(info.value.__cause__, RemoteTraceback)
+
+
+def test_an_exception_of_a_class_that_is_unknown_here(host: FakeHost) -> None:
+    run = make_run(host)
+    failure, _ = raised(ValueError("strange"))
+    end(run, "failed", failure, b"cnowhere\nNothing\n.")
+    with pytest.raises(TaskFailed, match="raised ValueError: strange"):
+        run.result()
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "words"),
+    [
+        (Failure(1, 1, "result", text="a lock", path="result[0]"), SerializationError, "the result of task"),
+        (Failure(1, 1, "argument", text="no module"), SerializationError, "can't be unpickled there: no module"),
+        (Failure(1, 1, "timeout"), TaskTimedOut, "took longer than its timeout"),
+        (Failure(1, 1, "memory", text="4 GB"), OutOfMemory, r"shared memory was full .*\(4 GB\)"),
+        (Failure(1, 1, "nonsense"), InternalError, "failed in an unknown way"),
+    ],
+)  # fmt: skip
+def test_kinds_of_failures(host: FakeHost, failure: Failure, kind: type, words: str) -> None:
+    run = make_run(host)
+    end(run, "failed", failure)
+    with pytest.raises(kind, match=words) as info:
+        run.result()
+    assert run.graph.key(1) in str(info.value)
+    if failure.path:
+        assert info.value.path == "result[0]"
+
+
+def test_a_lost_executor_tells_all(host: FakeHost) -> None:
+    run = make_run(host)
+    exit_info = ExitInfo(signal=11, rss_bytes=4096, log_tail="it hurts")
+    end(run, "failed", Failure(1, 3, "lost", executor=4, exit=exit_info))
+    with pytest.raises(ExecutorLost, match=r"killed by signal 11 \(SIGSEGV\) in attempt 3") as info:
+        run.result()
+    error = info.value
+    assert (error.signal, error.exit_code, error.rss_bytes, error.log_tail) == (
+        11,
+        None,
+        4096,
+        "it hurts",
+    )
+    assert "it hurts" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("NoNodesError", NoNodesError), ("ObjectLost", ObjectLost)]
+)
+def test_lost_runs(host: FakeHost, name: str, kind: type) -> None:
+    run = make_run(host)
+    end(run, "lost", Failure(-1, 0, "lost", type_name=name, text="all gone"))
+    with pytest.raises(kind, match="could not go on: all gone"):
+        run.result()
+
+
+def test_a_run_that_took_too_long(host: FakeHost) -> None:
+    run = make_run(host)
+    end(run, "timed_out")
+    with pytest.raises(TaskTimedOut, match="longer than its timeout"):
+        run.result()
+
+
+def test_a_closed_environment_ends_its_runs(host: FakeHost) -> None:
+    run = make_run(host)
+    run.take_error("closed", ClosedError("closed now"))
+    run.take_error("closed", ClosedError("and again"))
+    first = pytest.raises(ClosedError, run.result)
+    second = pytest.raises(ClosedError, run.result)
+    assert str(first.value) == str(second.value) == "closed now"
+    assert first.value is not second.value
+
+
+def test_callbacks_are_called_once_with_the_run(host: FakeHost) -> None:
+    run = make_run(host)
+    called: list[Run] = []
+    run.add_done_callback(called.append)
+    assert called == []
+    run.take_outputs(OutputsComplete(7, [inline(2, 10), inline(0, 3)]))
+    end(run)
+    end(run)
+    assert called == [run]
+    run.add_done_callback(called.append)
+    assert called == [run, run]
+
+
+def test_waiting_threads_are_woken(host: FakeHost) -> None:
+    run = make_run(host)
+    values: list[object] = []
+    threads = [threading.Thread(target=lambda: values.append(run.result())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    run.take_outputs(OutputsComplete(7, [inline(2, 10), inline(0, 3)]))
+    end(run)
+    for thread in threads:
+        thread.join(10)
+    assert values == [{"total": 10, "first": [3]}] * 3
+
+
+def test_awaiting_a_run(host: FakeHost) -> None:
+    run = make_run(host)
+
+    async def main() -> object:
+        asyncio.get_running_loop().run_in_executor(None, finish)
+        return await run
+
+    def finish() -> None:
+        run.take_outputs(OutputsComplete(7, [inline(2, 10), inline(0, 3)]))
+        end(run)
+
+    assert asyncio.run(main()) == {"total": 10, "first": [3]}
+
+    async def again() -> object:
+        return await run
+
+    assert asyncio.run(again()) == {"total": 10, "first": [3]}
+
+
+def test_stop_iteration_is_wrapped_when_awaited(host: FakeHost) -> None:
+    run = make_run(host)
+    end(run, "failed", *raised(StopIteration(5)))
+
+    async def main() -> object:
+        return await run
+
+    with pytest.raises(TaskFailed, match="raised StopIteration"):
+        asyncio.run(main())
+    assert type(run.exception()) is StopIteration
+
+
+def test_references_in_outputs_are_pinned_until_they_are_taken(host: FakeHost) -> None:
+    run = make_run(host)
+    run.take_outputs(OutputsComplete(7, [inline(2, 10, refs=[(7, 1)]), inline(0, 3)]))
+    assert (host.pins, host.unpins) == ([(7, 1)], [])
+    end(run)
+    assert host.unpins == []
+    run.result()
+    assert host.unpins == [(7, 1)]
+    del run
+    gc.collect()
+    assert host.unpins == [(7, 1)]
+
+
+def test_references_in_outputs_that_nobody_takes_are_let_go(host: FakeHost) -> None:
+    run = make_run(host)
+    run.take_outputs(OutputsComplete(7, [inline(2, 10, refs=[(7, 1)]), inline(0, 3)]))
+    end(run)
+    del run
+    gc.collect()
+    assert (host.pins, host.unpins) == ([(7, 1)], [(7, 1)])
+
+
+def test_outputs_of_a_run_that_failed_later_are_let_go(host: FakeHost) -> None:
+    run = make_run(host)
+    run.take_outputs(OutputsComplete(7, [inline(2, 10, refs=[(7, 1)]), inline(0, 3)]))
+    end(run, "cancelled")
+    assert host.unpins == [(7, 1)]
+
+
+def test_outputs_in_shared_memory_wait_for_a_copy(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(host)
+    location = Location("segment", 0, 99)
+    objects = [(2, ObjectInfo(2, 1, 99, location), None), inline(0, 3)]
+    assert run.take_outputs(OutputsComplete(7, objects)) is False
+    monkeypatch.setattr("dagsched.outcome.copy_object", lambda info: 10)
+    assert run.copy_outputs(lambda broker: False) is True
+    end(run)
+    assert run.result() == {"total": 10, "first": [3]}
+
+
+def test_outputs_that_go_with_their_node_come_again(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(host)
+    objects = [(2, ObjectInfo(2, 1, 99, Location("segment", 0, 99)), None), inline(0, 3)]
+    run.take_outputs(OutputsComplete(7, objects))
+
+    def gone(info: ObjectInfo) -> object:
+        raise ObjectLost("the segment is gone")
+
+    monkeypatch.setattr("dagsched.outcome.copy_object", gone)
+    assert run.copy_outputs(lambda broker: broker == 2) is False
+    assert run.take_outputs(OutputsComplete(7, [inline(2, 10), inline(0, 3)])) is True
+    end(run)
+    assert run.result() == {"total": 10, "first": [3]}
+
+
+def test_a_missing_output_is_an_internal_error(host: FakeHost) -> None:
+    run = make_run(host)
+    run.take_outputs(OutputsComplete(7, [inline(2, 10)]))
+    end(run)
+    with pytest.raises(InternalError, match=r"outputs at positions \[0\] are missing"):
+        run.result()
+
+
+def test_trace_story_and_explanation(host: FakeHost) -> None:
+    run = make_run(host)
+    keys = run.graph.keys()
+    assert "the run has not been placed on a node yet" in run.explain(keys[0])
+    assert f"{keys[2]} waits for {keys[0]}, {keys[1]}" in run.explain(keys[2])
+    run.take_started()
+    positions = np.array([0, 1], "<i4").tobytes()
+    stamps = np.array([1000, 3000, 4000], "<i8").tobytes()
+    run.take_traces(TracesArrived(7, 2, 4, 1, positions, stamps))
+    trace = run.trace()
+    assert trace.duration_ns.tolist() == [2000, 1000, -1]
+    assert trace.executor.tolist() == [4, 4, -1]
+    text = run.explain(keys[0])
+    assert f"{keys[0]} has run on executor 4 of node 2 in 0.000002 s" in text
+    assert "belongs to subtree 0 (2 tasks)" in text
+    assert "can run and waits for an executor" in run.explain(keys[2])
+    failure, frame = raised(ValueError("no"))
+    end(run, "failed", failure, frame)
+    assert "was not run: the run ended as failed" in run.explain(keys[2])
+    assert run.trace().failed == (1,)
+    story = run.story(keys[1])
+    assert f"{keys[1]} submitted with run cafe0123-7, function add" in story[0]
+    assert "started on executor 4 of node 2, attempt 1" in story[2]
+    assert "failed, executed 1 time(s)" in story[3]
+    assert story[-1].endswith("the run ended as failed")
+
+
+def test_an_unknown_key(host: FakeHost) -> None:
+    with pytest.raises(GraphError, match="has no task with key 'nobody'"):
+        make_run(host).explain("nobody")
