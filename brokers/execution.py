@@ -159,19 +159,16 @@ class BundleRun:
         self._entries.clear()
 
     def run_tasks(self, codes: Sequence[int]) -> None:
-        """The hot loop; see `_codes` for `codes`."""
-        message, status, state = self.message, self.status, self.services.state
-        bundle, deps, broken = message.bundle, self.deps, self._broken
+        """The hot loop; see `_codes` for `codes`. It keeps no value in a local name for long."""
+        bundle, deps, broken = self.message.bundle, self.deps, self._broken
         once, many, raw = self.values.once, self.values.many, self.values.raw
-        pop, take, special = once.pop, self.values.take, self._run_special
-        done, stamps = self.outcome.done, self.outcome.stamps
-        add_done, add_stamp, clock = done.append, stamps.append, monotonic_ns
-        ends = self.indptr[1:]
-        now, ended = stamps[-1], status[DONE_COUNT]
-        for index, position, function, entry, begin, end, code in zip(
-            count(), self.positions, self._functions, self._entries, self.indptr, ends, codes,
-            strict=False,
-        ):  # fmt: skip
+        pop, take, clock = once.pop, self.values.take, monotonic_ns
+        add_done, add_stamp = self.outcome.done.append, self.outcome.stamps.append
+        status, state = self.status, self.services.state
+        now, ended = self.outcome.stamps[-1], status[DONE_COUNT]
+        columns = (self.positions, self._functions, self._entries, self.indptr, self.indptr[1:])
+        rows = zip(count(), codes, *columns, strict=False)
+        for index, code, position, function, entry, begin, end in rows:
             if status[STOP] == bundle:
                 self._defer_from(index)
                 return
@@ -181,65 +178,50 @@ class BundleRun:
             status[POSITION] = position
             status[STARTED] = now
             try:
-                if entry is None:
-                    if end - begin == 1:
-                        d = deps[begin]
-                        result = function(
-                            pop(d) if d in once else many[d] if d in many else take(d)
-                        )
-                    elif end - begin == 2:
-                        d, e = deps[begin], deps[begin + 1]
-                        result = function(
-                            pop(d) if d in once else many[d] if d in many else take(d),
-                            pop(e) if e in once else many[e] if e in many else take(e),
-                        )
+                width = end - begin
+                if entry is None and width == 1:
+                    d = deps[begin]
+                    if d in once:
+                        result = function(pop(d))
                     else:
-                        result = function(
-                            *[
-                                pop(d) if d in once else many[d] if d in many else take(d)
-                                for d in deps[begin:end]
-                            ]
-                        )
+                        result = function(many[d] if d in many else take(d))
+                elif entry is None and width == 2:
+                    d, e = deps[begin], deps[begin + 1]
+                    result = function(
+                        pop(d) if d in once else many[d] if d in many else take(d),
+                        pop(e) if e in once else many[e] if e in many else take(e),
+                    )
+                elif entry is None:
+                    result = function(*map(take, deps[begin:end]))
                 elif type(entry) is tuple:
                     result = function(*entry)
-                elif type(entry) is list and end - begin == 1:
-                    d = deps[begin]
-                    args = entry[0].copy()
-                    result = pop(d) if d in once else many[d] if d in many else take(d)
-                    for place, _ in entry[1]:
-                        args[place] = result
-                    result = None
-                    result = function(*args)
-                    args = None
+                elif type(entry) is list and width == 1:
+                    result = function(*self._filled(entry, deps[begin]))
                 else:
-                    result = special(function, entry, begin, end)
+                    result = self._run_special(function, entry, deps[begin:end])
                 if type(result) is Delayed:
                     self._expand(position, result)
                     result = None
                     continue
                 if code == HAND_OVER:
                     once[position] = result
+                elif code and type(result) in SCALAR_TYPES:
+                    if code & USED:
+                        many[position] = result
+                    if code & EXPORTED:
+                        raw[position] = result
                 elif code:
-                    if type(result) in SCALAR_TYPES:
-                        if code & USED:
-                            many[position] = result
-                        if code & EXPORTED:
-                            raw[position] = result
-                    else:
-                        self._keep(position, result)
-                result = None
+                    self._keep(position, result)
             except BaseException as error:  # noqa: BLE001 - user code may raise anything
-                result = args = None
                 self._fail(position, error)
                 now = clock()
-                if state.is_dirty:
-                    state.restore()
-                continue
-            now = clock()
-            add_stamp(now)
-            add_done(position)
-            ended += 1
-            status[DONE_COUNT] = ended
+            else:
+                now = clock()
+                add_stamp(now)
+                add_done(position)
+                ended += 1
+                status[DONE_COUNT] = ended
+            result = None
             if state.is_dirty:
                 state.restore()
 
@@ -282,10 +264,15 @@ class BundleRun:
 
     # --- one task that needs more -----------------------------------------------------------------
 
-    def _run_special(
-        self, function: Callable[..., Any], entry: Any, begin: int, end: int
-    ) -> object:
-        deps = self.deps[begin:end]
+    def _filled(self, entry: Any, dependency: int) -> list[Any]:
+        """Positional arguments with the value of the only dependency in its places."""
+        args: list[Any] = list(entry[0])
+        value = self.values.take(dependency)
+        for place, _ in entry[1]:
+            args[place] = value
+        return args
+
+    def _run_special(self, function: Callable[..., Any], entry: Any, deps: Sequence[int]) -> object:
         if isinstance(entry, SlowTask):
             return self._run_slow(function, entry, deps)
         made = entry.make() if isinstance(entry, Special) else entry
@@ -379,10 +366,10 @@ class BundleRun:
         """The task returned a graph: hand that to the master as a plan."""
         from dagsched.brokers.expansion import expand
 
+        self._broken.add(position)
         frames = expand(value, self.services.shape, self.services.config)
         self.outcome.expanded.append((position, len(frames)))
         self.outcome.expanded_frames += frames
-        self._broken.add(position)
 
     def _defer(self, position: int) -> None:
         self.outcome.deferred.append(position)

@@ -10,6 +10,7 @@ from dagsched.brokers.values import Prepared, Values
 from dagsched.errors import InternalError
 from dagsched.pickling import dumps
 from dagsched.protocol.messages import ObjectInfo
+from dagsched.ref import collecting_refs
 from dagsched.serialize import dump_inline, load_value
 
 PICKLE_OVERHEAD_BYTES = 32
@@ -88,11 +89,13 @@ class Exports:
             return
         items = [self._value(position) for position in block]
         try:
-            data = dumps(items)
+            with collecting_refs() as refs:
+                data = dumps(items)
         except Exception:  # noqa: BLE001 - one of them can't be pickled; piece by piece shows which
             data = None
         if data is not None and len(data) <= self._values.inline_bytes_max:
-            self.infos.append(ObjectInfo(block[0], len(block), len(data)))
+            distinct = list(dict.fromkeys(refs))
+            self.infos.append(ObjectInfo(block[0], len(block), len(data), refs=distinct))
             self.frames.append(data)
             return
         self._add_pieces(block)

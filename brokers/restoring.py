@@ -52,7 +52,6 @@ class ProcessState:
             os.chdir("/")
         present = dict(os.environb)
         for name in present.keys() - self._environ.keys():
-            os.unsetenv(name)
             del os.environb[name]
         for name, value in self._environ.items():
             if present.get(name) != value:
@@ -81,7 +80,7 @@ class ProcessState:
             which = args[0]
             if isinstance(which, int):
                 self._limits.setdefault(which, resource.getrlimit(which)[0])
-        elif event in ("os.putenv", "os.unsetenv") and _is_importing(sys._getframe(1)):
+        elif event in ("os.putenv", "os.unsetenv") and _is_importing(sys._getframe(2)):
             name = args[0]
             if isinstance(name, bytes):
                 if event == "os.putenv" and isinstance(args[1], bytes):
@@ -92,6 +91,8 @@ class ProcessState:
         self.is_dirty = True
 
 
+_OWN_DIRECTORY = str(Path(__file__).parent)
+
 _EVENTS = frozenset({"os.chdir", "os.putenv", "os.unsetenv", "resource.setrlimit"})
 
 
@@ -101,8 +102,8 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether some caller is the top level of a module that is being imported."""
-    while frame is not None:
+    """Whether some caller, up to our own code, is a module that is being imported."""
+    while frame is not None and not frame.f_code.co_filename.startswith(_OWN_DIRECTORY):
         if frame.f_code.co_name == "<module>":
             return True
         frame = frame.f_back

@@ -232,16 +232,16 @@ class Values:
                 self._sources[position] = source
 
     def take(self, position: int) -> object:
-        """The value of a dependency for one use: anything that is not in `once`.
+        """The value of a dependency for one use.
 
         Raises:
             ArgumentError: it can't be unpickled.
             ObjectLost: its bytes are gone.
         """
-        if position in self.many:
-            return self.many[position]
         if position in self.once:
             return self.once.pop(position)
+        if position in self.many:
+            return self.many[position]
         source = self._sources.get(position)
         if source is None:
             raise InternalError(f"position {position} of run {self.run} has no value here")
@@ -326,11 +326,12 @@ class Values:
             SerializationError: it can't be pickled.
             OutOfMemory: no shared memory is left for it.
         """
-        if position not in self.referenced:
-            return self._seal(value)
+        # Whoever gets the value, the client above all, must know of references in it.
         with collecting_refs() as refs:
             sealed = self._seal(value)
-        return sealed._replace(type_name=type_name(value), refs=list(dict.fromkeys(refs)))
+        if position in self.referenced:
+            return sealed._replace(type_name=type_name(value), refs=list(dict.fromkeys(refs)))
+        return sealed._replace(refs=list(dict.fromkeys(refs))) if refs else sealed
 
     def needed_elsewhere(self, position: int) -> object:
         """The value of a finished task, for one that did not run and will need it elsewhere."""

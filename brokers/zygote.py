@@ -257,8 +257,9 @@ def _take_descriptors(start: _Start) -> socket.socket:
     """Keep the socket and three standard streams, close everything else."""
     os.dup2(start.log_fd, 1)
     os.dup2(start.log_fd, 2)
-    sock_fd = os.dup2(start.sock_fd, 3, inheritable=False)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    sock_fd = start.sock_fd
+    os.closerange(3, sock_fd)
+    os.closerange(sock_fd + 1, os.sysconf("SC_OPEN_MAX"))
     for stream in (sys.stdout, sys.stderr):
         # A crash must not take the last lines with it.
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr] # they are text files

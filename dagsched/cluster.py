@@ -19,6 +19,7 @@ from dagsched.config import Config
 from dagsched.errors import ClosedError, DagschedError, GraphError, InternalError
 from dagsched.launching import BrokerProcesses, kill_group
 from dagsched.nodes import NodeEnv, node_changes
+from dagsched.profiling import MasterProfile
 from dagsched.ref import Ref, register_environment, unregister_environment
 from dagsched.references import References
 from dagsched.rundir import RunNames, remove_run_directory, sweep
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from dagsched.master.shell import MasterShell
     from dagsched.nodes import NodeChanges
     from dagsched.plan import RunPlan
-    from dagsched.profiling import MasterProfile
     from dagsched.protocol.messages import NodeStats
     from dagsched.run import Run
     from dagsched.stats import RunNumbers
@@ -69,11 +69,7 @@ class Cluster:
         self._brokers = BrokerProcesses(names, config, debug=debug)
         self._shell: MasterShell | None = None
         self._core: MasterCore | None = None
-        self._profile: MasterProfile | None = None
-        if profile:
-            from dagsched.profiling import MasterProfile
-
-            self._profile = MasterProfile()
+        self._profile = MasterProfile() if profile else None
         self._tracker = Tracker(track, names.token) if track is not None else None
         self._store: Any = None
         self._journal: Any = None
@@ -158,6 +154,8 @@ class Cluster:
             steps.callback(self._close_store)
             if self._tracker is not None:
                 steps.callback(self._tracker.close)
+            if self._profile is not None:
+                steps.callback(self._profile.tell)
             if self._shell is not None:
                 steps.callback(self._shell.stop, timeout_s)
             steps.callback(self._brokers.let_go)

@@ -7,7 +7,7 @@ more deeply than the interpreter's stack allows, be shared, and contain themselv
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Leaf = Callable[[object], bool]
@@ -66,8 +66,8 @@ def rebuild(
         flat = _flat_sequence(value, replace, is_leaf)
         if flat is not None:
             return flat
-    walk = _Walk(value, is_leaf, set_order)
-    return walk.rebuilt(replace) if walk.dirty() else value
+    walk = _Walk(set_order)
+    return walk.rebuilt() if walk.find(value, replace, is_leaf) else value
 
 
 def has_leaf(value: object, is_leaf: Leaf) -> bool:
@@ -135,7 +135,7 @@ def _flat_sequence(
     return result if type(value) is list else tuple(result)
 
 
-def _children(value: Any, kind: int) -> Iterable[object]:
+def _children(value: Any, kind: int) -> list[Any]:
     """What a container holds, in its order."""
     if kind == _DICT:
         return list(value.values())
@@ -150,78 +150,77 @@ def _field_names(value: Any) -> list[str]:
 
 
 class _Walk:
-    """One container with all that it holds: found first, then rebuilt from the inside out."""
+    """One container with all that it holds: found first, then rebuilt from the inside out.
 
-    __slots__ = ("_children", "_dirty", "_is_leaf", "_kinds", "_order", "_parents", "_values")
+    Leaves are replaced as they are found, which is in order, and stored until then.
+    """
 
-    def __init__(
-        self, value: object, is_leaf: Leaf, set_order: Callable[[object], Any] | None
-    ) -> None:
-        self._is_leaf = is_leaf
+    __slots__ = (
+        "_children", "_dirty", "_kinds", "_order", "_parents", "_replaced_by", "_set_order",
+        "_values",
+    )  # fmt: skip
+
+    def __init__(self, set_order: Callable[[object], Any] | None) -> None:
+        self._set_order = set_order
         self._values: dict[int, Any] = {}  # by id; alive as long as the walk
         self._kinds: dict[int, int] = {}
-        self._children: dict[int, Sequence[object]] = {}
+        self._children: dict[int, list[Any]] = {}
         self._parents: dict[int, list[int]] = {}
         self._order: list[int] = []  # post-order
-        self._dirty: set[int] = set()
-        self._find(value, set_order)
+        # What stands in for leaves: by container, (index among its children, value).
+        self._replaced_by: dict[int, list[tuple[int, object]]] = {}
+        self._dirty: set[int] = set()  # containers that have a leaf somewhere below
 
-    def dirty(self) -> bool:
-        """Whether there is a leaf anywhere."""
-        return bool(self._dirty)
-
-    def _find(self, root: object, set_order: Callable[[object], Any] | None) -> None:
-        """Lists all containers in post-order, and those from which a leaf can be reached."""
-        is_leaf = self._is_leaf
-        direct: list[int] = []  # containers that hold a leaf themselves
-        stack: list[tuple[int, Iterator[object]]] = [self._opened(root, set_order)]
+    def find(self, root: object, replace: Replace, is_leaf: Leaf) -> bool:
+        """Lists all containers in post-order, replaces leaves; says whether there were any."""
+        stack = [self._opened(root)]
         while stack:
             parent, items = stack[-1]
-            for item in items:
+            for index, item in items:
                 if is_leaf(item):
-                    direct.append(parent)
+                    self._replaced_by.setdefault(parent, []).append((index, replace(item)))
                 elif _container_kind(type(item)):
                     self._parents.setdefault(id(item), []).append(parent)
                     if id(item) not in self._values:
-                        stack.append(self._opened(item, set_order))
+                        stack.append(self._opened(item))
                         break
             else:
                 self._order.append(parent)
                 stack.pop()
-        while direct:
-            key = direct.pop()
+        unmarked = list(self._replaced_by)
+        while unmarked:
+            key = unmarked.pop()
             if key not in self._dirty:
                 self._dirty.add(key)
-                direct.extend(self._parents.get(key, ()))
+                unmarked.extend(self._parents.get(key, ()))
+        return bool(self._dirty)
 
-    def _opened(
-        self, value: Any, set_order: Callable[[object], Any] | None
-    ) -> tuple[int, Iterator[object]]:
-        kind = _container_kind(type(value))
+    def _opened(self, value: Any) -> tuple[int, Iterator[tuple[int, object]]]:
+        key, kind = id(value), _container_kind(type(value))
         children = _children(value, kind)
-        if set_order is not None and kind in (_SET, _FROZENSET):
-            children = sorted(children, key=set_order)
-        key = id(value)
+        if self._set_order is not None and kind in (_SET, _FROZENSET):
+            children = sorted(children, key=self._set_order)
         self._values[key] = value
         self._kinds[key] = kind
-        self._children[key] = list(children)
-        return key, iter(self._children[key])
+        self._children[key] = children
+        return key, iter(enumerate(children))
 
-    def rebuilt(self, replace: Replace) -> object:
+    def rebuilt(self) -> Any:
         """Builds every container that has a leaf below it; the root's is returned."""
         built: dict[int, Any] = {}
         for key in self._order:
-            if key in self._dirty:
-                children = [self._replaced(child, replace, built) for child in self._children[key]]
-                built[key] = self._filled(key, children, built)
+            if key not in self._dirty:
+                continue
+            children = list(self._children[key])
+            for index, child in enumerate(children):
+                if id(child) in self._dirty:
+                    children[index] = self._built(id(child), built)
+            for index, stand_in in self._replaced_by.get(key, ()):
+                children[index] = stand_in
+            built[key] = self._filled(key, children, built)
         return built[self._order[-1]]
 
-    def _replaced(self, child: object, replace: Replace, built: dict[int, Any]) -> object:
-        if self._is_leaf(child):
-            return replace(child)
-        key = id(child)
-        if key not in self._dirty or not _container_kind(type(child)):
-            return child
+    def _built(self, key: int, built: dict[int, Any]) -> object:
         if key not in built:
             # Only a container that holds this one too comes later: what is yet to be filled
             # stands in for it.

@@ -20,7 +20,7 @@ TEXT_CHARS_MAX = 4_000
 TRACEBACK_CHARS_MAX = 64_000
 EXCEPTION_BYTES_MAX = 1 << 20
 
-_ITEMS_MAX = 1_000
+_ITEMS_MAX = 20_000
 _CHAIN_MAX = 50
 _OWN_DIRECTORY = str(Path(__file__).parent)
 
@@ -87,20 +87,20 @@ def _proven(error: BaseException, limit_bytes: int) -> bytes:
 
 
 def _is_small(error: BaseException, limit_bytes: int) -> bool:
-    """Whether what the exception holds is of bounded size, as far as a short look can tell."""
+    """Whether what the exception holds is of bounded size, as far as a short look can tell.
+
+    What is held twice counts twice, as it does in text.
+    """
     stack: list[object] = [error.args, getattr(error, "__dict__", None)]
-    seen: set[int] = set()
-    size = 0
+    size = count = 0
     while stack:
         value = stack.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
+        count += 1
         try:
             size += max(sys.getsizeof(value), int(getattr(value, "nbytes", 0)))
         except Exception:  # noqa: BLE001 - a __sizeof__ or nbytes of the user's own
             return False
-        if size > limit_bytes or len(seen) > _ITEMS_MAX:
+        if size > limit_bytes or count > _ITEMS_MAX:
             return False
         if isinstance(value, dict):
             stack.extend(list(value.values())[: _ITEMS_MAX + 1])

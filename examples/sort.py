@@ -7,6 +7,7 @@ sorting on a shared-nothing architecture using probabilistic splitting" (1991).
     python examples/sort.py
     python examples/sort.py --small
 """
+# ruff: noqa: INP001, T201 - an example is no package, and prints
 
 import argparse
 import itertools
@@ -83,16 +84,18 @@ def main():
         rundag(env, delayed(sum)([]))  # the executors are up from here on
         before = time.perf_counter()
         result = distributed_sort(env, total, options.chunks, options.ranges)
-        time.perf_counter() - before
+        seconds = time.perf_counter() - before
 
     sizes = [total // options.chunks + (k < total % options.chunks) for k in range(options.chunks)]
     before = time.perf_counter()
     numbers = np.concatenate([make_chunk(2 * k, size) for k, size in enumerate(sizes)])
     expected = np.sort(numbers)
-    time.perf_counter() - before
+    serial = time.perf_counter() - before
 
     if not np.array_equal(np.concatenate(result), expected):
         raise SystemExit("the result is WRONG")
+    print(f"{total:,} floats made and sorted: {seconds:.3f} s; numpy alone: {serial:.3f} s")
+    print(f"the result equals numpy.sort; sizes {[len(part) for part in result]}")
 
 
 main()

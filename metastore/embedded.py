@@ -35,10 +35,10 @@ _SOCKET_PATH_BYTES_MAX = 107
 _END_TIMEOUT_S = 1.0
 
 _RETRY_S = 0.001
-"""Between two looks at what another process does and says to nobody: bind, or end."""
+"""Between two looks at what another process does unannounced: bind a socket, end."""
 
-# The shell reaps nothing before its last command, so the number it kills is still its server's, even
-# if that died long before.
+# The shell reaps nothing before its last command, so the number it kills is still its server's,
+# even if that died long before.
 _KEEPER = '"$@" </dev/null & read line; kill -9 $!; wait'
 
 

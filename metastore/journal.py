@@ -103,6 +103,8 @@ class Journal:
         self._wake = threading.Event()
         self._hurry = threading.Event()
         self._closing = threading.Event()
+        self._has_ended = False
+        self._is_flushed = False
         self._overflowed: set[int] = set()
         self._overflow_count = 0
         self._health = JournalHealth("ok", "", 0)
@@ -153,21 +155,21 @@ class Journal:
         self._order(0, _Order.FLUSH, flush)
         self._hurry.set()
         # A thread that ends after this line answers all flushes in the queue.
-        if not self._thread.is_alive():
+        if self._has_ended:
             return False
         return flush.answered.wait(timeout_s) and bool(flush.appended)
 
     def close(self, *, flush_timeout_s: float = 1.0) -> bool:
         """End the thread, after a flush of at most this length. True: nothing is left."""
         if self._thread is None:
-            return not self._queue
-        is_flushed = flush_timeout_s > 0 and self.flush(flush_timeout_s)
+            return self._is_flushed
+        self._is_flushed = flush_timeout_s > 0 and self.flush(flush_timeout_s)
         thread, self._thread = self._thread, None
         self._closing.set()
         self._wake.set()
         self._hurry.set()
         thread.join()
-        return is_flushed
+        return self._is_flushed
 
     @property
     def health(self) -> JournalHealth:
@@ -198,6 +200,7 @@ class Journal:
             self._tell("degraded", f"the journal's thread has ended: {error!r}")
             raise
         finally:
+            self._has_ended = True
             for flush in [*self._pending, *(item for _, _, item in self._queue)]:
                 if isinstance(flush, _Flush):
                     flush.answered.set()
@@ -262,7 +265,8 @@ class Journal:
                 self._seal(run, stream)
             stream.frames.append(frame)
             stream.frames_bytes += len(frame)
-        if self._pending_bytes + stream.frames_bytes > PENDING_BYTES_MAX:
+            self._pending_bytes += len(frame)
+        if self._pending_bytes > PENDING_BYTES_MAX:
             self._tear(run, "more bytes wait than may")
 
     def _seal_all(self) -> None:
@@ -274,7 +278,6 @@ class Journal:
         """Make a batch of the frames so far."""
         data = b"".join(stream.frames)
         self._pending.append(Batch(run, stream.position, data, stream.is_fresh))
-        self._pending_bytes += len(data)
         stream.position += 1
         stream.is_fresh = False
         stream.frames.clear()
@@ -362,12 +365,17 @@ class Journal:
         stream = self._runs.get(run)
         if stream is not None:
             self._dropped_count += len(stream.frames)
+            self._pending_bytes -= stream.frames_bytes
             stream.frames.clear()
             stream.frames_bytes = 0
         if any(isinstance(entry, Batch) and entry.run == run for entry in self._pending):
-            kept = [e for e in self._pending if not (isinstance(e, Batch) and e.run == run)]
-            self._pending = deque(kept)
-            self._pending_bytes = sum(len(e.data) for e in kept if isinstance(e, Batch))
+            kept: deque[Batch | _Drop | _Flush] = deque()
+            for entry in self._pending:
+                if isinstance(entry, Batch) and entry.run == run:
+                    self._pending_bytes -= len(entry.data)
+                else:
+                    kept.append(entry)
+            self._pending = kept
 
     def _tell(self, state: str, reason: str) -> None:
         health = JournalHealth(state, reason, self._dropped_count + self._overflow_count)

@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 
 import msgpack
 import msgspec
+from msgspec.structs import replace
 
 from dagsched.errors import VersionMismatch
 from dagsched.protocol.messages import Failure, Frame, ObjectInfo
@@ -232,7 +233,10 @@ def _fields(record: Record) -> list[object]:
 
 
 def _outputs(epoch: int, objects: object, data: Sequence[bytes]) -> Outputs:
-    return Outputs(epoch, msgspec.convert(objects, tuple[tuple[int, ObjectInfo], ...]), data)
+    held = msgspec.convert(objects, tuple[tuple[int, ObjectInfo], ...])
+    # A sequence becomes a list; records are compared, and all else in them is a tuple.
+    exact = tuple((broker, replace(info, refs=tuple(info.refs))) for broker, info in held)
+    return Outputs(epoch, exact, data)
 
 
 def _failed(failure: object, data: bytes) -> Failed:

@@ -93,7 +93,7 @@ def _descriptors() -> frozenset[tuple[str, str]]:
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
-            found.add((name, os.readlink(f"/proc/self/fd/{name}")))
+            found.add((name, str(Path(f"/proc/self/fd/{name}").readlink())))
         except FileNotFoundError:
             continue  # that of this very listing
     return frozenset(found)

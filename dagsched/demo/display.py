@@ -50,9 +50,9 @@ def _show_skipped(report: DemoReport, console: Console) -> None:
 
 def _show_times(report: DemoReport, console: Console) -> None:
     count = len(report.executors)
+    work = f"{_counted(report.task_count, 'task')} on {_counted(count, 'executor')}"
     console.print(
-        f"{_counted(report.task_count, 'task')} on {_counted(count, 'executor')} in {report.run_s:.2f} s "
-        f"(and {report.start_s:.2f} s to start the cluster)"
+        f"{work} in {report.run_s:.2f} s (and {report.start_s:.2f} s to start the cluster)"
     )
     for figure in report.executors:
         console.print(

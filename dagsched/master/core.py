@@ -125,6 +125,8 @@ class MasterCore:
         number = RunNo(run)
         above = None if parent is None else (RunNo(parent[0]), parent[1])
         self._lives.open(number, plan, now, priority=priority, timeout_s=timeout_s, parent=above)
+        if self._members.gave_up:
+            self._lives.end_without_nodes(now)
 
     def cancel(self, run: int, now: float) -> None:
         """Stop a run; nothing happens if it has ended or is about to."""

@@ -439,6 +439,9 @@ class Lives:
 
     def abandon_all(self) -> None:
         """The environment is being closed: tell the client so of each of its runs."""
+        for run in self.runs.values():
+            if run.state is RunState.RUNNING:
+                self.placer.end_loads(run)
         for root in self._roots():
             root.outcome = root.outcome or "cancelled"
             self._outbox.write(Ended(root.number, root.outcome))

@@ -23,7 +23,7 @@ from dagsched.partition.arrays import (
 )
 from dagsched.partition.columns import by_columns
 from dagsched.partition.intervals import Parts, interval_starts, joined_small, staged_parts
-from dagsched.partition.lanes import laned_order, rising, window_stretch
+from dagsched.partition.lanes import BUNDLES_AHEAD, laned_order, window_stretch
 from dagsched.partition.simulate import levels_makespan_s, schedule_of
 from dagsched.plan import ClusterShape, Int32, Int64
 
@@ -213,12 +213,18 @@ def _subtrees(task: _Task) -> Parts:
 
 def _spread(task: _Task, parts: Parts) -> Cut:
     """A cut whose subtrees are these parts."""
-    order = rising(parts)
+    count = task.edges.task_count
+    order = np.arange(count, dtype=np.int64) if parts.order is None else parts.order
     executors = task.node_executors
     if task.edges.count and executors > 1 and _is_narrow(task, executors):
-        place = np.full(task.edges.task_count, -1, dtype=np.int32)
+        seen_s = BUNDLES_AHEAD * executors * task.config.bundle_s
+        place = np.full(count, -1, dtype=np.int32)
         pieces = []
-        for members in np.split(order, parts.starts[1:-1]):
+        subtrees = np.split(order, parts.starts[1:-1])
+        for members, subtree_s in zip(subtrees, parts.seconds, strict=True):
+            if subtree_s <= seen_s:  # a broker sees it as a whole, in whatever order
+                pieces.append(members)
+                continue
             place[members] = np.arange(len(members), dtype=np.int32)
             pieces.append(members[_lanes_of_subtree(task, members, place, executors)])
             place[members] = -1

@@ -75,28 +75,15 @@ def by_lanes(weights_s: Float64, parts: Parts, starts_s: list[float], bundle_s: 
         bundle_s: the length of a slot.
     """
     count = len(weights_s)
-    order = np.arange(count, dtype=np.int64) if parts.order is None else rising(parts)
+    order = np.arange(count, dtype=np.int64) if parts.order is None else parts.order
     bounds = np.array(parts.starts, dtype=np.int64)
     part = np.repeat(np.arange(len(parts.seconds), dtype=np.int64), np.diff(bounds))
     before = cumulated(weights_s[order])[:-1]
     first_slot = (np.array(starts_s) / bundle_s).astype(np.int64)
     own_slot = ((before - before[bounds[:-1]][part]) / bundle_s).astype(np.int64)
-    # In one slot earlier parts come first: what a task depends on is in its own part, or in an
+    # In one slot earlier parts stay first: what a task depends on is in its own part, or in an
     # earlier part and (as the sum of floors is no more than the floor of the sum) no later slot.
-    slot = first_slot[part] + own_slot
-    return order[stable_order(slot * len(parts.seconds) + part)]
-
-
-def rising(parts: Parts) -> Int64:
-    """The parts' order, with the tasks of each part by rising number."""
-    if parts.order is None:
-        return np.arange(parts.starts[-1], dtype=np.int64)
-    order = parts.order.copy()
-    start = 0
-    for end in parts.starts[1:]:
-        order[start:end].sort()
-        start = end
-    return order
+    return order[stable_order(first_slot[part] + own_slot)]
 
 
 def laned_order(

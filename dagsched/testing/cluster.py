@@ -309,8 +309,12 @@ class SimCluster:
     def _take(self, event: OutputsComplete) -> None:
         """Copy the outputs, unless a node that had them has gone meanwhile."""
         outcome = self.outcomes[event.run]
-        if outcome.ended_s or any(broker not in self.nodes for broker, _, _ in event.objects):
-            return
+        is_gone = any(
+            info.location is not None and broker not in self.nodes
+            for broker, info, _ in event.objects
+        )
+        if outcome.ended_s or is_gone:
+            return  # it has ended otherwise, or the master will announce the outputs again
         outcome.refs = []
         for broker, info, frame in event.objects:
             values = self._copied(broker, info, frame)

@@ -57,7 +57,7 @@ class MasterEndpoint:
         self._context = zmq.Context()
         self._socket = _bound_router(self._context, self._path)
         self._queues: dict[int, deque[Batch]] = {}
-        self.fd: int = self._socket.getsockopt(zmq.FD)
+        self.fd = _descriptor(self._socket)
         self.refused_count = 0
 
     def drain(self) -> list[tuple[int, list[Frame]]]:
@@ -130,13 +130,13 @@ class BrokerEndpoint:
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", broker: int, path: str) -> None:
         self._socket = _connected_dealer(context, broker, f"ipc://{path}")
         self._queue: deque[Batch] = deque()
-        self.fd: int = self._socket.getsockopt(zmq.FD)
+        self.fd = _descriptor(self._socket)
 
     def drain(self) -> list[list[Frame]]:
         """Batches that have come, oldest first; empty: no more for now."""
         if self._queue:
             _flush(self._socket, self._queue)
-        arrived = []
+        arrived: list[list[Frame]] = []
         while len(arrived) < DRAIN_BATCHES_MAX and _has_input(self._socket):
             arrived.append(_receive(self._socket))
         return arrived
@@ -172,7 +172,7 @@ class DataPort:
         self._path = Path(path)
         self._socket = _bound_router(context, self._path)
         self._links: dict[int, tuple[str, zmq.Socket[bytes], deque[Batch]]] = {}
-        self.fd: int = self._socket.getsockopt(zmq.FD)
+        self.fd = _descriptor(self._socket)
         self.refused_count = 0
 
     @property
@@ -183,7 +183,7 @@ class DataPort:
     @property
     def link_fds(self) -> list[int]:
         """Descriptors of the links: one is ready when `flush` may have something to do."""
-        return [link.getsockopt(zmq.FD) for _, link, _ in self._links.values()]
+        return [_descriptor(link) for _, link, _ in self._links.values()]
 
     def drain(self) -> list[tuple[int, list[Frame]]]:
         """Batches that have come, with their sender's id, oldest first; empty: no more for now."""
@@ -223,7 +223,7 @@ class DataPort:
         """Send what peers could not take before."""
         for _, link, queue in self._links.values():
             # Asking for events also makes ZeroMQ handle what its descriptor was ready for.
-            if link.getsockopt(zmq.EVENTS) & zmq.POLLOUT and queue:
+            if _events(link) & zmq.POLLOUT and queue:
                 _flush(link, queue)
 
     def close(self) -> None:
@@ -268,9 +268,16 @@ def _limit(socket: "zmq.Socket[bytes]") -> None:
     socket.setsockopt(zmq.RCVHWM, HIGH_WATER_BATCHES)
 
 
+def _descriptor(socket: "zmq.Socket[bytes]") -> int:
+    return int(socket.getsockopt(zmq.FD))
+
+
+def _events(socket: "zmq.Socket[bytes]") -> int:
+    return int(socket.getsockopt(zmq.EVENTS))
+
+
 def _has_input(socket: "zmq.Socket[bytes]") -> bool:
-    events: int = socket.getsockopt(zmq.EVENTS)
-    return bool(events & zmq.POLLIN)
+    return bool(_events(socket) & zmq.POLLIN)
 
 
 def _receive(socket: "zmq.Socket[bytes]") -> list[Frame]:

@@ -1,4 +1,4 @@
-"""One suite for every metadata store: memory, the embedded server, a real server over TCP and socket."""
+"""One suite for every metadata store: memory, embedded, a real server over TCP and socket."""
 
 import os
 import secrets
@@ -145,11 +145,11 @@ def test_journal_to_fold(store: MetaStore, config: Config) -> None:
     state = fold_entries("run 1", store.read(1))
     assert journal.close()
     assert state.submitted == Submitted(0, None, (large,))
-    assert state.placements == {subtree: (2, 1, 1) for subtree in range(1000)}
+    assert state.placements == dict.fromkeys(range(1000), (2, 1, 1))
     assert (state.state, state.dropped, state.record_count) == ("done", None, 1002)
 
 
-# --- servers of others ------------------------------------------------------------------------------
+# --- servers of others ----------------------------------------------------------------------
 
 
 def test_environments_share_a_server_without_meeting(
@@ -324,7 +324,7 @@ def test_an_emptied_store_is_written_anew(
     store.close()
 
 
-# --- the embedded server ----------------------------------------------------------------------------
+# --- the embedded server ----------------------------------------------------------------------
 
 
 def server_of(directory: Path) -> list[psutil.Process]:

@@ -7,9 +7,11 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import cloudpickle
+import numpy as np
 
 from dagsched.brokers.channel import Receiver, Sender
 from dagsched.brokers.executor import ExecutorSettings, executor_main
@@ -30,8 +32,6 @@ from dagsched.protocol.messages import (
     TaskOptions,
 )
 from dagsched.serialize import dump_entries
-
-import numpy as np
 
 
 @dataclass
@@ -71,7 +71,7 @@ class ExecutorHarness:
         self.status = memoryview(self.shared).cast("q")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.settings = ExecutorSettings(
-            self.prefix, settings.pop("sys_path", _paths()), os.getcwd(), self.config,
+            self.prefix, settings.pop("sys_path", _paths()), str(Path.cwd()), self.config,
             os.getpid(), **settings,
         )  # fmt: skip
         self.pid = os.fork()
@@ -92,7 +92,7 @@ class ExecutorHarness:
         hello = self.receive().message
         assert hello == ExecutorHello(3, 1, self.pid)
 
-    def __enter__(self) -> "ExecutorHarness":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

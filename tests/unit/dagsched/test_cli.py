@@ -143,7 +143,7 @@ def test_a_wrong_result_is_1(sources, monkeypatch, capsys) -> None:
     [
         (NoNodesError("no node joined"), "dagsched: NoNodesError: no node joined\n"),
         (PermissionError(13, "denied", "x"), "dagsched: PermissionError: [Errno 13] denied: 'x'\n"),
-        (KeyboardInterrupt(), "stopped\n"),
+        (KeyboardInterrupt(), "\nstopped\n"),
     ],
 )
 def test_errors_are_1_and_a_line_without_traceback(
@@ -154,13 +154,17 @@ def test_errors_are_1_and_a_line_without_traceback(
 
     monkeypatch.setattr(dagsched.demo.program, "run_demo", run_demo)
     assert exit_code_of("demo", str(sources)) == 1
-    assert capsys.readouterr().err.endswith(message)
-    assert "Traceback" not in capsys.readouterr().err
+    error_text = capsys.readouterr().err
+    assert error_text == message
 
 
 def test_the_package_runs_as_a_module() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dagsched", "--version"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "dagsched", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("dagsched, version ")

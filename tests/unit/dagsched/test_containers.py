@@ -154,9 +154,9 @@ def test_replace_is_called_in_order_and_sets_by_key() -> None:
         seen.append(leaf.name)
         return len(seen)
 
-    result = rebuild([{C, A, B}, A], replace, is_leaf, lambda leaf: leaf.name)  # type: ignore[attr-defined]
-    assert seen == ["a", "b", "c", "a"]
-    assert result == [{1, 2, 3}, 4]
+    result = rebuild([B, ({C, A, B}, A), C], replace, is_leaf, lambda leaf: leaf.name)  # type: ignore[attr-defined]
+    assert seen == ["b", "a", "b", "c", "a", "c"]
+    assert result == [1, ({2, 3, 4}, 5), 6]
 
 
 def test_a_leaf_may_be_a_container() -> None:

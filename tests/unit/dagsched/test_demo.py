@@ -96,9 +96,7 @@ def test_merging_adds_up_and_leaves_its_inputs_alone() -> None:
     one = Index(Counter(a=1, b=2), Counter(os=1), 1, 10, 100)
     two = Index(Counter(b=3), Counter(os=1, re=1), 1, 20, 200, [("x.py", "why")])
     both = merge(one, two)
-    assert both == Index(
-        Counter(a=1, b=5), Counter(os=2, re=1), 2, 30, 300, [("x.py", "why")]
-    )
+    assert both == Index(Counter(a=1, b=5), Counter(os=2, re=1), 2, 30, 300, [("x.py", "why")])
     assert one == Index(Counter(a=1, b=2), Counter(os=1), 1, 10, 100)
     assert merge() == Index()
 
@@ -121,7 +119,7 @@ def test_the_checksum_is_of_all_not_only_of_what_is_ranked() -> None:
 def test_the_graph_has_a_task_a_file_and_a_tree_of_merges(files: int, tasks: int) -> None:
     graph = build_graph(index_graph([f"{number}.py" for number in range(files)]))
     assert graph.task_count == tasks
-    merges = [len(graph.dependencies(id)) for id in range(tasks) if graph.name(id) == "merge"]
+    merges = [len(graph.dependencies(task)) for task in range(tasks) if graph.name(task) == "merge"]
     assert all(2 <= inputs <= 8 for inputs in merges)
     assert sum(merges) - len(merges) == files - 1
 

@@ -1,4 +1,4 @@
-"""Nodes: how they look, what is refused, how reserved processes are grouped, what a reset changes."""
+"""Nodes: how they look, what is refused, how processes are grouped, what a reset changes."""
 
 import pickle
 import socket

@@ -481,14 +481,16 @@ class TestGraphOnNodes:
         for number, (low, high) in enumerate(pairwise(bounds)):
             assert set(levels[result.order[low:high]].tolist()) == {number % half}
 
-    def test_stencil_columns_touch_only_at_the_border(self) -> None:
-        graph = stencil(16, 50)
-        result = cut(graph, 0.01, 2, 4)
-        node = np.zeros(800, dtype=np.int64)
+    @pytest.mark.parametrize("width", [16, 64])
+    def test_stencil_columns_touch_only_at_the_border(self, width: int) -> None:
+        graph = stencil(width, 100)
+        result = cut(graph, 0.01, 2, 8)
+        assert result.interlocked
+        node = np.zeros(width * 100, dtype=np.int64)
         node[result.order[result.subtree_starts[1] :]] = 1
         edges = edges_of(*graph)
         crossing = np.count_nonzero(node[edges.deps] != node[edges.tasks])
-        assert crossing == 2 * 49
+        assert crossing == 2 * 99
 
     def test_the_same_graph_is_cut_the_same(self) -> None:
         one = cut(layered(50, 10, 5), 0.01, 3, 7)

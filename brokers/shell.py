@@ -1,0 +1,414 @@
+"""The broker's turn: everything around `BrokerCore` that touches the world.
+
+Responsible for waiting, for passing on what came, and for doing what the core decided; each turn
+takes in all that is there, then pulls the core's actions once. One thread, no locks. It decides
+nothing about tasks.
+"""
+
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import zmq
+
+from dagsched._version import __version__
+from dagsched.brokers.core import BrokerActions, BrokerCore
+from dagsched.brokers.launch import BrokerSettings
+from dagsched.brokers.objects.arena import Arena, unlink_segments
+from dagsched.brokers.poller import Poller
+from dagsched.brokers.pool import Pool
+from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
+from dagsched.brokers.zygote import Zygote
+from dagsched.errors import OutOfMemory, ProtocolError
+from dagsched.ids import ProcessId, RunNo
+from dagsched.protocol.codec import PROTOCOL_VERSION, Decoder, encode_batch
+from dagsched.protocol.messages import (
+    BrokerHello,
+    BrokerToBroker,
+    ExecutorHello,
+    ExecutorToBroker,
+    Failure,
+    Frame,
+    MasterToBroker,
+    ObjectInfo,
+    Parcel,
+    SetPeers,
+    TaskFailed,
+    TransferChunk,
+    TransferCredit,
+    TransferStart,
+    Welcome,
+)
+from dagsched.transport import BrokerEndpoint, DataPort
+
+logger = logging.getLogger(__name__)
+
+EXIT_INTERNAL = 70
+"""Exit code after an internal error (EX_SOFTWARE of sysexits.h)."""
+
+HELD_PARCELS_MAX = 10_000
+"""Parcels kept for a peer that the master has not named yet."""
+
+GARBAGE_THRESHOLD = 50_000
+"""New containers between two garbage collections: the core makes few cycles."""
+
+
+class BrokerShell:
+    """Runs a `BrokerCore` in this process, in the calling thread.
+
+    Args:
+        settings: of this broker.
+        forked: its zygote.
+        lifeline_fd: readable at its end, when whoever started the broker is gone.
+    """
+
+    def __init__(self, settings: BrokerSettings, forked: Zygote, lifeline_fd: int) -> None:
+        self._settings = settings
+        self._config = settings.config
+        self._lifeline_fd = lifeline_fd
+        self._core = BrokerCore(settings.broker, settings.host, settings.config)
+        self._poller = Poller()
+        self._pool = Pool(forked, self._poller, Path(settings.run_directory), settings.config)
+        self._arena = Arena(f"{settings.name_prefix}-0-0", settings.config)
+        self._outgoing = OutgoingTransfers(settings.config)
+        self._incoming = IncomingTransfers(self._arena)
+        self._from_master = Decoder(MasterToBroker, settings.config)
+        self._from_peer = Decoder(BrokerToBroker, settings.config)
+        self._from_executor = Decoder(ExecutorToBroker, settings.config)
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._signal_fds: tuple[int, int] | None = None
+        self._epoch = 0
+        self._peer_epochs: dict[int, int] = {}
+        self._held: dict[int, list[Parcel]] = {}
+        self._link_fds: list[int] = []
+        self._master_ready = False
+        self._peers_ready = False
+        self._again = False  # something was pushed to the core after its actions were pulled
+        self._is_over = False
+        self._master_listens = True  # so last messages are worth waiting for
+        self.stale_count = 0
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until told to stop, or the lifeline ends; then leave nothing behind.
+
+        Returns:
+            the exit code.
+        """
+        code = 0
+        try:
+            self._open()
+            while not self._is_over:
+                self._turn()
+        except Exception:
+            logger.exception("broker %d has failed and ends", self._settings.broker)
+            code = EXIT_INTERNAL
+        self._close()
+        return code
+
+    def _open(self) -> None:
+        settings = self._settings
+        self._pool.open()
+        self._listen_to_signals()
+        self._poller.add(self._lifeline_fd, self._lifeline_ready)
+        self._context = zmq.Context()
+        self._data = DataPort(self._context, settings.broker, settings.data_socket)
+        self._master = BrokerEndpoint(self._context, settings.broker, settings.master_socket)
+        self._poller.add(self._data.fd, self._set_peers_ready)
+        self._poller.add(self._master.fd, self._set_master_ready)
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        hello = BrokerHello(
+            settings.broker,
+            os.getpid(),
+            settings.host,
+            self._data.address,
+            (python, __version__, PROTOCOL_VERSION),
+        )
+        self._send_master([Parcel(hello)])
+        gc.freeze()
+        gc.set_threshold(GARBAGE_THRESHOLD, 50, 100)
+
+    def _close(self) -> None:
+        """End everything that this broker began, whatever has happened to it."""
+        steps: list[Callable[[], object]] = [self._pool.close, self._arena.close]
+        if self._context is not None:
+            linger: Callable[[], object] = self._master.close
+            if not self._master_listens:
+                linger = lambda: self._master.close(0)  # noqa: E731
+            steps += [self._data.close, linger, self._context.term]
+        steps += [
+            lambda: unlink_segments(self._settings.name_prefix),
+            self._forget_signals,
+            self._poller.close,
+        ]
+        for step in steps:
+            try:
+                step()
+            except Exception:
+                logger.exception("a step of the broker's end has failed; the others follow")
+
+    def _listen_to_signals(self) -> None:
+        read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._signal_fds = (read_fd, write_fd)
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, _do_nothing)
+        # A terminal's Ctrl-C is for the client, which will tell us what follows from it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._poller.add(read_fd, self._signal_came)
+
+    def _forget_signals(self) -> None:
+        if self._signal_fds is not None:
+            signal.set_wakeup_fd(-1)
+            for fd in self._signal_fds:
+                os.close(fd)
+
+    def _signal_came(self) -> None:
+        logger.info("broker %d was asked to end by a signal", self._settings.broker)
+        self._is_over = True
+
+    def _lifeline_ready(self) -> None:
+        if not os.read(self._lifeline_fd, 4096):
+            self._master_listens = False
+            self._is_over = True
+
+    # --- a turn ---------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        self._poller.wait(self._timeout_s())
+        now = time.monotonic()
+        self._again = False
+        for executor, frames in self._pool.take_batches():
+            self._take_executor(executor, frames, now)
+        ended = self._take_exits(now)
+        if self._master_ready:
+            self._take_master(now)
+        if self._peers_ready:
+            self._take_peers(now)
+        self._take_transfers(now)
+        self._take_timers(now)
+        actions = self._core.take_actions()
+        self._act(actions, now)
+        for executor in ended:
+            if executor not in actions.start:
+                self._pool.remove(executor)
+
+    def _timeout_s(self) -> float | None:
+        if self._again or self._master_ready or self._peers_ready:
+            return 0.0
+        core_due, pool_due = self._core.next_timer(), self._pool.next_timer()
+        if core_due is None and pool_due is None:
+            return None
+        due = min(when for when in (core_due, pool_due) if when is not None)
+        return max(0.0, due - time.monotonic())
+
+    def _take_timers(self, now: float) -> None:
+        due = self._core.next_timer()
+        if due is not None and due <= now:
+            self._core.handle_timer(now)
+        due = self._pool.next_timer()
+        if due is not None and due <= now:
+            self._pool.handle_timer(now)
+
+    # --- executors ------------------------------------------------------------------------------
+
+    def _take_executor(self, executor: int, frames: list[Frame], now: float) -> None:
+        try:
+            _, parcels = self._from_executor.decode_batch(frames)
+        except ProtocolError:
+            logger.exception("executor %d sent nonsense and is killed", executor)
+            self._pool.kill(executor)
+            return
+        for parcel in parcels:
+            message = cast("ExecutorToBroker", parcel.message)
+            if isinstance(message, ExecutorHello):
+                self._pool.heard(executor)
+            if self._settings.debug:
+                logger.debug("from executor %d: %.500r", executor, message)
+            self._core.receive_executor(executor, message, parcel.frames, now)
+
+    def _take_exits(self, now: float) -> list[int]:
+        exits = self._pool.take_exits()
+        for executor, exit_info, bundle, position in exits:
+            if exit_info.exit_code != 0:
+                logger.warning(
+                    "executor %d ended with exit code %s, signal %s, at position %d of bundle %d",
+                    executor,
+                    exit_info.exit_code,
+                    exit_info.signal,
+                    position,
+                    bundle,
+                )
+            self._core.executor_lost(executor, exit_info, bundle, position, now)
+        return [executor for executor, _, _, _ in exits]
+
+    # --- the master -----------------------------------------------------------------------------
+
+    def _set_master_ready(self) -> None:
+        self._master_ready = True
+
+    def _take_master(self, now: float) -> None:
+        for frames in self._master.drain():
+            _, parcels = self._from_master.decode_batch(frames)
+            for parcel in parcels:
+                message = cast("MasterToBroker", parcel.message)
+                if self._settings.debug:
+                    logger.debug("from master: %.500r", message)
+                if isinstance(message, SetPeers):
+                    self._set_peers(message, now)
+                elif isinstance(message, Welcome):
+                    self._epoch = message.epoch
+                self._core.receive_master(message, parcel.frames, now)
+        self._master_ready = self._master.has_input()
+
+    def _send_master(self, parcels: list[Parcel]) -> None:
+        if self._settings.debug:
+            for parcel in parcels:
+                logger.debug("to master: %.500r", parcel.message)
+        self._master.send(encode_batch(parcels, self._epoch))
+        # Sending can swallow the descriptor's word that something has come.
+        self._master_ready = self._master_ready or self._master.has_input()
+
+    # --- other brokers --------------------------------------------------------------------------
+
+    def _set_peers_ready(self) -> None:
+        self._peers_ready = True
+
+    def _set_peers(self, message: SetPeers, now: float) -> None:
+        epochs = {peer: epoch for peer, epoch, _ in message.peers}
+        for peer, epoch in self._peer_epochs.items():
+            if epochs.get(peer) != epoch:
+                self._lose_peer(peer, now)
+        self._peer_epochs = epochs
+        for fd in self._link_fds:
+            self._poller.remove(fd)
+        self._data.set_peers({peer: address for peer, _, address in message.peers})
+        self._link_fds = self._data.link_fds
+        for fd in self._link_fds:
+            self._poller.add(fd, self._data.flush)
+        # A descriptor may have been ready for the last time before it was listened to.
+        self._data.flush()
+        held, self._held = self._held, {}
+        for peer, parcels in held.items():
+            if peer in epochs:
+                self._send_peer(peer, parcels)
+
+    def _lose_peer(self, peer: int, now: float) -> None:
+        logger.info("broker %d, or its last incarnation, is gone", peer)
+        self._outgoing.peer_lost(peer)
+        self._incoming.peer_lost(peer)
+        self._held.pop(peer, None)
+        self._core.peer_lost(peer, now)
+
+    def _take_peers(self, now: float) -> None:
+        for peer, frames in self._data.drain():
+            try:
+                self._take_peer_batch(peer, frames, now)
+            except ProtocolError:
+                # The master decides about that broker; we only don't listen to nonsense.
+                logger.exception("broker %d sent nonsense, which is dropped", peer)
+        self._peers_ready = self._data.has_input()
+
+    def _take_peer_batch(self, peer: int, frames: list[Frame], now: float) -> None:
+        epoch, parcels = self._from_peer.decode_batch(frames)
+        if epoch < self._peer_epochs.get(peer, 0):
+            self.stale_count += len(parcels)
+            return
+        for parcel in parcels:
+            message = cast("BrokerToBroker", parcel.message)
+            if self._settings.debug:
+                logger.debug("from broker %d: %.500r", peer, message)
+            match message:
+                case TransferStart():
+                    self._incoming.start(peer, message)
+                case TransferChunk():
+                    self._incoming.chunk(peer, message, parcel.frames)
+                case TransferCredit():
+                    self._outgoing.credit(peer, message)
+                case _:
+                    self._core.receive_peer(peer, message, parcel.frames, now)
+
+    def _send_peer(self, peer: int, parcels: list[Parcel]) -> None:
+        if self._settings.debug:
+            for parcel in parcels:
+                logger.debug("to broker %d: %.500r", peer, parcel.message)
+        if self._data.send(peer, encode_batch(parcels, self._epoch)):
+            return
+        # It has asked us before the master told us of it.
+        held = self._held.setdefault(peer, [])
+        if len(held) + len(parcels) <= HELD_PARCELS_MAX:
+            held += parcels
+        else:
+            logger.warning("too much waits for broker %d, of which nobody has told us", peer)
+
+    def _take_transfers(self, now: float) -> None:
+        for peer, run, first in self._outgoing.take_done():
+            self._core.transfer_done(peer, run, first, now)
+        for run, info in self._incoming.take_stored():
+            self._core.object_stored(run, info, now)
+        for run, position, text in self._incoming.take_failed():
+            self._fail_for_memory(run, position, text)
+
+    def _fail_for_memory(self, run: int, position: int, text: str) -> None:
+        """There is no room for an object that tasks here need: the run can't go on."""
+        known = self._core.runs.get(RunNo(run))
+        epoch = known.epoch if known is not None else self._epoch
+        failure = Failure(position, 1, "memory", text=f"broker {self._settings.broker}: {text}")
+        self._send_master([Parcel(TaskFailed(run, epoch, failure))])
+
+    # --- what the core decided ------------------------------------------------------------------
+
+    def _act(self, actions: BrokerActions, now: float) -> None:
+        # Executors first: each microsecond here is one in which a CPU may be idle.
+        for executor, parcels in actions.to_executors.items():
+            if self._settings.debug:
+                for parcel in parcels:
+                    logger.debug("to executor %d: %.500r", executor, parcel.message)
+            self._pool.send(executor, encode_batch(parcels, self._epoch))
+        for executor in actions.start:
+            incarnation = self._core.executors[ProcessId(executor)].incarnation
+            self._pool.start(executor, incarnation, now)
+        for executor in actions.kill:
+            self._pool.kill(executor)
+        for executor, bundle in actions.stop_bundles:
+            self._pool.stop_bundle(executor, bundle)
+        for peer, parcels in actions.to_peers.items():
+            self._send_peer(peer, parcels)
+        if actions.to_master:
+            self._send_master(actions.to_master)
+        for location in actions.free:
+            self._arena.free(location)
+        for executor, incarnation, keep in actions.reclaim:
+            unlink_segments(f"{self._settings.name_prefix}-{executor}-{incarnation}", keep)
+        for run, position, frame in actions.store:
+            self._store(run, position, frame, now)
+        for peer, run, info in actions.transfers:
+            self._outgoing.start(peer, run, info)
+        for peer, parcel in self._incoming.take_parcels():
+            self._send_peer(peer, [parcel])
+        for peer, parcel in self._outgoing.take_parcels():
+            self._send_peer(peer, [parcel])
+        if actions.shutdown:
+            self._is_over = True
+
+    def _store(self, run: int, position: int, frame: Frame, now: float) -> None:
+        size = len(frame)
+        try:
+            location, target = self._arena.write_raw(size)
+        except OutOfMemory as error:
+            self._fail_for_memory(run, position, str(error))
+            return
+        target[:] = frame
+        target.release()
+        self._core.object_stored(run, ObjectInfo(position, 1, size, location), now)
+        self._again = True
+
+
+def _do_nothing(number: int, frame: object) -> None:  # noqa: ARG001 - the form of a handler
+    """The wake-up descriptor has the signal; it only must not be the default's."""

@@ -1,0 +1,22 @@
+"""Environments of real processes for integration tests."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from dagsched import RunEnv, procs, rmprocs, setrunenv
+
+
+@pytest.fixture
+def env() -> Iterator[RunEnv]:
+    """One local node with two executors."""
+    with RunEnv(executors=2, metastore="memory://") as environment:
+        yield environment
+
+
+@pytest.fixture(autouse=True)
+def no_processes_left() -> Iterator[None]:
+    """Reserved processes and the default environment don't outlive a test."""
+    yield
+    setrunenv(None)
+    rmprocs(procs()[1:])
