@@ -136,10 +136,7 @@ class Pool:
         process = self._processes.get(executor)
         if process is not None:
             process.is_killed = True
-            if process.pid:
-                processes.kill_group(process.pid)
-                # It may not lead a group of its own yet.
-                processes.kill_process(process.pid)
+            _kill(process)
 
     def remove(self, executor: int) -> None:
         """Forget an executor that has ended and won't come back."""
@@ -277,7 +274,7 @@ class Pool:
         process.pidfd = os.pidfd_open(pid)
         self._poller.add(process.pidfd, lambda: self._process_ended(process))
         if process.is_killed or process.is_hung_up:
-            self.kill(process.executor)
+            _kill(process)
 
     # --- sockets and output ---------------------------------------------------------------------
 
@@ -308,7 +305,7 @@ class Pool:
         """End an executor that has no socket any more; one that exits already isn't disturbed."""
         process.is_hung_up = True
         self._poller.remove(process.sock.fileno())
-        self.kill(process.executor)
+        _kill(process)
 
     def _log_ready(self, slot: Slot) -> None:
         fd = slot.log.pipe_fd
@@ -456,3 +453,11 @@ class Pool:
         except ChildProcessError:
             return False
         return True
+
+
+def _kill(process: Process) -> None:
+    """SIGKILL to an executor that isn't reaped yet, and to its group; at once if its pid is known."""
+    if process.pid:
+        processes.kill_group(process.pid)
+        # It may not lead a group of its own yet.
+        processes.kill_process(process.pid)

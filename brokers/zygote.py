@@ -96,6 +96,8 @@ def _run_zygote(
         if os.getppid() == broker_pid:
             _serve(control, status, broker_pid, main, settings, groups)
         code = 0
+    except SystemExit:
+        code = 0  # see _leave
     except BaseException:  # noqa: BLE001 - there is nobody above; the text goes to the broker's log
         traceback.print_exc()
     finally:
@@ -260,9 +262,9 @@ def _take_descriptors(start: _Start) -> socket.socket:
     sock_fd = start.sock_fd
     os.closerange(3, sock_fd)
     os.closerange(sock_fd + 1, os.sysconf("SC_OPEN_MAX"))
-    for stream in (sys.stdout, sys.stderr):
-        # A crash must not take the last lines with it.
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr] # they are text files
+    # Line by line, so that a crash doesn't take the last ones with it; nothing can't be printed.
+    sys.stdout = open(1, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
     return socket.socket(fileno=sock_fd)
 
 

@@ -124,6 +124,10 @@ class Cluster:
         import dagsched.planning
         import dagsched.run  # noqa: F401 - the first run shall not wait for these imports
 
+        if metastore != "memory://":
+            # The journal's thread needs it; begun there, it can't be ended while the program exits.
+            import redis  # noqa: F401
+
     def _open_store(self, metastore: str | None) -> None:
         from dagsched.master.journaling import stored_record
         from dagsched.metastore import open_store
@@ -166,8 +170,10 @@ class Cluster:
         self._references.close()
         error = ClosedError("the environment was closed while the run went on")
         self._fail_all("closed", error)
-        if self._shell is not None and self._shell.is_alive:
-            self._shell.call(lambda core, now: core.close(now))
+        if self._shell is not None:
+            # If the master's thread has gone, the ends of their lifelines tell the brokers.
+            with contextlib.suppress(ClosedError, InternalError):
+                self._shell.call(lambda core, now: core.close(now))
 
     def _close_store(self) -> None:
         journal, self._journal = self._journal, None

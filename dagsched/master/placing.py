@@ -26,6 +26,10 @@ Locate = Callable[[int, int], ProcessId | None]
 """The broker that has, or will have, (run, position) of any run."""
 
 
+AHEAD_S = 0.25
+"""Work a broker may have ahead for each executor: some hundred times a message's round trip."""
+
+
 class Placer:
     """Places the subtrees of all runs."""
 
@@ -119,6 +123,8 @@ class Placer:
         share = run.shares[subtree.home]
         share.unfinished_count -= 1
         share.unfinished_tasks -= subtree.task_count
+        left_s = share.unfinished_s - subtree.weight_s
+        share.unfinished_s = left_s if share.unfinished_count else 0.0
         node = self._members.nodes.get(subtree.home)
         if node is not None:
             node.load_s = max(0.0, node.load_s - subtree.weight_s)
@@ -188,13 +194,15 @@ class Placer:
     def _has_credit(self, share: Share, node: Node) -> bool:
         """Enough subtrees to keep it busy while the next is on its way, and no more.
 
-        Subtrees of few tasks don't fill a broker's executors, so tasks count too.
+        What is placed can't be taken back from a slow node, so beyond two only as many as are
+        done soon. Subtrees of few tasks don't fill a broker's executors, so tasks count too.
         """
-        return (
-            self._members.is_single
-            or share.unfinished_count < self._config.placed_subtrees_max
-            or share.unfinished_tasks < 2 * len(node.executors)
-        )
+        executors, limit = len(node.executors), self._config.placed_subtrees_max
+        if self._members.is_single or share.unfinished_tasks < 2 * executors:
+            return True
+        if share.unfinished_count >= min(2, limit):
+            return share.unfinished_count < limit and share.unfinished_s < AHEAD_S * executors
+        return True
 
     def _send_from(
         self, run: MasterRun, node: Node, placements: list[tuple[int, int, int]]
@@ -248,6 +256,7 @@ class Placer:
         subtree.attempt += 1
         share.unfinished_count += 1
         share.unfinished_tasks += subtree.task_count
+        share.unfinished_s += subtree.weight_s
         share.took_part = True
         node.load_s += subtree.weight_s
         parcel = placing_parcel(

@@ -95,6 +95,7 @@ class MasterShell:
         self._endpoint: MasterEndpoint | None = None
         self._epoll: select.epoll | None = None
         self._wake_fd = -1
+        self._wake_lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._crash: BaseException | None = None
@@ -162,11 +163,11 @@ class MasterShell:
     # --- the thread -----------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        try:
-            os.eventfd_write(self._wake_fd, 1)
-        except OSError:
-            # The thread has just closed its descriptors; whoever waits has been told by it.
-            logger.debug("the master's thread is gone already")
+        # The number of a closed descriptor may be another's by now, so it must not be written to.
+        # Reentrant, for the garbage collector may let a reference end, and call, in any place.
+        with self._wake_lock:
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
 
     def _run(self) -> None:
         try:
@@ -185,8 +186,9 @@ class MasterShell:
         assert self._epoll is not None
         self._endpoint.close()
         self._epoll.close()
-        os.close(self._wake_fd)
-        self._wake_fd = -1
+        with self._wake_lock:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
         for pidfd in self._broker_by_pidfd:
             os.close(pidfd)
         self._broker_by_pidfd.clear()

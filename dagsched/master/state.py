@@ -95,6 +95,7 @@ class Share:
     queued_s: float = 0.0  # work in `queue`
     unfinished_count: int = 0  # subtrees PLACED
     unfinished_tasks: int = 0
+    unfinished_s: float = 0.0  # work in them
     functions: set[int] = field(default_factory=set)  # whose pickles it has
     sources: set[int] = field(default_factory=set)  # that it was given
     took_part: bool = False  # it knows the run, so it must be told of its end

@@ -11,7 +11,6 @@ from dagsched.errors import InternalError
 from dagsched.master.core import MasterCore
 from dagsched.master.events import (
     ClientEvent,
-    NodeRemoved,
     OutputsComplete,
     RunEnded,
     StatsArrived,
@@ -19,7 +18,7 @@ from dagsched.master.events import (
 )
 from dagsched.master.journal import Record
 from dagsched.plan import ClusterShape, RunPlan
-from dagsched.protocol.messages import Failure, Frame, NodeStats, ObjectInfo, Parcel
+from dagsched.protocol.messages import Failure, Frame, NodeStats, ObjectInfo, Parcel, Ping, Pong
 from dagsched.testing.clock import SimClock
 from dagsched.testing.graphs import Planned, SimGraph, planned
 from dagsched.testing.network import SimNetwork
@@ -44,6 +43,11 @@ class SimOutcome:
     ended_s: float = 0.0
     stats: Sequence[NodeStats] = ()
     subtree_brokers: Sequence[int] = ()
+
+    @property
+    def is_over(self) -> bool:
+        """It has ended, well or not."""
+        return self.state != "running"
 
     @property
     def makespan_s(self) -> float:
@@ -138,9 +142,9 @@ class SimCluster:
         self.wait(outcome)
         return outcome
 
-    def wait(self, *outcomes: SimOutcome, limit_s: float = 1_000.0) -> None:
+    def wait(self, *outcomes: SimOutcome, limit_s: float = 100.0) -> None:
         """Let time go by until these runs have ended."""
-        self.step_until(lambda: all(outcome.ended_s for outcome in outcomes), limit_s)
+        self.step_until(lambda: all(outcome.is_over for outcome in outcomes), limit_s)
 
     def step_until(self, is_over: Callable[[], bool], limit_s: float = 1_000.0) -> None:
         """Let time go by until something is so.
@@ -301,8 +305,6 @@ class SimCluster:
                 outcome.subtree_brokers = event.subtree_brokers
             case ValueArrived() | StatsArrived():
                 self.answers[event.request] = event
-            case NodeRemoved():
-                pass
             case _:
                 pass
 
@@ -313,7 +315,7 @@ class SimCluster:
             info.location is not None and broker not in self.nodes
             for broker, info, _ in event.objects
         )
-        if outcome.ended_s or is_gone:
+        if outcome.is_over or is_gone:
             return  # it has ended otherwise, or the master will announce the outputs again
         outcome.refs = []
         for broker, info, frame in event.objects:
@@ -374,7 +376,7 @@ class SimCluster:
             self.story.append(f"{self.clock.now:11.6f}  {text}")
 
     def _record(self, who: str, what: object) -> None:
-        if self._is_recorded:
+        if self._is_recorded and not isinstance(what, Ping | Pong):
             self.tell(f"{who:12}  {_in_short(what)}")
 
 

@@ -98,9 +98,14 @@ def serial_values(
         for source in graph.sources
     ]
     returned: dict[int, int] = {}
-    for index in reversed(range(len(library))):  # a graph returns only later ones
-        inner = _evaluated(library[index], [], returned)
-        returned[index] = inner[library[index].outputs[0]]
+    waiting = list(range(len(library)))
+    while waiting:
+        index = waiting.pop(0)
+        inner_graph = library[index]
+        if any(task.returns >= 0 and task.returns not in returned for task in inner_graph.tasks.values()):
+            waiting.append(index)
+            continue
+        returned[index] = _evaluated(inner_graph, [], returned)[inner_graph.outputs[0]]
     return _evaluated(graph, sources, returned)
 
 

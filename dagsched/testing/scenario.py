@@ -146,7 +146,7 @@ class Scenario:
 
     def _do_wait(self, *names: str) -> None:
         self.cluster.step_until(
-            lambda: all(n in self._outcomes and self._outcomes[n].ended_s for n in names), 200.0
+            lambda: all(n in self._outcomes and self._outcomes[n].is_over for n in names), 200.0
         )
 
     # --- expectations -----------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def play(story: Story, *, is_recorded: bool = False, checks: bool = True) -> Sim
         arguments = (broker,) if what in ("kill_node", "remove_node") else (broker, argument)
         cluster.clock.at(when, partial(getattr(cluster, what), *arguments))
     cluster.step_until(
-        lambda: len(outcomes) == len(story.graphs) and all(o.ended_s for o in outcomes.values()),
+        lambda: len(outcomes) == len(story.graphs) and all(o.is_over for o in outcomes.values()),
         LIMIT_S,
     )
     for index, graph in enumerate(story.graphs):

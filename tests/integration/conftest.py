@@ -7,6 +7,14 @@ import pytest
 from dagsched import RunEnv, procs, rmprocs, setrunenv
 
 
+@pytest.fixture(autouse=True, scope="session")
+def zero_copy_thread() -> None:
+    """The one thread that pyzmq starts in a process, and keeps, to free frames sent uncopied."""
+    from zmq.utils.garbage import gc
+
+    gc.start()
+
+
 @pytest.fixture
 def env() -> Iterator[RunEnv]:
     """One local node with two executors."""

@@ -19,7 +19,9 @@ SAYS = {
     ),
     "arrays.py": (
         r"15 blocks of 1 MB written, 21 read\n"
-        r"0\.04 GB in [\d.]+ s: [\d.]+ GB/s; serial [\d.]+ s\n"
+        r"0\.04 GB in [\d.]+ s: [\d.]+ GB/s, in fresh memory\n"
+        r"0\.04 GB in [\d.]+ s: [\d.]+ GB/s, in the same memory again\n"
+        r"serial, all in one process: [\d.]+ s\n"
         r"\d of 7 inputs mapped from shared memory, none copied\n"
     ),
 }

@@ -24,7 +24,13 @@ from dagsched.protocol.messages import (
 
 DECODERS = [
     Decoder(union)
-    for union in (MasterToBroker, BrokerToMaster, BrokerToBroker, BrokerToExecutor, ExecutorToBroker)
+    for union in (
+        MasterToBroker,
+        BrokerToMaster,
+        BrokerToBroker,
+        BrokerToExecutor,
+        ExecutorToBroker,
+    )
 ]
 ints = st.integers(-(2**63), 2**64 - 1)
 locations = st.builds(Location, st.text(), ints, ints)
@@ -43,7 +49,9 @@ messages = st.one_of(
     st.builds(TransferStart, ints, ints, infos),
     st.builds(TransferChunk, ints, ints),
 )
-parcels = st.lists(st.builds(Parcel, messages, st.lists(st.binary(max_size=20), max_size=4)), max_size=6)
+parcels = st.lists(
+    st.builds(Parcel, messages, st.lists(st.binary(max_size=20), max_size=4)), max_size=6
+)
 
 
 def _pairs(batch):

@@ -49,7 +49,12 @@ def test_many_parcels_keep_order_and_frames():
         Parcel(PutObjects(3, (7,)), [b"seven"]),
     ]
     _, decoded = Decoder(MasterToBroker).decode_batch(encode_batch(parcels, 0))
-    assert [type(parcel.message) for parcel in decoded] == [Ping, PutObjects, FetchValue, PutObjects]
+    assert [type(parcel.message) for parcel in decoded] == [
+        Ping,
+        PutObjects,
+        FetchValue,
+        PutObjects,
+    ]
     assert [list(parcel.frames) for parcel in decoded] == [[], [b"five", b"six"], [], [b"seven"]]
 
 

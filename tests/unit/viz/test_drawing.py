@@ -1,5 +1,6 @@
 """`visualize` with what users hand over, and every file format."""
 
+import doctest
 import json
 import struct
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
+import dagsched.viz.drawing
 from dagsched import delayed, visualize
 from dagsched.graph import TaskGraph, build_graph
 from dagsched.trace import Trace, TraceBuilder
@@ -147,6 +149,11 @@ def test_characters_beyond_the_kept_letters_are_drawn_too(tmp_path: Path) -> Non
     drawing = visualize(delayed(abs, name="\u00fcbung\u6570")(1), tmp_path / "x.png")
     assert "\u00fcbung\u6570" in drawing.svg
     assert (tmp_path / "x.png").stat().st_size > 500
+
+
+def test_the_example_is_true() -> None:
+    result = doctest.testmod(dagsched.viz.drawing)
+    assert (result.failed, result.attempted) == (0, 3)
 
 
 def test_the_graph_is_left_as_it_was(total) -> None:

@@ -1,0 +1,96 @@
+"""Shapes of graphs on clusters of one to four nodes, with bounds on what is sent."""
+
+import random
+
+import pytest
+
+from dagsched.testing import SimCluster, SimGraph, serial_values
+from dagsched.testing import graphs as shapes
+
+CLUSTERS = [{2: 1}, {2: 4}, {2: 2, 5: 2}, {2: 1, 3: 4}, {2: 1, 3: 1, 4: 2, 5: 3}]
+GRAPHS = {
+    "one": lambda: shapes.wide(1),
+    "wide": lambda: shapes.wide(300),
+    "chain": lambda: shapes.chain(200),
+    "tree": lambda: shapes.tree(8),
+    "stencil": lambda: shapes.stencil(16, 20),
+    "butterfly": lambda: shapes.butterfly(64),
+    "layered": lambda: shapes.layered(random.Random(3), 8, 30, 3),
+}
+
+
+@pytest.mark.parametrize("nodes", CLUSTERS, ids=str)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_values_equal_the_oracle_and_nothing_is_left(name: str, nodes: dict[int, int]):
+    graph = GRAPHS[name]()
+    values = serial_values(graph)
+    for seed in (1, 2):
+        cluster = SimCluster(nodes, seed=seed)
+        outcome = cluster.run(graph)
+        assert outcome.state == "done"
+        assert {i: outcome.value_of(i) for i in graph.outputs} == {i: values[i] for i in graph.outputs}
+        assert sum(cluster.executed.values()) == graph.count
+        assert cluster.left_behind() == []
+        counts = cluster.network.counts
+        subtrees = outcome.planned.plan.subtree_count
+        assert counts["PlaceSubtree"] == counts["SubtreeDone"] == subtrees
+        assert counts["RunBundle"] == counts["BundleDone"] == sum(s.bundle_count for s in outcome.stats)
+        assert counts["EndRun"] == counts["RunClosed"] <= len(nodes)
+        assert counts["Release"] <= subtrees * len(nodes)
+        assert counts["FetchObjects"] <= subtrees * len(nodes)
+
+
+def test_large_graphs_pay_by_bundle():
+    cluster = SimCluster({2: 2, 5: 2}, checks=False)
+    graph = shapes.wide(20_000)
+    graph.function_s = [10e-6]
+    assert cluster.run(graph).state == "done"
+    assert cluster.network.counts["BundleDone"] < 200
+    assert sum(cluster.network.counts.values()) < 900
+
+
+def test_two_nodes_are_nearly_twice_as_fast_as_one():
+    graph = shapes.wide(2_000)
+    graph.function_s = [0.002]
+    one = SimCluster({2: 2}, checks=False)
+    two = SimCluster({2: 2, 5: 2}, checks=False)
+    for cluster in (one, two):
+        cluster.let_pass(0.2)
+    assert two.run(graph).makespan_s < 0.6 * one.run(graph).makespan_s
+
+
+def test_a_slow_node_simply_does_less():
+    graph = shapes.wide(2_000)
+    graph.function_s = [0.002]
+    cluster = SimCluster({2: 2, 5: 2}, slowness={5: 4.0}, checks=False)
+    cluster.let_pass(0.2)
+    cluster.run(graph)
+    outcome = cluster.run(graph)
+    fast, slow = (sum(e.task_count for e in node.executors) for node in outcome.stats)
+    assert fast > 1.5 * slow
+    assert fast + slow == graph.count
+
+
+def test_several_runs_share_and_the_small_one_is_not_last():
+    cluster = SimCluster({2: 2, 5: 2})
+    large = cluster.submit(shapes.wide(1_500))
+    cluster.let_pass(0.15)
+    small = cluster.submit(shapes.wide(6))
+    cluster.wait(large, small)
+    assert small.ended_s < large.ended_s
+    assert cluster.left_behind() == []
+
+
+def test_higher_priority_goes_first():
+    cluster = SimCluster({2: 1})
+    cluster.let_pass(0.2)
+    low = cluster.submit(shapes.wide(300))
+    high = cluster.submit(shapes.wide(300), priority=5)
+    cluster.wait(low, high)
+    assert high.makespan_s < 0.7 * low.makespan_s
+
+
+def test_empty_graphs_end_at_once():
+    cluster = SimCluster({2: 1})
+    outcome = cluster.run(SimGraph([], []))
+    assert (outcome.state, outcome.makespan_s) == ("done", 0.0)
