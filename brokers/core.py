@@ -127,6 +127,7 @@ class BrokerCore:
         self._now = 0.0
         self.estimates: dict[bytes, float] = {}  # digest of function: mean seconds of a call
         self.ended_runs: dict[RunNo, int] = {}  # lately, in order: the epoch that has ended
+        self._incarnations: dict[ProcessId, int] = {}  # the latest of each executor
         self._timers: list[tuple[float, int, str, int]] = []  # heap: when, tie, what, number
         self._timer_count = 0
 
@@ -175,7 +176,10 @@ class BrokerCore:
         for number in wanted:
             executor_id = ProcessId(number)
             if executor_id not in self.executors:
-                self.executors[executor_id] = Executor(executor_id)
+                # Segments carry the incarnation, so none is ever used again.
+                incarnation = self._incarnations.get(executor_id, 0) + 1
+                self._incarnations[executor_id] = incarnation
+                self.executors[executor_id] = Executor(executor_id, incarnation)
                 self.actions.start.append(executor_id)
             else:
                 self.executors[executor_id].draining = False
@@ -398,6 +402,7 @@ class BrokerCore:
         for stored in lost.collected:
             self.table.unpin(stored)
         queue, killed = lost.queue, lost.killed
+        self._incarnations[lost.id] = lost.incarnation + 1
         fresh = Executor(
             lost.id, lost.incarnation + 1, restart_count=lost.restart_count + 1,
             rss_peak_bytes=max(lost.rss_peak_bytes, exit_info.rss_bytes),

@@ -456,7 +456,7 @@ class Pool:
 
 
 def _kill(process: Process) -> None:
-    """SIGKILL to an executor that isn't reaped yet, and to its group; at once if its pid is known."""
+    """SIGKILL to an executor that isn't reaped yet, and to its group, if its pid is known."""
     if process.pid:
         processes.kill_group(process.pid)
         # It may not lead a group of its own yet.

@@ -410,5 +410,5 @@ class BrokerShell:
         self._again = True
 
 
-def _do_nothing(number: int, frame: object) -> None:  # noqa: ARG001 - the form of a handler
+def _do_nothing(number: int, frame: object) -> None:
     """The wake-up descriptor has the signal; it only must not be the default's."""

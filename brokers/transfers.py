@@ -72,7 +72,7 @@ class OutgoingTransfers:
         """The receiver has taken some; send more, or be done.
 
         Raises:
-            ProtocolError: it claims to have taken what was never sent, or gives back.
+            ProtocolError: it claims more than there is, or takes back what it said.
         """
         sending = self._sending.get(message.transfer)
         if sending is None or sending.peer != peer:

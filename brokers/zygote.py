@@ -12,6 +12,7 @@ that descends from that broker, which the executors' own death signals would not
 import array
 import faulthandler
 import gc
+import io
 import mmap
 import os
 import signal
@@ -263,9 +264,15 @@ def _take_descriptors(start: _Start) -> socket.socket:
     os.closerange(3, sock_fd)
     os.closerange(sock_fd + 1, os.sysconf("SC_OPEN_MAX"))
     # Line by line, so that a crash doesn't take the last ones with it; nothing can't be printed.
-    sys.stdout = open(1, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stdout, sys.stderr = _text_stream(1), _text_stream(2)
     return socket.socket(fileno=sock_fd)
+
+
+def _text_stream(fd: int) -> io.TextIOWrapper:
+    raw = io.FileIO(fd, "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True
+    )
 
 
 def _reseed() -> None:

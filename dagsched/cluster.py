@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dagsched.answers import NO_ANSWER, Answers
 from dagsched.background import BackgroundThread
 from dagsched.config import Config
-from dagsched.errors import ClosedError, DagschedError, GraphError, InternalError
+from dagsched.errors import ClosedError, DagschedError, GraphError, InternalError, NoNodesError
 from dagsched.launching import BrokerProcesses, kill_group
 from dagsched.nodes import NodeEnv, node_changes
 from dagsched.profiling import MasterProfile
@@ -110,23 +110,23 @@ class Cluster:
         shell = MasterShell(core, self._names.master_socket, self._config, self, debug=self._debug)
         self._core = core
         self._shell = shell
-        shell.start()
+        self._tell_nodes()  # waits for the thread, so that no broker comes before it is wanted
         for broker in started:
             shell.watch(broker.node.brokerid, broker.process)
-        self._tell_nodes()
+        shell.start()
         if self._journal is not None:
             shell.keep_journal(self._journal)
         register_environment(self._names.token, self._references)
         if self._tracker is not None:
             self._tracker.open()
         self._sweeper.do(sweep)
+        # The journal's thread imports a store's client meanwhile, and with it this module, which
+        # can't be imported any more once the program has begun to exit.
+        import concurrent.futures.thread  # noqa: F401
+
         import dagsched.outcome
         import dagsched.planning
         import dagsched.run  # noqa: F401 - the first run shall not wait for these imports
-
-        if metastore != "memory://":
-            # The journal's thread needs it; begun there, it can't be ended while the program exits.
-            import redis  # noqa: F401
 
     def _open_store(self, metastore: str | None) -> None:
         from dagsched.master.journaling import stored_record
@@ -319,25 +319,35 @@ class Cluster:
 
         Raises:
             TimeoutError: they have not.
+            NoNodesError: so many of their processes have ended that they never will.
         """
         with self._changed:
             wanted = len(self._nodes) if count is None else count
 
-            def there() -> bool:
-                return self._crash is not None or len(self._usable()) >= wanted
+            def is_decided() -> bool:
+                possible = len(self._nodes) - len(self._ended())
+                is_over = self._closing or self._crash is not None
+                return is_over or len(self._usable()) >= wanted or possible < wanted
 
-            if not self._changed.wait_for(there, timeout_s):
-                absent = [n.brokerid for n in self._nodes if n.brokerid not in self._joined]
-                why = "; ".join(f"{n}: {self._lost[n]}" for n in absent if n in self._lost)
-                raise TimeoutError(
-                    f"{len(self._usable())} of {wanted} nodes are there after {timeout_s} s; "
-                    f"absent are {absent}{f' ({why})' if why else ''}"
-                )
-        self._check_crash()
+            in_time = self._changed.wait_for(is_decided, timeout_s)
+            joined = self._usable()
+        self.check_open()
+        if len(joined) < wanted:
+            there = f"{len(joined)} of {wanted} nodes are there ({self.describe_losses()})"
+            if not in_time:
+                raise TimeoutError(f"{there} after {timeout_s} s")
+            raise NoNodesError(
+                f"{there}, and no more will come: see why, then reset the environment"
+            )
 
     def _usable(self) -> list[int]:
         wanted = {node.brokerid for node in self._nodes}
         return sorted(wanted & self._joined)
+
+    def _ended(self) -> list[int]:
+        """Nodes whose broker's process has ended."""
+        latest = (self._brokers.latest(node.brokerid) for node in self._nodes)
+        return [b.node.brokerid for b in latest if b and b.process.returncode is not None]
 
     def _tell_nodes(self) -> None:
         wanted = [(node.brokerid, node.host, node.executorids) for node in self._nodes]

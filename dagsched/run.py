@@ -91,6 +91,7 @@ class Run:
     ) -> None:
         from dagsched.trace import TraceBuilder
 
+        self._objects: Sequence[HeldObject] = ()
         self.number = number
         self.run_id = f"{host.token}-{number}"
         self.graph = graph
@@ -104,7 +105,6 @@ class Run:
         self._state = "running"
         self._end: RunEnded | None = None
         self._error: BaseException | None = None
-        self._objects: Sequence[HeldObject] = ()
         self._decoded: dict[int, object] = {}
         self._value: object = None
         self._has_value = False

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from dagsched.config import Config
+from dagsched.debuglog import start_debug_log, stop_debug_log
 from dagsched.errors import ClosedError, NoNodesError
 from dagsched.nodes import LOCAL_HOST, NodeChanges, NodeEnv, check_nodes, group_nodes
 from dagsched.procs import process_hosts, reserve_private
@@ -163,9 +164,11 @@ class RunEnv:
         Safe to call twice; works with any of the processes dead.
         """
         with self._lock:
-            self._closed = True
+            was_open, self._closed = not self._closed, True
             if self._cluster is not None:
                 self._cluster.close()
+            if was_open and self._flags["debug"]:
+                stop_debug_log()
             _open_environments.discard(self)
 
     def __enter__(self) -> Self:
@@ -231,10 +234,12 @@ class RunEnv:
 
     def _open(self, nodes: tuple[NodeEnv, ...], metastore: str | None, track: str | None) -> None:
         """Start everything; what was started is ended again if that fails."""
-        from dagsched.cluster import Cluster
-
         names = make_run_directory(self._rootpath)
+        if self._flags["debug"]:
+            start_debug_log()
         try:
+            from dagsched.cluster import Cluster
+
             self._cluster = Cluster(
                 names,
                 self._config,
@@ -245,9 +250,7 @@ class RunEnv:
             )
             self._cluster.open(metastore)
         except BaseException:
-            self._closed = True
-            if self._cluster is not None:
-                self._cluster.close()
+            self.close()
             remove_run_directory(names)
             raise
         _open_environments.add(self)

@@ -347,9 +347,7 @@ class MasterCore:
         if message.done_count > share.done_count:
             root.progress_count += message.done_count - share.done_count
             share.done_count = message.done_count
-            self._outbox.tell(
-                RunProgressed(root.number, root.progress_count, root.progress_total)
-            )
+            self._outbox.tell(RunProgressed(root.number, root.progress_count, root.progress_total))
 
     def _value_arrived(self, broker: ProcessId, message: Value, frames: Sequence[Frame]) -> None:
         if self._fetches.get(message.request) != broker:
@@ -396,6 +394,7 @@ class MasterCore:
 
     def take_actions(self) -> MasterActions:
         """Pull what is to be done."""
+        self._members.tell_peers()
         return self._outbox.take()
 
     def check(self) -> None:

@@ -22,6 +22,8 @@ from dagsched.master.slices import (
     check_plan,
     function_seconds,
     importer_counts,
+    is_needed_on,
+    subtree_at,
     subtrees_of,
     successors_of,
 )
@@ -36,7 +38,6 @@ from dagsched.master.state import (
 from dagsched.plan import ConstantSource, RefSource, RunPlan
 from dagsched.protocol.messages import (
     PERSISTED,
-    REFERENCED,
     CancelRun,
     EndRun,
     Failure,
@@ -100,7 +101,7 @@ class Lives:
                 return broker
             index = position - found.plan.task_count
             if index < 0:
-                return _subtree_at(found, position).home
+                return subtree_at(found, position).home
             if index >= len(found.plan.sources):
                 return None
             source = found.plan.sources[index]
@@ -245,7 +246,7 @@ class Lives:
     def _link(self, run: MasterRun, parent: tuple[RunNo, int], now: float) -> None:
         """Tell the broker of the task that returned this graph where its value is."""
         above, position = self.runs[parent[0]], parent[1]
-        home = _subtree_at(above, position).home
+        home = subtree_at(above, position).home
         if home is None:
             raise InternalError(f"run {above.number}: the task at {position} ended nowhere")
         output = int(run.plan.outputs[0])
@@ -286,9 +287,7 @@ class Lives:
                 raise ProtocolError(f"a returned graph has one value, not {len(plan.outputs)}")
             run.children[position] = Child(number)
             parent = (run.number, position)
-            self.open(
-                number, plan, now, priority=run.priority, timeout_s=None, parent=parent
-            )
+            self.open(number, plan, now, priority=run.priority, timeout_s=None, parent=parent)
         except (ProtocolError, GraphError) as error:
             text = f"the graph that the task returned can't be run: {error}"
             self.fail(run, broker, Failure(position, 1, "result", text=text), None, now)
@@ -354,9 +353,7 @@ class Lives:
             self._outbox.write(Failed(root.number, root.failure))
             self.stop(root, "lost", now)
 
-    def _end(
-        self, root: MasterRun, outcome: RunOutcome, grace_s: float | None, now: float
-    ) -> None:
+    def _end(self, root: MasterRun, outcome: RunOutcome, grace_s: float | None, now: float) -> None:
         root.outcome = outcome
         keeps = outcome == "done"
         self._close_runs([*root.family], keeps=keeps, grace_s=grace_s, now=now)
@@ -472,7 +469,7 @@ class Lives:
         for root in self._roots():
             family = [self.runs[number] for number in root.family]
             gone = [key for run in family for key in run.pinned if key in wanted]
-            is_hurt = any(_needs(run, broker) for run in family)
+            is_hurt = any(is_needed_on(run, broker) for run in family)
             for run in family:
                 self._forget_share(run, broker)
             if gone:
@@ -584,31 +581,6 @@ class Lives:
 
 
 _AT_ONCE_S = 0.001  # grace of tasks whose run starts anew: what they do is of no use
-
-
-def _subtree_at(run: MasterRun, position: int) -> Subtree:
-    """The subtree that computes a position."""
-    starts = run.plan.subtree_starts
-    return run.subtrees[int(np.searchsorted(starts, position, side="right")) - 1]
-
-
-def _needs(run: MasterRun, broker: ProcessId) -> bool:
-    """What the broker has, or does, of this run is still needed."""
-    is_child = run.parent is not None
-    for holder, info, _ in run.objects:
-        if holder == broker and (is_child or info.location is not None):
-            return True
-    for subtree in run.subtrees:
-        if subtree.home != broker or subtree.state is SubtreeState.READY:
-            continue
-        lo, hi = subtree.lo, subtree.hi
-        if subtree.state is SubtreeState.PLACED or run.missing.count(1, lo, hi):
-            return True
-        if len(run.importers) and run.importers[lo:hi].any():
-            return True
-        if (run.plan.flags[lo:hi] & (REFERENCED | PERSISTED)).any():
-            return True
-    return False
 
 
 def _lost_text(run: int, position: int) -> str:

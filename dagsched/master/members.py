@@ -46,6 +46,7 @@ class Members:
         self._settle_by_s: float | None = None
         self._ping_at_s: float | None = None
         self._ping_number = 0
+        self._peers_changed = False
 
     # --- what is wanted ---------------------------------------------------------------------------
 
@@ -97,7 +98,7 @@ class Members:
             self._ping_at_s = now + self._config.heartbeat_s
         self._outbox.send(broker, Welcome(broker, node.epoch))
         self._outbox.send(broker, SetExecutors(node.executors))
-        self._tell_peers()
+        self._peers_changed = True
         self._outbox.tell(NodeJoined(broker))
         self._note_emptiness(now)
         return True
@@ -135,15 +136,19 @@ class Members:
             self._outbox.disconnect(broker)
         else:
             self._outbox.send(broker, Shutdown())
-        self._tell_peers()
+        self._peers_changed = True
         self._outbox.tell(NodeRemoved(broker, reason))
         self._note_emptiness(now)
 
-    def _tell_peers(self) -> None:
+    def tell_peers(self) -> None:
+        """Tell all nodes who is there, if that has changed: once a turn, however many came."""
+        if not self._peers_changed:
+            return
+        self._peers_changed = False
         everybody = [(node.broker, node.epoch, node.address) for node in self.nodes.values()]
-        for node in self.nodes.values():
-            peers = [peer for peer in everybody if peer[0] != node.broker]
-            self._outbox.send(node.broker, SetPeers(peers))
+        for index, broker in enumerate(self.nodes):
+            peers = everybody[:index] + everybody[index + 1 :]
+            self._outbox.send_early(broker, SetPeers(peers))
 
     def _note_emptiness(self, now: float) -> None:
         if self._awaited or any(not node.leaving for node in self.nodes.values()):
@@ -161,10 +166,14 @@ class Members:
     def usable(self, now: float) -> list[Node]:
         """Nodes that subtrees may go to, by rising id; none while the first ones gather."""
         nodes = [node for node in self.nodes.values() if node.is_usable]
-        if not self._settled and nodes:
-            is_late = self._settle_by_s is not None and now >= self._settle_by_s
-            self._settled = is_late or len(nodes) == len(self.wanted)
+        if nodes and len(nodes) == len(self.wanted):
+            self._settled = True
+        self._maybe_settle(now)
         return nodes if self._settled else []
+
+    def _maybe_settle(self, now: float) -> None:
+        if self._settle_by_s is not None and now >= self._settle_by_s:
+            self._settled = True
 
     @property
     def is_single(self) -> bool:
@@ -189,6 +198,7 @@ class Members:
 
     def handle_timer(self, now: float) -> list[tuple[ProcessId, str]]:
         """Ping the nodes; returns those that are lost, with the reason."""
+        self._maybe_settle(now)
         for broker in sorted(self._awaited):
             if now >= self._awaited[broker]:
                 del self._awaited[broker]

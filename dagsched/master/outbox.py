@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from dagsched.ids import ProcessId
 from dagsched.master.events import ClientEvent
 from dagsched.master.journal import Record
-from dagsched.protocol.messages import Frame, MasterToBroker, Parcel
+from dagsched.protocol.messages import Frame, MasterToBroker, Parcel, Welcome
 
 
 @dataclass(slots=True)
@@ -34,6 +34,12 @@ class Outbox:
     def send_parcel(self, broker: ProcessId, parcel: Parcel) -> None:
         """The same, of a message that has its frames already."""
         self._actions.to_brokers.setdefault(broker, []).append(parcel)
+
+    def send_early(self, broker: ProcessId, message: MasterToBroker) -> None:
+        """A message that comes before all others of this turn but a `Welcome`."""
+        parcels = self._actions.to_brokers.setdefault(broker, [])
+        has_welcome = bool(parcels) and isinstance(parcels[0].message, Welcome)
+        parcels.insert(int(has_welcome), Parcel(message))
 
     def tell(self, event: ClientEvent) -> None:
         """An event for the client."""

@@ -6,6 +6,7 @@ choice by place of inputs, neighbours together where there are none, then moves 
 that would end last to the one that would end first, as long as the later of the two ends earlier.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -43,21 +44,15 @@ class Host:
 
     def end_with(self, candidate: Candidate) -> float:
         """When it would end if it took `candidate` as well."""
-        return (
-            self.end_s
-            + candidate.weight_s / self.executors
-            + candidate.transfer_s(self.broker)
-        )
+        return self.end_s + candidate.weight_s / self.executors + candidate.transfer_s(self.broker)
 
 
-def homes_of(
-    candidates: Sequence[Candidate], hosts: Sequence[Host]
-) -> dict[SubtreeNo, ProcessId]:
+def homes_of(candidates: Sequence[Candidate], hosts: Sequence[Host]) -> dict[SubtreeNo, ProcessId]:
     """The broker for each candidate. Changes the hosts' `end_s` to what it makes of them."""
     if len(hosts) == 1:
         return {candidate.number: hosts[0].broker for candidate in candidates}
     host_by_broker = {host.broker: host for host in hosts}
-    taken: dict[ProcessId, list[Candidate]] = {host.broker: [] for host in hosts}
+    taken: dict[ProcessId, list[Candidate]] = defaultdict(list)
     unbound = []
     for candidate in candidates:
         home = _nearest(candidate, host_by_broker)
@@ -68,9 +63,7 @@ def homes_of(
             home.end_s = home.end_with(candidate)
     _share_out(unbound, hosts, taken)
     _even_out(hosts, taken)
-    return {
-        candidate.number: broker for broker in sorted(taken) for candidate in taken[broker]
-    }
+    return {candidate.number: broker for broker in sorted(taken) for candidate in taken[broker]}
 
 
 def _nearest(candidate: Candidate, host_by_broker: Mapping[ProcessId, Host]) -> Host | None:
@@ -90,7 +83,7 @@ def _nearest(candidate: Candidate, host_by_broker: Mapping[ProcessId, Host]) -> 
 def _share_out(
     candidates: Sequence[Candidate],
     hosts: Sequence[Host],
-    taken: Mapping[ProcessId, list[Candidate]],
+    taken: dict[ProcessId, list[Candidate]],
 ) -> None:
     """Give candidates without a place to hosts, neighbours to the same one, up to even ends."""
     if not candidates:
@@ -123,8 +116,10 @@ def _share_out(
 _SLACK = 1 + 1e-9  # sums of equal weights differ in their last bits
 
 
-def _even_out(hosts: Sequence[Host], taken: Mapping[ProcessId, list[Candidate]]) -> None:
+def _even_out(hosts: Sequence[Host], taken: dict[ProcessId, list[Candidate]]) -> None:
     """Move candidates from the host that ends last to the one that ends first, where it pays."""
+    if not taken.get(max(hosts, key=_end_of).broker):
+        return  # mostly so, when few are placed on many
     first_heap = [(host.end_s, index) for index, host in enumerate(hosts)]
     last_heap = [(-host.end_s, index) for index, host in enumerate(hosts)]
     heapify(first_heap)
@@ -134,7 +129,7 @@ def _even_out(hosts: Sequence[Host], taken: Mapping[ProcessId, list[Candidate]])
         poor_index = _current_top(first_heap, hosts, 1)
         rich_index = _current_top(last_heap, hosts, -1)
         poor, rich = hosts[poor_index], hosts[rich_index]
-        choice = _least_to_move(taken[rich.broker], rich.broker, poor.broker)
+        choice = _least_to_move(taken.get(rich.broker, ()), rich.broker, poor.broker)
         if choice is None or poor is rich or poor.end_with(choice) * _SLACK >= rich.end_s:
             return
         taken[rich.broker].remove(choice)
@@ -144,6 +139,11 @@ def _even_out(hosts: Sequence[Host], taken: Mapping[ProcessId, list[Candidate]])
         for index in (poor_index, rich_index):
             heappush(first_heap, (hosts[index].end_s, index))
             heappush(last_heap, (-hosts[index].end_s, index))
+
+
+def _end_of(host: Host) -> tuple[float, int]:
+    """Of equals the one with the lowest id is the last, as in the heap of `_even_out`."""
+    return host.end_s, -host.broker
 
 
 def _least_to_move(

@@ -56,10 +56,10 @@ class Placer:
         if run.is_interlocked:
             self._place_all(run, nodes, placements)
         else:
+            hosts = self._hosts(run, nodes)
             while run.homeless:
-                self._house(run, nodes)
-                for node in nodes:
-                    self._send_from(run, node, placements)
+                for broker in self._house(run, hosts):
+                    self._send_from(run, self._members.nodes[broker], placements)
             for node in nodes:
                 self._send_from(run, node, placements)
                 self._maybe_steal(run, node, nodes, placements)
@@ -133,20 +133,26 @@ class Placer:
         subtree.move(SubtreeState.READY)
         run.homeless.append(subtree.number)
 
-    def _house(self, run: MasterRun, nodes: list[Node]) -> None:
-        """Find a home for each READY subtree that has none."""
-        if len(nodes) == 1:
-            homes = dict.fromkeys(run.homeless, nodes[0].broker)
+    def _hosts(self, run: MasterRun, nodes: list[Node]) -> list[Host]:
+        """The nodes as `placement` sees them."""
+        hosts = []
+        for node in nodes:
+            share = run.shares.get(node.broker)
+            load_s = node.load_s + (share.queued_s if share is not None else 0.0)
+            hosts.append(Host(node.broker, len(node.executors), load_s / len(node.executors)))
+        return hosts
+
+    def _house(self, run: MasterRun, hosts: list[Host]) -> list[ProcessId]:
+        """Find a home for each READY subtree that has none; returns the homes, by rising id."""
+        if len(hosts) == 1:
+            homes = dict.fromkeys(run.homeless, hosts[0].broker)
         else:
-            hosts = []
-            for node in nodes:
-                load_s = node.load_s + run.share(node.broker).queued_s
-                hosts.append(Host(node.broker, len(node.executors), load_s / len(node.executors)))
             candidates = [self._candidate(run, run.subtrees[number]) for number in run.homeless]
             homes = homes_of(candidates, hosts)
         run.homeless.clear()
         for number in sorted(homes):
             self._enqueue(run, run.subtrees[number], homes[number])
+        return sorted(set(homes.values()))
 
     def _enqueue(self, run: MasterRun, subtree: Subtree, home: ProcessId) -> None:
         subtree.home = home

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from dagsched.errors import ClosedError, InternalError, ProtocolError
 from dagsched.master.events import ClientEvent
+from dagsched.master.journal import Ended
 from dagsched.protocol.codec import Decoder, encode_batch
 from dagsched.protocol.messages import BrokerToMaster, Frame, Parcel
 
@@ -60,6 +61,9 @@ class RecordSink(Protocol):
 
     def put(self, run: int, record: "Record") -> None:
         """Take a record; never waits."""
+
+    def forget(self, run: int) -> None:
+        """Drop a run's records."""
 
 
 class MasterShell:
@@ -202,11 +206,12 @@ class MasterShell:
             self._wait()
             arrived = self._endpoint.drain()
         now = time.monotonic()
-        for broker, frames in arrived:
-            self._receive(broker, frames, now)
+        # Commands first: one may say that the broker whose hello has arrived is wanted.
         commands = self._commands
         while commands:
             commands.popleft()(self._core, now)
+        for broker, frames in arrived:
+            self._receive(broker, frames, now)
         due = self._core.next_timer()
         if due is not None and due <= now:
             self._core.handle_timer(now)
@@ -242,6 +247,9 @@ class MasterShell:
         if actions.journal and self._journal is not None:
             for record in actions.journal:
                 self._journal.put(record.run, record)
+                if isinstance(record, Ended):
+                    # Nobody resumes it, and a store must not grow with each run.
+                    self._journal.forget(record.run)
         for broker, parcels in actions.to_brokers.items():
             self._send(broker, parcels)
         for broker in actions.disconnect:

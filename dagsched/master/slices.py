@@ -9,10 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dagsched.errors import GraphError
-from dagsched.ids import RunNo, SubtreeNo
-from dagsched.master.state import Subtree
+from dagsched.ids import ProcessId, RunNo, SubtreeNo
+from dagsched.master.state import MasterRun, Subtree, SubtreeState
 from dagsched.plan import Int32, Int64, RunPlan
-from dagsched.protocol.messages import CHUNK_TASKS, Frame, Parcel, PlaceSubtree, TaskOptions
+from dagsched.protocol.messages import (
+    CHUNK_TASKS,
+    PERSISTED,
+    REFERENCED,
+    Frame,
+    Parcel,
+    PlaceSubtree,
+    TaskOptions,
+)
 
 _NO_POSITIONS: Int32 = np.zeros(0, np.int32)
 
@@ -191,3 +199,28 @@ def _int32_frame(values: Int32 | Int64) -> Frame:
 def positions_frame(positions: Int32) -> bytes:
     """Positions as a small frame of its own."""
     return positions.astype("<i4", copy=False).tobytes()
+
+
+def subtree_at(run: MasterRun, position: int) -> Subtree:
+    """The subtree that computes a position."""
+    starts = run.plan.subtree_starts
+    return run.subtrees[int(np.searchsorted(starts, position, side="right")) - 1]
+
+
+def is_needed_on(run: MasterRun, broker: ProcessId) -> bool:
+    """What the broker has, or does, of this run is still needed."""
+    is_child = run.parent is not None
+    for holder, info, _ in run.objects:
+        if holder == broker and (is_child or info.location is not None):
+            return True
+    for subtree in run.subtrees:
+        if subtree.home != broker or subtree.state is SubtreeState.READY:
+            continue
+        lo, hi = subtree.lo, subtree.hi
+        if subtree.state is SubtreeState.PLACED or run.missing.count(1, lo, hi):
+            return True
+        if len(run.importers) and run.importers[lo:hi].any():
+            return True
+        if (run.plan.flags[lo:hi] & (REFERENCED | PERSISTED)).any():
+            return True
+    return False

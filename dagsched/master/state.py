@@ -215,17 +215,21 @@ def merged_stats(one: NodeStats, other: NodeStats) -> NodeStats:
     executors = {executor.id: executor for executor in one.executors}
     for more in other.executors:
         known = executors.get(more.id)
-        executors[more.id] = more if known is None else type(more)(
-            id=more.id,
-            pid=more.pid,
-            task_count=known.task_count + more.task_count,
-            bundle_count=known.bundle_count + more.bundle_count,
-            busy_s=known.busy_s + more.busy_s,
-            idle_s=min(known.idle_s, more.idle_s),
-            read_bytes=known.read_bytes + more.read_bytes,
-            written_bytes=known.written_bytes + more.written_bytes,
-            restart_count=max(known.restart_count, more.restart_count),
-            rss_peak_bytes=max(known.rss_peak_bytes, more.rss_peak_bytes),
+        executors[more.id] = (
+            more
+            if known is None
+            else type(more)(
+                id=more.id,
+                pid=more.pid,
+                task_count=known.task_count + more.task_count,
+                bundle_count=known.bundle_count + more.bundle_count,
+                busy_s=known.busy_s + more.busy_s,
+                idle_s=min(known.idle_s, more.idle_s),
+                read_bytes=known.read_bytes + more.read_bytes,
+                written_bytes=known.written_bytes + more.written_bytes,
+                restart_count=max(known.restart_count, more.restart_count),
+                rss_peak_bytes=max(known.rss_peak_bytes, more.rss_peak_bytes),
+            )
         )
     return NodeStats(
         id=other.id,

@@ -7,6 +7,11 @@ from dagsched.errors import DagschedError
 from dagsched.testing.stories import drawn, play
 
 
+def write(text: str) -> None:
+    """One line, or several, of the answer."""
+    sys.stdout.write(text + "\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Play the story of a seed, or find the first seed whose story goes wrong.
 
@@ -24,14 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             cluster = play(story, is_recorded=is_recorded)
         except DagschedError as error:
-            print(f"seed {seed}: {type(error).__name__}: {error}")
+            write(f"seed {seed}: {type(error).__name__}: {error}")
             return 1
         if is_recorded:
             sizes = [graph.count for graph in story.graphs]
-            print(f"seed {seed}: nodes {story.nodes}, graphs of {sizes} tasks")
-            print("\n".join(cluster.story))
-            print(f"{cluster.network.batch_count} batches, {cluster.network.byte_count} bytes")
-    print(f"{options.count} stories ended as they should")
+            write(f"seed {seed}: nodes {story.nodes}, graphs of {sizes} tasks")
+            write("\n".join(cluster.story))
+            write(f"{cluster.network.batch_count} batches, {cluster.network.byte_count} bytes")
+    write(f"{options.count} stories ended as they should")
     return 0
 
 

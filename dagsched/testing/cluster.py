@@ -5,6 +5,8 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
 
 from dagsched.config import Config
 from dagsched.errors import InternalError
@@ -18,7 +20,16 @@ from dagsched.master.events import (
 )
 from dagsched.master.journal import Record
 from dagsched.plan import ClusterShape, RunPlan
-from dagsched.protocol.messages import Failure, Frame, NodeStats, ObjectInfo, Parcel, Ping, Pong
+from dagsched.protocol.messages import (
+    BrokerToMaster,
+    Failure,
+    Frame,
+    NodeStats,
+    ObjectInfo,
+    Parcel,
+    Ping,
+    Pong,
+)
 from dagsched.testing.clock import SimClock
 from dagsched.testing.graphs import Planned, SimGraph, planned
 from dagsched.testing.network import SimNetwork
@@ -54,9 +65,9 @@ class SimOutcome:
         """From submission to end."""
         return self.ended_s - self.submitted_s
 
-    def value_of(self, id: int) -> int:  # noqa: A002 - the word of the whole project
+    def value_of(self, number: int) -> int:
         """The value of an output, by its id in the graph."""
-        return self.values[int(self.planned.position_of[id])]
+        return self.values[int(self.planned.position_of[number])]
 
 
 class SimCluster:
@@ -222,7 +233,7 @@ class SimCluster:
 
         self.clock.after(0.001, notice)
         for other in list(self.nodes.values()):
-            self.clock.after(0.001, lambda other=other: other.peer_lost(broker))
+            self.clock.after(0.001, partial(other.peer_lost, broker))
 
     def left_behind(self) -> list[str]:
         """What nodes still hold, in words; call it when all runs have ended."""
@@ -258,7 +269,8 @@ class SimCluster:
             return
         for message, frames in parcels:
             self._record(f"{node.broker} -> master", message)
-            self.core.receive(node.broker, message, frames, self.clock.now)  # type: ignore[arg-type]
+            known = cast("BrokerToMaster", message)
+            self.core.receive(node.broker, known, frames, self.clock.now)
         self.turn()
 
     def turn(self) -> None:
@@ -272,9 +284,7 @@ class SimCluster:
             for parcel in parcels:
                 self._record(f"master -> {broker}", parcel.message)
             if node is not None:
-                self.network.send(
-                    ("master", 1), ("broker", broker), parcels, node.from_master
-                )
+                self.network.send(("master", 1), ("broker", broker), parcels, node.from_master)
         for event in actions.events:
             self._event(event)
         timer_s = self.core.next_timer()
@@ -320,7 +330,9 @@ class SimCluster:
         outcome.refs = []
         for broker, info, frame in event.objects:
             values = self._copied(broker, info, frame)
-            outcome.values.update(zip(range(info.first, info.first + info.count), values, strict=True))
+            outcome.values.update(
+                zip(range(info.first, info.first + info.count), values, strict=True)
+            )
             outcome.refs += [(run, position) for run, position in info.refs]
         self.core.outputs_taken(event.run, self.clock.now)
         self.turn()
@@ -353,7 +365,7 @@ class SimCluster:
         if self.nodes.get(node.broker) is node:
             del self.nodes[node.broker]
         for other in list(self.nodes.values()):
-            self.clock.after(0.001, lambda other=other: other.peer_lost(node.broker))
+            self.clock.after(0.001, partial(other.peer_lost, node.broker))
 
     def note_executed(self, run: int, positions: Sequence[int]) -> None:
         """Tasks have been run."""
@@ -382,7 +394,7 @@ class SimCluster:
 
 def _in_short(what: object) -> str:
     """A message or an event on one line; long fields by their length."""
-    names = getattr(what, "__struct_fields__", None) or getattr(what, "__slots__", ())
+    names: Sequence[str] = getattr(what, "__struct_fields__", ()) or getattr(what, "__slots__", ())
     parts = []
     for name in names:
         value = getattr(what, name)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dagsched.errors import InternalError
+from dagsched.ids import RunNo
 from dagsched.protocol.messages import (
     CHUNK_TASKS,
     BundleDone,
@@ -124,9 +125,7 @@ class SimExecutor:
         for function in message.functions:
             self._functions[message.run, function.index] = pickle.loads(next(rest))
         lacking = {i for i in function_of if (message.run, i) not in self._functions}
-        lacking |= {
-            p for p in positions if (message.run, p // CHUNK_TASKS) not in self._chunks
-        }
+        lacking |= {p for p in positions if (message.run, p // CHUNK_TASKS) not in self._chunks}
         if lacking:
             raise InternalError(f"executor {self.id}, bundle {message.bundle}: lacks {lacking}")
         durations_s = [
@@ -240,6 +239,12 @@ class SimExecutor:
 
     def _results_of(self, bundle: _Bundle) -> _Results:
         run, results = bundle.message.run, _Results()
+        known = self._node.core.runs.get(RunNo(run))
+        if known is None or bundle.message.bundle not in known.bundles:
+            # The broker ended the run while this ran and has freed its inputs; whatever a real
+            # executor would make of those bytes now is thrown away.
+            results.deferred = list(bundle.positions)
+            return results
         imported = self._imported(bundle)
         meta = set(bundle.message.meta)
         for index, position in enumerate(bundle.positions):
@@ -295,9 +300,7 @@ class SimExecutor:
             values.update(zip(members, loaded if info.count > 1 else [loaded], strict=True))
         return values
 
-    def _sealed(
-        self, bundle: _Bundle, results: _Results
-    ) -> tuple[list[ObjectInfo], list[Frame]]:
+    def _sealed(self, bundle: _Bundle, results: _Results) -> tuple[list[ObjectInfo], list[Frame]]:
         """Objects for all exports that have values, and for what deferred tasks still need."""
         run, groups = bundle.message.run, []
         for first, count in bundle.exports:

@@ -59,9 +59,9 @@ class SimGraph:
         """Tasks."""
         return len(self.deps)
 
-    def task(self, id: int) -> SimTask:  # noqa: A002 - the word of the whole project
+    def task(self, number: int) -> SimTask:
         """What the task with this id does."""
-        return self.tasks.get(id, SimTask(id))
+        return self.tasks.get(number, SimTask(number))
 
 
 def mixed(salt: int, values: Sequence[int]) -> int:
@@ -102,7 +102,10 @@ def serial_values(
     while waiting:
         index = waiting.pop(0)
         inner_graph = library[index]
-        if any(task.returns >= 0 and task.returns not in returned for task in inner_graph.tasks.values()):
+        if any(
+            task.returns >= 0 and task.returns not in returned
+            for task in inner_graph.tasks.values()
+        ):
             waiting.append(index)
             continue
         returned[index] = _evaluated(inner_graph, [], returned)[inner_graph.outputs[0]]
@@ -176,20 +179,19 @@ def arranged(
     position_of = np.empty(count + len(graph.sources), np.int32)
     position_of[order] = np.arange(count, dtype=np.int32)
     position_of[count:] = np.arange(count, len(position_of), dtype=np.int32)
-    rows = [position_of[deps[indptr[id] : indptr[id + 1]]] for id in order.tolist()]
+    rows = [position_of[deps[indptr[number] : indptr[number + 1]]] for number in order.tolist()]
     new_indptr = np.zeros(count + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=new_indptr[1:])
     new_deps = np.concatenate(rows).astype(np.int32) if rows else np.zeros(0, np.int32)
-    entries = [graph.task(id) for id in order.tolist()]
+    entries = [graph.task(number) for number in order.tolist()]
     chunks = [
-        pickle.dumps(entries[first : first + CHUNK_TASKS])
-        for first in range(0, count, CHUNK_TASKS)
+        pickle.dumps(entries[first : first + CHUNK_TASKS]) for first in range(0, count, CHUNK_TASKS)
     ]
     pickles = [pickle.dumps(seconds) for seconds in graph.function_s]
     outputs = position_of[np.array(graph.outputs, np.int64)]
     options = {}
-    for id, option in graph.options.items():
-        at = int(position_of[id])
+    for number, option in graph.options.items():
+        at = int(position_of[number])
         values = {name: getattr(option, name) for name in option.__struct_fields__}
         options[at] = TaskOptions(**{**values, "position": at})
     plan = RunPlan(
@@ -228,12 +230,12 @@ def _flags(
     producer = np.searchsorted(subtree_starts, deps[inner], side="right")
     consumer = np.searchsorted(subtree_starts, owners[inner], side="right")
     flags[deps[inner][producer != consumer]] |= EXPORTED
-    for id in sorted(graph.meta):
-        at = int(position_of[id])
+    for number in sorted(graph.meta):
+        at = int(position_of[number])
         flags[at] |= META | SOLO
         flags[deps[indptr[at] : indptr[at + 1]]] |= REFERENCED
-    for id in sorted(graph.persisted):
-        flags[position_of[id]] |= PERSISTED
+    for number in sorted(graph.persisted):
+        flags[position_of[number]] |= PERSISTED
     return flags
 
 
@@ -271,8 +273,10 @@ def stencil(width: int, steps: int) -> SimGraph:
     deps: list[list[int]] = [[] for _ in range(width)]
     for step in range(1, steps):
         base = (step - 1) * width
-        for cell in range(width):
-            deps.append([base + c for c in range(max(0, cell - 1), min(width, cell + 2))])
+        deps += [
+            [base + c for c in range(max(0, cell - 1), min(width, cell + 2))]
+            for cell in range(width)
+        ]
     return SimGraph(deps, list(range((steps - 1) * width, steps * width)))
 
 
@@ -300,4 +304,4 @@ def layered(rng: random.Random, layers: int, width: int, degree: int) -> SimGrap
             deps.append(list(dict.fromkeys(picked)))
         begin_of_last = begin
     used = {dep for row in deps for dep in row}
-    return SimGraph(deps, [id for id in range(len(deps)) if id not in used])
+    return SimGraph(deps, [number for number in range(len(deps)) if number not in used])

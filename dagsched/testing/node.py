@@ -4,13 +4,22 @@ Does what the broker's shell does, turn by turn: push what came, take the action
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 from dagsched.brokers.core import BrokerActions, BrokerCore
 from dagsched.config import Config
 from dagsched.master.core import own_version
 from dagsched.plan import RunPlan
-from dagsched.protocol.messages import BrokerHello, ExitInfo, ObjectInfo, Parcel
+from dagsched.protocol.messages import (
+    BrokerHello,
+    BrokerToBroker,
+    ExecutorToBroker,
+    ExitInfo,
+    MasterToBroker,
+    ObjectInfo,
+    Parcel,
+)
 from dagsched.testing.clock import SimClock
 from dagsched.testing.executor import SimExecutor
 from dagsched.testing.memory import SimMemory
@@ -49,9 +58,7 @@ class SimNode:
 
     def start(self) -> None:
         """Say hello to the master."""
-        hello = BrokerHello(
-            self.broker, self.broker, "host", f"sim://{self.broker}", own_version()
-        )
+        hello = BrokerHello(self.broker, self.broker, "host", f"sim://{self.broker}", own_version())
         self._to_master([Parcel(hello)])
 
     # --- what comes -------------------------------------------------------------------------------
@@ -60,14 +67,15 @@ class SimNode:
         """A batch of the master has arrived."""
         if self.is_alive:
             for message, frames in parcels:
-                self.core.receive_master(message, frames, self.clock.now)  # type: ignore[arg-type]
+                self.core.receive_master(cast("MasterToBroker", message), frames, self.clock.now)
             self.turn()
 
     def from_peer(self, peer: int, parcels: Sequence[Parcel]) -> None:
         """A batch of another broker has arrived."""
         if self.is_alive:
             for message, frames in parcels:
-                self.core.receive_peer(peer, message, frames, self.clock.now)  # type: ignore[arg-type]
+                known = cast("BrokerToBroker", message)
+                self.core.receive_peer(peer, known, frames, self.clock.now)
             self.turn()
 
     def from_executor(self, executor: SimExecutor, parcel: Parcel) -> None:
@@ -77,9 +85,8 @@ class SimNode:
             # What an executor wrote before it died is read before its death is noticed.
             if self.is_alive and self.executors.get(executor.id) is executor:
                 for message, frames in parcels:
-                    self.core.receive_executor(
-                        executor.id, message, frames, self.clock.now  # type: ignore[arg-type]
-                    )
+                    known = cast("ExecutorToBroker", message)
+                    self.core.receive_executor(executor.id, known, frames, self.clock.now)
                 self.turn()
 
         self._cluster.network.send(("executor", executor.pid), self._name, [parcel], arrive)
@@ -101,9 +108,7 @@ class SimNode:
             if self.is_alive and self.executors.get(executor.id) is executor:
                 del self.executors[executor.id]
                 exit_info = ExitInfo(exit_code=exit_code, signal=signal)
-                self.core.executor_lost(
-                    executor.id, exit_info, bundle, position, self.clock.now
-                )
+                self.core.executor_lost(executor.id, exit_info, bundle, position, self.clock.now)
                 self.turn()
 
         self._cluster.network.carry(("executor", executor.pid), self._name, 0, notice)
@@ -162,7 +167,7 @@ class SimNode:
             if executor_id in self.executors:
                 self.executors[executor_id].die(signal=9)
         for executor_id in actions.start:
-            self.clock.after(RESPAWN_S, lambda executor=executor_id: self._start(executor))
+            self.clock.after(RESPAWN_S, partial(self._start, executor_id))
         for run, position, frame in actions.store:
             self._store(run, ObjectInfo(position, 1, len(frame)), bytes(frame))
         for peer, run, info in actions.transfers:
@@ -187,9 +192,7 @@ class SimNode:
         """Put bytes into the broker's own arena, and tell the core a little later."""
         self._own_count += 1
         location = self.memory.write(f"0-0-{self._own_count // 3}", data)
-        stored = ObjectInfo(
-            info.first, 1, len(data), location, info.type_name, tuple(info.refs)
-        )
+        stored = ObjectInfo(info.first, 1, len(data), location, info.type_name, tuple(info.refs))
 
         def tell() -> None:
             if self.is_alive:

@@ -30,6 +30,8 @@ from dagsched.testing import graphs
 from dagsched.testing.cluster import SimCluster, SimOutcome
 from dagsched.testing.graphs import SimGraph, SimTask, serial_values
 
+LIMIT_S = 60.0  # of simulated time, for one `wait`
+
 SHAPES: dict[str, Callable[..., SimGraph]] = {
     "wide": graphs.wide,
     "chain": graphs.chain,
@@ -114,16 +116,16 @@ class Scenario:
     def _do_durations(self, name: str, seconds: str) -> None:
         self._graphs[name].function_s = [float(seconds)]
 
-    def _do_task(self, name: str, number: str, what: str, argument: str = "") -> None:
-        id = int(number)  # noqa: A001 - the word of the whole project
-        task = SimTask(id, fails=what == "fails")
+    def _do_task(self, name: str, at: str, what: str, argument: str = "") -> None:
+        number = int(at)
+        task = SimTask(number, fails=what == "fails")
         if what == "large":
-            task = SimTask(id, size_bytes=int(argument))
+            task = SimTask(number, size_bytes=int(argument))
         elif what == "returns":
             if argument not in self._library:
                 self._library.append(argument)
-            task = SimTask(id, returns=self._library.index(argument))
-        self._graphs[name].tasks[id] = task
+            task = SimTask(number, returns=self._library.index(argument))
+        self._graphs[name].tasks[number] = task
 
     def _do_submit(self, name: str, *words: str) -> None:
         options: dict[str, Any] = {}
@@ -146,7 +148,7 @@ class Scenario:
 
     def _do_wait(self, *names: str) -> None:
         self.cluster.step_until(
-            lambda: all(n in self._outcomes and self._outcomes[n].is_over for n in names), 200.0
+            lambda: all(n in self._outcomes and self._outcomes[n].is_over for n in names), LIMIT_S
         )
 
     # --- expectations -----------------------------------------------------------------------------
@@ -171,7 +173,9 @@ class Scenario:
             _demand(text in str(outcome.failure), f"{outcome.failure}")
         if state == "done":
             values = serial_values(graph, [self._graphs[other] for other in self._library])
-            wrong = [id for id in graph.outputs if outcome.value_of(id) != values[id]]
+            wrong = [
+                number for number in graph.outputs if outcome.value_of(number) != values[number]
+            ]
             _demand(not wrong, f"wrong values of {wrong}")
 
 

@@ -11,7 +11,7 @@ from dagsched.testing import graphs
 from dagsched.testing.cluster import SimCluster, SimOutcome
 from dagsched.testing.graphs import SimGraph, SimTask, serial_values
 
-LIMIT_S = 60.0  # of simulated time, for a story
+LIMIT_S = 20.0  # of simulated time, for a story
 LARGE_BYTES = 40_000  # of a value that goes through shared memory
 
 
@@ -68,18 +68,18 @@ def _decorate(rng: random.Random, graph: SimGraph, library_count: int) -> None:
     graph.function_of = [rng.randrange(len(graph.function_s)) for _ in range(graph.count)]
     large_share = rng.choice((0.0, 0.0, 0.1, 0.5))
     returning_share = rng.choice((0.0, 0.05)) if library_count else 0.0
-    for id in range(graph.count):
+    for number in range(graph.count):
         if rng.random() < large_share:
-            graph.tasks[id] = SimTask(id, size_bytes=LARGE_BYTES)
+            graph.tasks[number] = SimTask(number, size_bytes=LARGE_BYTES)
         if rng.random() < returning_share:
-            graph.tasks[id] = SimTask(id, returns=rng.randrange(library_count))
+            graph.tasks[number] = SimTask(number, returns=rng.randrange(library_count))
     for index in range(rng.choice((0, 0, 0, 2))):
         graph.sources.append(graphs.constant(1_000 + index, 70_000))
         for row in graph.deps:
             if rng.random() < 0.2:
                 row.append(graph.count + index)
     if rng.random() < 0.2:
-        plain = [id for id in range(graph.count) if graph.task(id).returns < 0]
+        plain = [number for number in range(graph.count) if graph.task(number).returns < 0]
         graph.meta = frozenset(rng.sample(plain, min(len(plain), rng.randint(1, 3))))
 
 
@@ -142,6 +142,6 @@ def _judge(story: Story, graph: SimGraph, outcome: SimOutcome) -> None:
     if outcome.state != "done":
         raise InternalError(f"seed {story.seed}: {outcome.state}, {outcome.failure}")
     values = serial_values(graph, story.library)
-    wrong = [id for id in graph.outputs if outcome.value_of(id) != values[id]]
+    wrong = [number for number in graph.outputs if outcome.value_of(number) != values[number]]
     if wrong:
         raise InternalError(f"seed {story.seed}: wrong values of {wrong}")

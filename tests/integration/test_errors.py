@@ -51,7 +51,7 @@ def test_the_users_own_exception(env: RunEnv) -> None:
     assert "function fail" in note
     assert "attempt 1" in note
     assert f"node {env.nodes[0].brokerid}" in note
-    assert any(f"executor {id}" in note for id in env.nodes[0].executorids)
+    assert any(f"executor {number}" in note for number in env.nodes[0].executorids)
 
 
 def test_a_failure_harms_nobody_else(env: RunEnv) -> None:
@@ -183,7 +183,7 @@ def test_a_cycle_is_named(env: RunEnv) -> None:
 
 
 def test_a_value_that_can_not_be_unpickled_here(env: RunEnv) -> None:
-    run = submit(env, delayed(lambda: Poison())())
+    run = submit(env, delayed(Poison)())
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             run.result(30)

@@ -226,6 +226,12 @@ def test_a_run_that_takes_too_long_is_stopped(env: RunEnv, tmp_path: Path) -> No
     assert rundag(env, add(1, 1)) == 2
 
 
+def test_no_time_at_all(env: RunEnv) -> None:
+    with pytest.raises(TaskTimedOut):
+        rundag(env, delayed(time.sleep)(10), timeout=0)
+    assert rundag(env, add(1)) == 1
+
+
 def test_what_is_no_graph_is_refused(env: RunEnv) -> None:
     with pytest.raises(TypeError, match=r"not function \(call it: delayed\(f\)\(x\)\)"):
         rundag(env, test_one_task)
@@ -242,9 +248,9 @@ def test_what_is_no_graph_is_refused(env: RunEnv) -> None:
 
 
 def test_a_networkx_graph(env: RunEnv) -> None:
-    import networkx
+    import networkx as nx
 
-    graph = networkx.DiGraph()
+    graph = nx.DiGraph()
     graph.add_node("two", func=lambda: 2)
     graph.add_node("five", func=lambda: 5)
     graph.add_node("sum", func=lambda a, b: a + b)

@@ -62,9 +62,9 @@ def nothing_lives(env: RunEnv) -> bool:
 
 
 @pytest.fixture(params=["memory", "embedded", "redis"])
-def metastore(request: pytest.FixtureRequest) -> str | None:
+def metastore(request: pytest.FixtureRequest, redis_url: str) -> str | None:
     if request.param == "redis":
-        return request.getfixturevalue("redis_url")  # type: ignore[no-any-return]
+        return redis_url
     return None if request.param == "embedded" else "memory://"
 
 
@@ -78,8 +78,8 @@ def test_acceptance_graphs(
     with RunEnv(nodes=nodes, metastore=metastore) as env:
         if nodes is not None:
             assert env.nodes == nodes
-        executors = executors or {id for node in env.nodes for id in node.executorids}
-        assert {id for node in env.nodes for id in node.executorids} == executors
+        executors = executors or {number for node in env.nodes for number in node.executorids}
+        assert {number for node in env.nodes for number in node.executorids} == executors
         env.wait_for_nodes(timeout=20)
         dag, expected = graphs.straight([1] * 6**4)
         run = submit(env, dag)
@@ -98,8 +98,8 @@ def test_acceptance_graphs(
         assert nothing_lives(env)
         print_stats(env)
         printed = capsys.readouterr().out
-        for id in executors:
-            assert f"executor {id} " in printed
+        for number in executors:
+            assert f"executor {number} " in printed
         assert env.stats()["store"]["state"] == "ok"
 
 
@@ -174,7 +174,9 @@ def two_nodes() -> Iterator[tuple[RunEnv, list[NodeEnv]]]:
 
 def pids(env: RunEnv) -> dict[int, int]:
     """Process id of the broker by node, from inside its executors."""
-    return {started.node.brokerid: started.process.pid for started in env._cluster._brokers._started}  # type: ignore[union-attr]
+    return {
+        started.node.brokerid: started.process.pid for started in env._cluster._brokers._started
+    }  # type: ignore[union-attr]
 
 
 def test_reset_adds_and_removes_nodes(two_nodes: tuple[RunEnv, list[NodeEnv]]) -> None:

@@ -28,13 +28,19 @@ def test_values_equal_the_oracle_and_nothing_is_left(name: str, nodes: dict[int,
         cluster = SimCluster(nodes, seed=seed)
         outcome = cluster.run(graph)
         assert outcome.state == "done"
-        assert {i: outcome.value_of(i) for i in graph.outputs} == {i: values[i] for i in graph.outputs}
+        assert {i: outcome.value_of(i) for i in graph.outputs} == {
+            i: values[i] for i in graph.outputs
+        }
         assert sum(cluster.executed.values()) == graph.count
         assert cluster.left_behind() == []
         counts = cluster.network.counts
         subtrees = outcome.planned.plan.subtree_count
         assert counts["PlaceSubtree"] == counts["SubtreeDone"] == subtrees
-        assert counts["RunBundle"] == counts["BundleDone"] == sum(s.bundle_count for s in outcome.stats)
+        assert (
+            counts["RunBundle"]
+            == counts["BundleDone"]
+            == sum(s.bundle_count for s in outcome.stats)
+        )
         assert counts["EndRun"] == counts["RunClosed"] <= len(nodes)
         assert counts["Release"] <= subtrees * len(nodes)
         assert counts["FetchObjects"] <= subtrees * len(nodes)

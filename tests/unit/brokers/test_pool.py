@@ -1,7 +1,7 @@
 """Executor processes: how they start, what becomes of them, and that nothing of them stays.
 
-Each scenario runs in a process of its own, forked here: a pool takes all children of its process for
-its own, and kills what it doesn't know.
+Each scenario runs in a process of its own, forked here: a pool takes all children of its process
+for its own, and kills what it doesn't know.
 """
 
 import errno
@@ -75,7 +75,7 @@ def _state():
         "parent": os.getppid(),
         "group": os.getpgrp(),
         "session": os.getsid(0),
-        "stdin": os.readlink("/proc/self/fd/0"),
+        "stdin": str(Path("/proc/self/fd/0").readlink()),
         "fds": sorted(set(map(int, os.listdir("/proc/self/fd"))) & set(range(64)))[:4],
         "fd_count": len(os.listdir("/proc/self/fd")) - 1,  # the listing's own
         "score": adjusted,
@@ -124,7 +124,7 @@ def run_forked(scenario, *arguments):
             os.close(read_fd)
             with tempfile.TemporaryDirectory() as directory:
                 scenario(Path(directory), *arguments)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, the test shows it
             text = traceback.format_exc()
         finally:
             os.write(write_fd, text.encode())
@@ -378,7 +378,7 @@ def test_deaths_at_start_delay_the_next_one():
             exit_info, _, _ = node.exit_of(3)
             assert exit_info.exit_code == 1
         assert due == [0.1, 0.2, 0.4, 0.8, 1.6]
-        with pytest.raises(NodeUnusable, match="died 8 times in a row.*: no such module"):
+        with pytest.raises(NodeUnusable, match=r"died 8 times in a row.*: no such module"):
             node.pool.start(3, QUICK_DEATHS_MAX + 1, now)
         node.close()
 

@@ -91,7 +91,9 @@ def plan_of(
     bounds = np.array(starts)
     for consumer, row in enumerate(deps):
         for dep in row:
-            apart = np.searchsorted(bounds, dep, "right") != np.searchsorted(bounds, consumer, "right")
+            apart = np.searchsorted(bounds, dep, "right") != np.searchsorted(
+                bounds, consumer, "right"
+            )
             if dep < count and apart:
                 marks[dep] |= EXPORTED
     for position, bits in (flags or {}).items():
@@ -154,7 +156,7 @@ class Driver:
             for executor in executors:
                 self.receive(broker, ExecutorChanged(executor, 77, 0))
 
-    def submit(self, run: int, plan: RunPlan, **kwargs: float | int) -> MasterActions:
+    def submit(self, run: int, plan: RunPlan, **kwargs: float) -> MasterActions:
         self.core.submit(run, plan, self.now, **kwargs)  # type: ignore[arg-type]
         return self.take()
 
@@ -211,12 +213,12 @@ def test_a_broker_is_welcomed_and_told_of_executors_and_peers():
     driver = Driver({2: 2, 5: 1})
     actions = driver.hello(2)
     assert actions.to_brokers == {
-        2: [Parcel(Welcome(2, 1)), Parcel(SetExecutors((200, 201))), Parcel(SetPeers([]))]
+        2: [Parcel(Welcome(2, 1)), Parcel(SetPeers([])), Parcel(SetExecutors((200, 201)))]
     }
     assert actions.events == [NodeJoined(2)]
     actions = driver.hello(5)
     assert actions.to_brokers[2] == [Parcel(SetPeers([(5, 2, "at 5")]))]
-    assert actions.to_brokers[5][-1] == Parcel(SetPeers([(2, 1, "at 2")]))
+    assert actions.to_brokers[5][1] == Parcel(SetPeers([(2, 1, "at 2")]))
 
 
 def test_another_version_is_refused_with_both_named():
@@ -238,7 +240,8 @@ def test_nodes_are_pinged_and_lost_when_silent_for_the_lease():
     driver = ready({2: 1, 3: 1})
     for _ in range(5):
         driver.pass_time(1.0)
-        assert driver.sent(2, Ping) and driver.sent(3, Ping)
+        assert driver.sent(2, Ping)
+        assert driver.sent(3, Ping)
         driver.receive(3, Pong(1))
     actions = driver.pass_time(1.0)
     assert driver.events(NodeRemoved) == [NodeRemoved(2, "node 2 was silent for 6.0 s")]
@@ -270,12 +273,24 @@ def test_a_node_that_never_joins_is_named_and_the_rest_goes_on():
     assert "did not join within 10 s" in removed.reason
 
 
+def test_an_idle_master_sleeps_until_the_next_ping():
+    driver = Driver({2: 1, 3: 1})
+    driver.join(2)
+    assert driver.core.next_timer() == pytest.approx(0.05)
+    driver.pass_time(0.06)
+    assert driver.core.next_timer() == pytest.approx(1.0)
+
+
 def test_if_no_node_joins_runs_are_lost():
     driver = Driver({2: 1, 3: 1})
     driver.submit(1, alone(4, 2))
     driver.pass_time(10.0)
     (ended,) = driver.events(RunEnded)
-    assert (ended.state, ended.failure.kind, ended.failure.type_name) == ("lost", "lost", "NoNodesError")
+    assert (ended.state, ended.failure.kind, ended.failure.type_name) == (
+        "lost",
+        "lost",
+        "NoNodesError",
+    )
     driver.submit(2, alone(4, 2))
     assert [event.state for event in driver.events(RunEnded)] == ["lost"]
 
@@ -327,15 +342,12 @@ def test_place_subtree_carries_exactly_its_slice():
     driver.submit(7, plan, priority=4)
     first, second = driver.sent(2, PlaceSubtree)
     info = plan.functions[0]
-    assert first.message == PlaceSubtree(
-        7, 1, 0, 1, 0, 2, 67, 4, [(info, True)], [options[1]]
-    )
+    assert first.message == PlaceSubtree(7, 1, 0, 1, 0, 2, 67, 4, [(info, True)], [options[1]])
     assert [bytes(frame) for frame in first.frames] == [
-        ints(0, 0, 1), ints(0), ints(0, 0), bytes([0, EXPORTED]), b"", b"", b"", b"chunk0", b"function",
+        ints(0, 0, 1), ints(0), ints(0, 0), bytes([0, EXPORTED]), b"", b"", b"", b"chunk0",
+        b"function",
     ]  # fmt: skip
-    assert second.message == PlaceSubtree(
-        7, 1, 1, 1, 2, 65, 67, 4, [(info, False)], [options[3]]
-    )
+    assert second.message == PlaceSubtree(7, 1, 1, 1, 2, 65, 67, 4, [(info, False)], [options[3]])
     frames = [bytes(frame) for frame in second.frames]
     assert frames[0] == ints(*[0, 2, 4] + [4] * 61)
     assert frames[1] == ints(65, 1, 2, 66)
