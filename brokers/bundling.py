@@ -49,9 +49,13 @@ def make_subtree(message: PlaceSubtree, arrays: Sequence[Int32], flags: bytes) -
     inner_deps, inner_owners = deps[inside] - lo, owners[inside]
     last[inner_deps] = inner_owners  # owners rise, so the last assignment is the largest
     first[inner_deps[::-1]] = inner_owners[::-1]
+    import_levels = levels[:0]
+    if len(levels):
+        places = np.searchsorted(levels, owners[~inside], side="right") - 1
+        import_levels = levels[np.unique(places)]
     return Subtree(
         SubtreeNo(message.subtree), message.attempt, message.epoch, lo, hi, indptr, deps,
-        function_of, np.frombuffer(flags, np.uint8), levels, first, last,
+        function_of, np.frombuffer(flags, np.uint8), levels, import_levels, first, last,
         cursor=lo, remaining_count=hi - lo,
     )  # fmt: skip
 
@@ -132,10 +136,25 @@ def cut_next_window(
     parts = cut_window(
         (offsets - offsets[0]).astype(np.int64), deps, weights, levels, executors, config
     )
+    if len(subtree.import_levels):
+        parts = split_at(parts, subtree.import_levels - np.int32(start))
     parts = split_solo(parts, subtree.flags[local])
     return make_bundles(
         run, subtree, [part + np.int32(start) for part in parts], config, first_number
     )
+
+
+def split_at(parts: list[Int32], borders: Int32) -> list[Int32]:
+    """Split parts of several levels where one of the later levels has imports.
+
+    Subtrees cut by levels may wait for each other both ways: what a later level imports may depend
+    on an earlier one, so a bundle of both would wait for itself.
+    """
+    result: list[Int32] = []
+    for part in parts:
+        inner = borders[(borders > part[0]) & (borders <= part[-1])]
+        result += np.split(part, np.searchsorted(part, inner)) if len(inner) else [part]
+    return result
 
 
 def split_solo(parts: list[Int32], flags: np.ndarray) -> list[Int32]:
@@ -165,7 +184,7 @@ def hollow(subtree: Subtree) -> Subtree:
     none = np.zeros(0, np.int32)
     return Subtree(
         subtree.number, subtree.attempt, subtree.epoch, subtree.lo, subtree.hi, none, none, none,
-        np.zeros(0, np.uint8), none, none, none, cursor=subtree.hi, remaining_count=0,
+        np.zeros(0, np.uint8), none, none, none, none, cursor=subtree.hi, remaining_count=0,
     )  # fmt: skip
 
 

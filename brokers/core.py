@@ -291,6 +291,8 @@ class BrokerCore:
         del self.runs[run.number]
         self.ledger.stop_run(run)
         self._stop_executors(run, self.config.failure_grace_s, now)
+        for executor in self.executors.values():
+            self.ledger.pin_inputs(run, executor)
         self.table.end_run(run, kept)
         self.exchange.run_ended(run)
         dispatch.forget_run(self.executors.values(), run.number)
@@ -312,7 +314,7 @@ class BrokerCore:
             case FetchObjects():
                 positions = np.frombuffer(frames[0], np.int32).tolist()
                 self.exchange.fetch_asked(
-                    ProcessId(peer), RunNo(message.run), positions, message.info_only
+                    ProcessId(peer), RunNo(message.run), message.epoch, positions, message.info_only
                 )
             case ObjectsData():
                 for index, info in enumerate(message.objects):
@@ -327,9 +329,14 @@ class BrokerCore:
                 raise InternalError(f"{type(message).__name__} is not for the core")
 
     def object_stored(self, run: int, info: ObjectInfo, now: float) -> None:
-        """A constant, or a large object of another node, lies in the broker's own arena now."""
+        """A constant lies in the broker's own arena now."""
         self._now = max(self._now, now)
         self.exchange.arrived(RunNo(run), info, None, self.broker, info_only=False)
+
+    def object_received(self, peer: int, run: int, info: ObjectInfo, now: float) -> None:
+        """A large object of another node lies in the broker's own arena now."""
+        self._now = max(self._now, now)
+        self.exchange.arrived(RunNo(run), info, None, ProcessId(peer), info_only=False)
 
     def transfer_done(self, peer: int, run: int, first: int, now: float) -> None:
         """A large object has been sent (or the peer is gone)."""

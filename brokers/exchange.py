@@ -52,7 +52,7 @@ class Exchange:
         self._missing: dict[tuple[ProcessId, RunNo], list[int]] = {}
         self._wanted: dict[tuple[ProcessId, RunNo, bool], list[int]] = {}
         self._sending: dict[tuple[ProcessId, RunNo, int], StoredObject] = {}
-        self._early: dict[RunNo, list[tuple[ProcessId, Sequence[int], bool]]] = {}
+        self._early: dict[RunNo, list[tuple[ProcessId, int, Sequence[int], bool]]] = {}
         self._early_stored: dict[RunNo, list[ObjectInfo]] = {}
         self._early_redirects: dict[RunNo, list[Redirect]] = {}
         self._redirects: dict[Key, list[tuple[RunNo, int]]] = {}
@@ -77,8 +77,8 @@ class Exchange:
             self.arrived(run.number, info, None, self.core.broker, info_only=False)
         for redirect in self._early_redirects.pop(run.number, ()):
             self.redirect(redirect)
-        for peer, positions, info_only in self._early.pop(run.number, ()):
-            self.fetch_asked(peer, run.number, positions, info_only)
+        for peer, epoch, positions, info_only in self._early.pop(run.number, ()):
+            self.fetch_asked(peer, run.number, epoch, positions, info_only)
 
     def _want(self, run: BrokerRun, position: int, broker: ProcessId, info_only: bool) -> None:
         stored = self.core.table.find(run, run.number, position)
@@ -190,10 +190,20 @@ class Exchange:
         self.peers = {ProcessId(peer) for peer in peers}
 
     def fetch_asked(
-        self, peer: ProcessId, number: RunNo, positions: Sequence[int], info_only: bool
+        self,
+        peer: ProcessId,
+        number: RunNo,
+        epoch: int,
+        positions: Sequence[int],
+        info_only: bool,
     ) -> None:
         """Another node wants these: now, or as soon as they are there."""
         run = self.core.runs.get(number)
+        if self._is_ahead(number, epoch):
+            if len(self._early) < EARLY_MAX:
+                early = self._early.setdefault(number, [])
+                early.append((peer, epoch, positions, info_only))
+            return
         answered: set[int] = set()
         for position in positions:
             stored = self.core.table.find(run, number, position)
@@ -203,10 +213,16 @@ class Exchange:
                     self._answer(peer, number, stored, info_only)
             elif run is not None:
                 run.fetchers.setdefault(position, []).append((peer, info_only))
-            elif number in self.core.ended_runs or len(self._early) >= EARLY_MAX:
-                self._missing.setdefault((peer, number), []).append(position)
             else:
-                self._early.setdefault(number, []).append((peer, [position], info_only))
+                self._missing.setdefault((peer, number), []).append(position)
+
+    def _is_ahead(self, number: RunNo, epoch: int) -> bool:
+        """Whether this node has yet to hear of the run, or of its new beginning."""
+        run = self.core.runs.get(number)
+        if run is not None:
+            return epoch > run.epoch
+        # Who has no part in the run itself asks with epoch 0, for what is kept of ended runs.
+        return epoch > self.core.ended_runs.get(number, 0)
 
     def _answer(
         self, peer: ProcessId, number: RunNo, stored: StoredObject, info_only: bool

@@ -132,11 +132,24 @@ class Ledger:
         run.ready.clear()
         run.waiters.clear()
 
+    def pin_inputs(self, run: BrokerRun, executor: Executor) -> None:
+        """The run ends: keep what its bundles in the executor may still read."""
+        for bundle in executor.queue:
+            if bundle.run is run and bundle.imports is not None:
+                for index in np.unique(run.object_of[bundle.imports]).tolist():
+                    stored = run.objects[index] if index >= 0 else None
+                    if stored is not None:
+                        self.core.table.pin(stored)
+                        bundle.pins.append(stored)
+
     def retire(self, bundle: Bundle) -> None:
         """The bundle's life is over."""
         if bundle.state in (BundleState.WAITING, BundleState.READY):
             bundle.subtree.open_bundle_count -= 1
         bundle.move(BundleState.DONE)
+        for stored in bundle.pins:
+            self.core.table.unpin(stored)
+        bundle.pins = []
         bundle.run.bundles.pop(bundle.number, None)
 
     def count_bundle(

@@ -350,8 +350,8 @@ class BrokerShell:
     def _take_transfers(self, now: float) -> None:
         for peer, run, first in self._outgoing.take_done():
             self._core.transfer_done(peer, run, first, now)
-        for run, info in self._incoming.take_stored():
-            self._core.object_stored(run, info, now)
+        for peer, run, info in self._incoming.take_stored():
+            self._core.object_received(peer, run, info, now)
         for run, position, text in self._incoming.take_failed():
             self._fail_for_memory(run, position, text)
 

@@ -52,6 +52,7 @@ class Bundle:
     imports: Int32 | None = None  # set at dispatch: what it takes from outside itself ..
     import_counts: Int64 | None = None  # .. and by how many of its tasks
     timed_out: bool = False
+    pins: list["StoredObject"] = field(default_factory=list)  # inputs of an ended run, being read
 
     def move(self, state: BundleState) -> None:
         """Change the state; the only place that does.
@@ -81,6 +82,7 @@ class Subtree:
     function_of: Int32
     flags: NDArray[np.uint8]
     level_starts: Int32
+    import_levels: Int32  # those of level_starts where a task needs something from outside lo:hi
     first_dependent: Int32  # of its own tasks, -1 where none: groups exports into blocks
     last_dependent: Int32
     cursor: int  # positions below it are cut into bundles

@@ -169,7 +169,7 @@ class IncomingTransfers:
         self._arena = arena
         self._receiving: dict[tuple[int, int], Receiving] = {}
         self._parcels: list[tuple[int, Parcel]] = []
-        self._stored: list[tuple[int, ObjectInfo]] = []
+        self._stored: list[tuple[int, int, ObjectInfo]] = []
         self._failed: list[tuple[int, int, str]] = []
 
     def start(self, peer: int, message: TransferStart) -> None:
@@ -215,7 +215,7 @@ class IncomingTransfers:
             stored = ObjectInfo(
                 info.first, info.count, size, receiving.location, info.type_name, info.refs
             )
-            self._stored.append((receiving.run, stored))
+            self._stored.append((peer, receiving.run, stored))
 
     def peer_lost(self, peer: int) -> None:
         """Drop what will never be whole."""
@@ -230,8 +230,8 @@ class IncomingTransfers:
         parcels, self._parcels = self._parcels, []
         return parcels
 
-    def take_stored(self) -> list[tuple[int, ObjectInfo]]:
-        """Objects that are whole now: run and where they lie."""
+    def take_stored(self) -> list[tuple[int, int, ObjectInfo]]:
+        """Objects that are whole now: sender, run, and where they lie."""
         stored, self._stored = self._stored, []
         return stored
 

@@ -8,6 +8,7 @@ call gives the same graph again. All functions stand at the top level and can be
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -206,9 +207,7 @@ def sort_splitters(samples: Iterable[Array], result_count: int) -> list[float]:
     return medians(np.sort(np.concatenate(list(samples))), result_count - 1)
 
 
-def sort_graph(
-    chunks: Sequence[Any], splitters: Sequence[float] = (), batch: int = 4
-) -> Delayed:
+def sort_graph(chunks: Sequence[Any], splitters: Sequence[float] = (), batch: int = 4) -> Delayed:
     """Merges sorted chunks (values, references or tasks) into one, or one more than splitters.
 
     Several results are gathered as references, in a list.
@@ -241,7 +240,7 @@ def levels(
     """Splitters for batches of chunks, and those that are left for each range between them."""
     places = _median_places(len(splitters), -(-chunk_count // batch) - 1)
     bounds = [-1, *places, len(splitters)]
-    lower = [splitters[a + 1 : b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    lower = [splitters[a + 1 : b] for a, b in pairwise(bounds)]
     return [splitters[place] for place in places], lower
 
 
@@ -263,7 +262,7 @@ def split_merge(chunks: list[Any], splitters: list[float]) -> list[Any]:
     """The chunks as one more chunk than splitters, each of one range."""
     split = delayed(split_part)
     bounds = [None, *splitters, None]
-    ranges = list(zip(bounds, bounds[1:], strict=False))
+    ranges = list(pairwise(bounds))
     pieces = [[split(chunk, low, high) for low, high in ranges] for chunk in chunks]
     return [merge_tree([piece[place] for piece in pieces]) for place in range(len(ranges))]
 

@@ -21,6 +21,7 @@ from dagsched.master.placing import Placer
 from dagsched.master.slices import (
     check_plan,
     function_seconds,
+    holder_of_constant,
     importer_counts,
     is_needed_on,
     subtree_at,
@@ -106,8 +107,7 @@ class Lives:
                 return None
             source = found.plan.sources[index]
             if isinstance(source, ConstantSource):
-                given = [b for b in found.brokers() if position in found.shares[b].sources]
-                return given[0] if given else None
+                return holder_of_constant(found, position)
             run, position = source.run, source.position
 
     # --- beginning --------------------------------------------------------------------------------

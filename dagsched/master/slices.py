@@ -14,6 +14,7 @@ from dagsched.master.state import MasterRun, Subtree, SubtreeState
 from dagsched.plan import Int32, Int64, RunPlan
 from dagsched.protocol.messages import (
     CHUNK_TASKS,
+    META,
     PERSISTED,
     REFERENCED,
     Frame,
@@ -224,3 +225,15 @@ def is_needed_on(run: MasterRun, broker: ProcessId) -> bool:
         if (run.plan.flags[lo:hi] & (REFERENCED | PERSISTED)).any():
             return True
     return False
+
+
+def holder_of_constant(run: MasterRun, position: int) -> ProcessId | None:
+    """A broker that has a constant: where a task got a Ref to it, others may have dropped it."""
+    readers = np.searchsorted(run.plan.indptr, np.flatnonzero(run.plan.deps == position), "right")
+    readers -= 1
+    for reader in readers[(run.plan.flags[readers] & META) != 0].tolist():
+        home = subtree_at(run, reader).home
+        if home is not None:
+            return home
+    given = [broker for broker in run.brokers() if position in run.shares[broker].sources]
+    return given[0] if given else None

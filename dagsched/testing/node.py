@@ -188,15 +188,18 @@ class SimNode:
             self.executors[executor] = SimExecutor(self, executor, incarnation)
             self.executors[executor].start()
 
-    def _store(self, run: int, info: ObjectInfo, data: bytes) -> None:
-        """Put bytes into the broker's own arena, and tell the core a little later."""
+    def _store(self, run: int, info: ObjectInfo, data: bytes, peer: int | None = None) -> None:
+        """Put bytes (of a constant, or that `peer` sent) into the broker's own arena, tell the core."""
         self._own_count += 1
         location = self.memory.write(f"0-0-{self._own_count // 3}", data)
         stored = ObjectInfo(info.first, 1, len(data), location, info.type_name, tuple(info.refs))
 
         def tell() -> None:
             if self.is_alive:
-                self.core.object_stored(run, stored, self.clock.now)
+                if peer is None:
+                    self.core.object_stored(run, stored, self.clock.now)
+                else:
+                    self.core.object_received(peer, run, stored, self.clock.now)
                 self.turn()
 
         self.clock.after(1e-6, tell)
@@ -211,15 +214,15 @@ class SimNode:
             if info.location is not None and receiver is not None and receiver.is_alive:
                 data = self.memory.read(info.location)
                 self._cluster.note_moved(run, info)
-                receiver.store_received(run, info, data)
+                receiver.store_received(self.core.broker, run, info, data)
             self.core.transfer_done(peer, run, info.first, self.clock.now)
             self.turn()
 
         self._cluster.network.carry(self._name, ("broker", peer), info.size_bytes, arrive)
 
-    def store_received(self, run: int, info: ObjectInfo, data: bytes) -> None:
+    def store_received(self, peer: int, run: int, info: ObjectInfo, data: bytes) -> None:
         """A large object of another node has come."""
-        self._store(run, info, data)
+        self._store(run, info, data, peer)
 
     def kill(self) -> None:
         """Lose the node with all that it has."""

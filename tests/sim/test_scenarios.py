@@ -7,20 +7,10 @@ import pytest
 from dagsched.errors import GraphError
 from dagsched.testing.scenario import Scenario, ScenarioError
 
-# The broker's cut of a window merges levels although values from other nodes are due in between.
-KNOWN = {"interlocked_narrow"}
-
 FILES = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=[pytest.mark.xfail(strict=False)] if path.stem in KNOWN else [])
-        for path in FILES
-    ],
-    ids=[path.stem for path in FILES],
-)
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_history(path: Path):
     cluster = Scenario.from_file(path).play()
     assert all(outcome.is_over for outcome in cluster.outcomes.values())

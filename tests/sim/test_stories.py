@@ -14,21 +14,11 @@ from dagsched.testing.stories import Story, drawn, play
 SEEDS = 240
 GROUP = 20
 
-# Seeds that hang while bundles may wait on each other: see scenarios/interlocked_narrow.txt.
-KNOWN = {25, 68, 69, 116, 194}
-
 
 @pytest.mark.parametrize("first", range(0, SEEDS, GROUP))
 def test_stories(first: int):
     for seed in range(first, first + GROUP):
-        if seed not in KNOWN:
-            play(drawn(seed))
-
-
-@pytest.mark.parametrize("seed", sorted(KNOWN))
-@pytest.mark.xfail(strict=False, reason="bundles of interlocked subtrees wait on each other")
-def test_known_stories(seed: int):
-    play(drawn(seed))
+        play(drawn(seed))
 
 
 def test_the_same_seed_tells_the_same_story():

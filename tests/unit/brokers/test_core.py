@@ -85,7 +85,7 @@ class Node:
 
     def place(
         self, deps, *, run=1, lo=0, total=None, flags=None, seconds=1e-6, options=(), imports=None,
-        subtree=0, epoch=0, levels=(),
+        subtree=0, epoch=1, levels=(),
     ):  # fmt: skip
         """Place tasks lo, lo + 1, .. with these dependency lists."""
         count = len(deps)
@@ -409,7 +409,7 @@ def test_imports_are_fetched_once_and_wake_what_waits_for_them():
     node.place([[0], [1]], lo=2, total=4, imports={0: 7, 1: 7})
     actions = node.turn()
     [parcel] = actions.to_peers[7]
-    assert parcel.message == FetchObjects(1, 0)
+    assert parcel.message == FetchObjects(1, 1)
     assert np.frombuffer(parcel.frames[0], np.int32).tolist() == [0, 1]
     node.core.receive_peer(7, ObjectsData(1, [inline(0, 2)]), [b"block"], node.now)
     [(_, bundle)] = bundles_of(node.turn())
@@ -422,7 +422,7 @@ def test_imports_are_fetched_once_and_wake_what_waits_for_them():
 
 def test_another_node_is_answered_at_once_or_when_the_value_is_there():
     node = Node(executors=(3,))
-    node.core.receive_peer(7, FetchObjects(1, 0), [int32([0, 1])], node.now)  # before the subtree
+    node.core.receive_peer(7, FetchObjects(1, 1), [int32([0, 1])], node.now)  # before the subtree
     node.place([[], [0]], flags=[EXPORTED, EXPORTED])
     actions = node.turn()
     assert actions.to_peers == {}
@@ -446,7 +446,7 @@ def test_a_node_that_will_never_have_a_value_says_so():
     node.turn()
     node.tell(EndRun(1, ()))
     node.turn()
-    node.core.receive_peer(7, FetchObjects(1, 0), [int32([0])], node.now)
+    node.core.receive_peer(7, FetchObjects(1, 1), [int32([0])], node.now)
     [parcel] = node.turn().to_peers[7]
     assert parcel.message == ObjectsMissing(1)
 
@@ -457,7 +457,7 @@ def test_a_meta_task_gets_references_and_no_bytes_move():
     node.place([[], [0, 1]], lo=1, total=3, flags=flags, imports={0: 7})
     actions = node.turn()
     [parcel] = actions.to_peers[7]
-    assert parcel.message == FetchObjects(1, 0, info_only=True)
+    assert parcel.message == FetchObjects(1, 1, info_only=True)
     [(_, first)] = bundles_of(actions)
     info = ObjectInfo(0, 1, 10**9, None, "ndarray")
     node.core.receive_peer(7, ObjectsData(1, [info], info_only=True), [], node.now)
@@ -565,16 +565,16 @@ def test_late_and_repeated_messages_change_nothing():
 
 def test_a_new_epoch_begins_the_run_anew():
     node = Node(executors=(3,))
-    node.place([[]], epoch=0)
-    [(_, old)] = bundles_of(node.turn())
     node.place([[]], epoch=1)
+    [(_, old)] = bundles_of(node.turn())
+    node.place([[]], epoch=2)
     actions = node.turn()
     assert actions.stop_bundles == [(3, old.message.bundle)]
     [(_, new)] = bundles_of(actions)  # lined up behind the old one
     node.done(3, old, objects=[inline(0)], frames=[b"v"])
     assert messages(node.turn().to_master, SubtreeDone) == []
     node.done(3, new, objects=[inline(0)], frames=[b"v"])
-    assert [m.epoch for m in messages(node.turn().to_master, SubtreeDone)] == [1]
+    assert [m.epoch for m in messages(node.turn().to_master, SubtreeDone)] == [2]
 
 
 def test_questions_are_answered():
@@ -604,3 +604,60 @@ def test_check_finds_a_wrong_count():
     node.core.runs[1].left[0] += 1
     with pytest.raises(InternalError, match="position 0: 2 uses booked, 1 left"):
         node.core.check()
+
+
+def test_a_large_object_of_another_node_is_counted_and_goes_with_its_last_use():
+    node = Node(executors=(3,))
+    node.place([[0]], lo=1, total=2, imports={0: 7})
+    node.turn()
+    node.core.object_received(7, 1, shared(0, segment="s-2-0-0"), node.now)
+    [(_, bundle)] = bundles_of(node.turn())
+    node.done(3, bundle, objects=[inline(1)], frames=[b"v"])
+    assert node.turn().free == [shared(0, segment="s-2-0-0").location]
+    node.tell(EndRun(1, ()))
+    [closed] = messages(node.turn().to_master, RunClosed)
+    assert closed.stats.in_bytes == 1_000_000
+
+
+def test_a_level_that_imports_begins_a_bundle_when_subtrees_wait_for_each_other():
+    node = Node(executors=(3,))
+    # Column a of a stencil: tasks 0, 1, 2 here, 3, 4, 5 on node 7; each needs both of its past.
+    node.place([[], [0, 3], [1, 4]], total=6, imports={3: 7, 4: 7}, levels=[0, 1, 2])
+    [(_, first)] = bundles_of(node.turn())
+    assert bundle_positions(first) == [0]
+    node.done(3, first, objects=[inline(0)], frames=[b"a"])
+    assert bundles_of(node.turn()) == []
+    node.core.receive_peer(7, ObjectsData(1, [inline(3)]), [b"b"], node.now)
+    [(_, second)] = bundles_of(node.turn())
+    assert bundle_positions(second) == [1]
+
+
+def test_a_request_of_a_newer_epoch_waits_for_that_epochs_subtree():
+    node = Node(executors=(3,))
+    node.place([[]], epoch=1, flags=[EXPORTED])
+    [(_, old)] = bundles_of(node.turn())
+    node.tell(EndRun(1, ()))
+    node.turn()
+    node.core.receive_peer(7, FetchObjects(1, 2), [int32([0])], node.now)
+    assert node.turn().to_peers == {}
+    node.place([[]], epoch=2, flags=[EXPORTED])
+    [(_, bundle)] = bundles_of(node.turn())
+    node.done(3, old)
+    node.turn()
+    node.done(3, bundle, objects=[inline(0)], frames=[b"v"])
+    [parcel] = node.turn().to_peers[7]
+    assert parcel.message == ObjectsData(1, [inline(0)])
+
+
+def test_inputs_of_a_bundle_that_still_runs_outlive_the_end_of_its_run():
+    node = Node(executors=(3,))
+    node.place([[], [0]], seconds=1.0)
+    [(_, first)] = bundles_of(node.turn())
+    node.done(3, first, objects=[shared(0)])
+    [(_, second)] = bundles_of(node.turn())
+    node.tell(EndRun(1, ()))
+    actions = node.turn()
+    assert messages(actions.to_executors[3], FreeExtents) == []
+    node.done(3, second, objects=[])
+    [free] = messages(node.turn().to_executors[3], FreeExtents)
+    assert free.locations == [shared(0).location]

@@ -73,8 +73,8 @@ def test_object_arrives(arenas, size):
         done += outgoing.take_done()
         stored += incoming.take_stored()
     assert done == [(B, 9, 7)]
-    [(run, info)] = stored
-    assert (run, info.first, info.count, info.size_bytes) == (9, 7, 1, size)
+    [(peer, run, info)] = stored
+    assert (peer, run, info.first, info.count, info.size_bytes) == (A, 9, 7, 1, size)
     assert (info.type_name, info.refs) == ("ndarray", ((1, 2),))
     assert bytes(map_object(info.location)) == data
     assert outgoing.take_parcels() == incoming.take_parcels() == []

@@ -104,7 +104,7 @@ def test_keys_name_the_function_and_are_unique() -> None:
     assert repr(first) == f"Delayed({first.key})"
     assert decorated(1).key.startswith("decorated one-")
     assert delayed(functools.partial(add, 1))().key.startswith("add-")
-    assert first == first  # noqa: PLR0124
+    assert first == first
     assert first != second
     assert {first: 1}[first] == 1
 

@@ -344,8 +344,8 @@ def test_place_subtree_carries_exactly_its_slice():
     info = plan.functions[0]
     assert first.message == PlaceSubtree(7, 1, 0, 1, 0, 2, 67, 4, [(info, True)], [options[1]])
     assert [bytes(frame) for frame in first.frames] == [
-        ints(0, 0, 1), ints(0), ints(0, 0), bytes([0, EXPORTED]), b"", b"", b"", b"chunk0",
-        b"function",
+        ints(0, 0, 1), ints(0), ints(0, 0), bytes([0, EXPORTED]), b"", b"", b"",
+        b"chunk0", b"function",
     ]  # fmt: skip
     assert second.message == PlaceSubtree(7, 1, 1, 1, 2, 65, 67, 4, [(info, False)], [options[3]])
     frames = [bytes(frame) for frame in second.frames]
@@ -596,6 +596,21 @@ def test_objects_of_refs_are_kept_until_dropped():
     assert driver.sent(2, Release) == [Parcel(Release(1), [ints(0)])]
     driver.core.fetch(9, 1, 0, driver.now)
     assert driver.take().events == [ValueArrived(9, 0, None, None)]
+
+
+def test_a_ref_to_a_constant_is_kept_where_a_meta_task_got_it():
+    constants = [ConstantSource(b"c")]
+    plan = plan_of([[2], [2]], [0, 1, 2], [0, 1], sources=constants, flags={1: META, 2: REFERENCED})
+    driver = ready({2: 1, 3: 1})
+    driver.submit(1, plan)
+    assert driver.placed() == {2: [0], 3: [1]}
+    for broker, subtree, refs in ((2, 0, ()), (3, 1, [(1, 2)])):
+        driver.output(broker, 1, subtree, refs=refs)
+        driver.done(broker, 1, subtree)
+    driver.core.outputs_taken(1, driver.now)
+    driver.take()
+    assert driver.sent(2, EndRun) == [Parcel(EndRun(1, []))]
+    assert driver.sent(3, EndRun) == [Parcel(EndRun(1, [2]))]
 
 
 def test_a_ref_dropped_before_the_end_is_not_kept():

@@ -51,6 +51,7 @@ def plans(draw: st.DrawFn) -> RunPlan:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     counts = rng.integers(0, 4, count) if total else np.zeros(count, np.int64)
     places = np.sort(rng.integers(0, count + 1, draw(st.integers(0, 3))))
+    names, seconds = st.text(max_size=5), st.none() | st.just(0.5)
     options = {
         position: TaskOptions(position, 2, draw(st.none() | st.floats(0.1, 9)), -1, 5)
         for position in sorted(set(rng.integers(0, count, 3).tolist()) if count else ())
@@ -64,7 +65,7 @@ def plans(draw: st.DrawFn) -> RunPlan:
         flags=rng.integers(0, 64, total).astype(np.uint8),
         level_starts=np.arange(0, count, 7, dtype=np.int32),
         functions=[
-            FunctionInfo(index, rng.bytes(16), draw(st.text(max_size=5)), draw(st.none() | st.just(0.5)))
+            FunctionInfo(index, rng.bytes(16), draw(names), draw(seconds))
             for index in range(function_count)
         ],
         function_pickles=[rng.bytes(index) for index in range(function_count)],
