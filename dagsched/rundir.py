@@ -7,6 +7,7 @@ a number used again is not taken for its old owner, and with the namespace the o
 containers that share a file system with us are left alone.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -99,10 +100,14 @@ def make_run_directory(rootpath: str) -> RunNames:
     token = os.urandom(4).hex()
     pid = os.getpid()
     owner = f"dagsched-{os.getuid()}-{_pid_namespace():x}-{pid}-{_start_ticks(pid):x}-{token}"
-    # The directory above is the user's already, and a socket's path must be short.
-    directory = runtime_root() / owner.removeprefix(_own_start())
-    directory.mkdir(mode=0o700)
-    return RunNames(token, owner, rootpath, directory)
+    while True:
+        # The directory above is the user's already, and a socket's path must be short.
+        directory = runtime_root() / owner.removeprefix(_own_start())
+        try:
+            directory.mkdir(mode=0o700)
+        except FileNotFoundError:
+            continue  # the last environment of another process has just removed the one above
+        return RunNames(token, owner, rootpath, directory)
 
 
 def runtime_root() -> Path:
@@ -128,8 +133,10 @@ def runtime_root() -> Path:
 
 
 def remove_run_directory(names: RunNames) -> None:
-    """Remove an environment's directory and all in it."""
+    """Remove an environment's directory and all in it, and the one above if it was the last."""
     shutil.rmtree(names.directory, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        names.directory.parent.rmdir()
 
 
 def sweep() -> list[str]:
@@ -139,8 +146,11 @@ def sweep() -> list[str]:
         The names removed.
     """
     removed = []
-    root = runtime_root()
-    for path in sorted(root.iterdir()):
+    try:
+        paths = sorted(runtime_root().iterdir())
+    except FileNotFoundError:
+        paths = []  # the last environment has just removed it
+    for path in paths:
         if _is_dead(_own_start() + path.name):
             shutil.rmtree(path, ignore_errors=True)
             removed.append(str(path))

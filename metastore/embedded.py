@@ -59,9 +59,10 @@ class EmbeddedStore(RedisStore):
         self._socket_path = directory / SOCKET_NAME
         self._keeper: subprocess.Popen[bytes] | None = None
         self._is_starting = False
+        self._new_client: Any = None
 
     def open(self) -> None:
-        """Start the server if it does not run, and return at once.
+        """Start the server if it does not run; does not wait for it.
 
         Raises:
             StoreUnavailable: there is no server program, or another process uses the directory.
@@ -73,6 +74,9 @@ class EmbeddedStore(RedisStore):
             self._end_server()
         super().close()
         self._start_server()
+        # While the server starts. Not later in the journal's thread: CPython leaves its import lock
+        # taken if an interrupt hits the main thread while it waits for another thread's import.
+        self._new_client = self._make_client()
 
     def close(self) -> None:
         """End the server and remove what it wrote; safe twice."""
@@ -105,7 +109,7 @@ class EmbeddedStore(RedisStore):
             return super()._connected()
         from redis.exceptions import BusyLoadingError, RedisError
 
-        client = self._make_client()
+        client = self._new_client
         deadline = time.monotonic() + self._config.store_timeout_s
         while True:
             try:

@@ -5,10 +5,11 @@ refuses to store an entry twice, and what it holds at an id tells a repeat of ou
 writer. Each append is one exchange, whatever it holds. Our only commands are those of streams, sets
 and expiry; no script, no scan.
 
-The client library is imported when it is first needed: to import it takes longer than to start a
-server.
+The client library is imported by `open`, not with this module: to import it takes longer than to
+start a server.
 """
 
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -170,6 +171,8 @@ class RedisStore:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
+        # The library asks this at its first connection, importing more: see `EmbeddedStore.open`.
+        importlib.metadata.version("redis")
         return redis.Redis.from_url(
             self._url,
             # Connecting and the first answer are one step each, and together may take the timeout.

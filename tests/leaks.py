@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -54,10 +55,16 @@ def look(redis_url: str | None = None) -> Traces:
         threads=frozenset(f"{thread.name} {thread.ident}" for thread in threading.enumerate()),
         descriptors=_descriptors(),
         segments=frozenset(
-            entry.name for entry in SHARED_MEMORY.iterdir() if entry.name.startswith(OUR_PREFIXES)
+            entry.name
+            for entry in SHARED_MEMORY.iterdir()
+            if entry.name.startswith(OUR_PREFIXES) and not _is_of_a_stranger(entry.name)
         ),
         run_files=frozenset(
-            str(path) for root in runtime_directories() if root.is_dir() for path in root.iterdir()
+            str(path)
+            for root in runtime_directories()
+            if root.is_dir()
+            for path in root.iterdir()
+            if not _is_of_a_stranger(path.name)
         ),
         store_keys=_store_keys(redis_url),
     )
@@ -72,6 +79,18 @@ def left_behind(before: Traces, redis_url: str | None = None) -> list[str]:
             return left
         # The kernel tells nobody that a process which is not our child has gone.
         time.sleep(_LOOK_S)
+
+
+def _is_of_a_stranger(name: str) -> bool:
+    """Whether a living process that is neither this one nor below it owns what is named so."""
+    match = re.search(r"-(\d+)-[0-9a-f]+-[0-9a-f]{8}", "-" + name)
+    if match is None:
+        return False
+    try:
+        owner = psutil.Process(int(match[1]))
+        return os.getpid() not in {owner.pid, *(parent.pid for parent in owner.parents())}
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _processes() -> frozenset[tuple[int, str]]:

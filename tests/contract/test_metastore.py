@@ -498,3 +498,30 @@ def test_a_killed_client_leaves_no_server_and_keeps_its_data(
     again.open()
     assert again.read(1) == ([] if moment == "early" else [Entry(1, b"kept")])
     again.close()
+
+
+IMPORTS = """
+import sys
+from pathlib import Path
+from dagsched.config import Config
+from dagsched.metastore.embedded import EmbeddedStore
+from dagsched.metastore.port import Batch
+store = EmbeddedStore(Path(sys.argv[1]), "p", Config())
+store.open()
+before = set(sys.modules)
+store.append([Batch(1, 1, b"x")])
+store.read(1)
+print(sorted(set(sys.modules) - before))
+store.close()
+"""
+
+
+def test_nothing_is_imported_after_opening(run_directory: Path) -> None:
+    """Imports in the journal's thread can leave the import lock taken when Ctrl-C hits."""
+    output = subprocess.run(
+        [sys.executable, "-c", IMPORTS, str(run_directory)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    assert output == b"[]\n"

@@ -255,8 +255,8 @@ def test_ctrl_c_cancels_the_run_and_is_raised() -> None:
         from dagsched import RunEnv, delayed, rundag
         with RunEnv(executors=2) as env:
             env.wait_for_nodes(timeout=20)
-            print("ready", flush=True)
             try:
+                print("ready", flush=True)
                 rundag(env, [delayed(time.sleep)(60) for _ in range(4)])
             except KeyboardInterrupt:
                 print(rundag(env, delayed(sum)([1, 2])), flush=True)

@@ -347,18 +347,21 @@ def test_all_die_with_the_broker():
                 node.start(3)
                 node.start(4)
                 _, [packed] = node.ask(3, b"family")
-                executor, child, _ = struct.unpack("<3q", packed)
-                pids = (executor, child, node.pool.pid_of(4), node.zygote.pid)
-                os.write(write_fd, struct.pack("<4q", *pids))
+                executor, child, daemon = struct.unpack("<3q", packed)
+                pids = (executor, child, node.pool.pid_of(4), node.zygote.pid, daemon)
+                os.write(write_fd, struct.pack("<5q", *pids))
                 _pause_for_ever()
         finally:
             os._exit(1)
     os.close(write_fd)
-    pids = struct.unpack("<4q", os.read(read_fd, 32))
+    *pids, daemon = struct.unpack("<5q", os.read(read_fd, 40))
     os.close(read_fd)
     os.kill(broker, signal.SIGKILL)
     os.waitpid(broker, 0)
     wait_gone(pids)
+    # Daemons are known by the environment that a real broker is started with; here there is none.
+    os.kill(daemon, signal.SIGKILL)
+    wait_gone([daemon])
 
 
 def test_deaths_at_start_delay_the_next_one():
