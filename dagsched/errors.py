@@ -1,4 +1,4 @@
-"""What can go wrong, as types. Every message says what happened, to which task, where, what to do."""
+"""What can go wrong, as types: messages say what happened, to which task, where, what to do."""
 
 
 class DagschedError(Exception):

@@ -133,7 +133,7 @@ class PlaceSubtree(Struct, frozen=True, tag="place"):
     Frames: indptr (hi - lo + 1, from 0), deps (positions), function_of (index per task),
     flags (uint8 a task), levels (see RunPlan.level_starts; empty: depth-first order), import
     positions (sorted, unique: what these tasks need from outside lo:hi), import brokers (broker id
-    that has or will have it, a place each; 0: a PutObjects or a Redirect brings it), then the chunks
+    that has or will have it, a place each; 0: a PutObjects or a Redirect brings it), then chunks
     ``lo // 64 .. (hi - 1) // 64``, then one pickle for each of `functions` that has ``True``.
     """
 
@@ -259,8 +259,11 @@ class TaskTrace(Struct, frozen=True, tag="trace"):
 
 
 class SubtreeDone(Struct, frozen=True, tag="done"):
-    """All tasks of the subtree have ended. Frame: positions of its exported objects, then sizes
-    of them in bytes (int64), both in rising order of position."""
+    """All tasks of the subtree have ended.
+
+    Frames: positions of its exported objects, then their sizes in bytes (int64), both in rising
+    order of position.
+    """
 
     run: int
     epoch: int

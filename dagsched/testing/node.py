@@ -189,7 +189,7 @@ class SimNode:
             self.executors[executor].start()
 
     def _store(self, run: int, info: ObjectInfo, data: bytes, peer: int | None = None) -> None:
-        """Put bytes (of a constant, or that `peer` sent) into the broker's own arena, tell the core."""
+        """Put bytes (a constant, or what `peer` sent) into the own arena, then tell the core."""
         self._own_count += 1
         location = self.memory.write(f"0-0-{self._own_count // 3}", data)
         stored = ObjectInfo(info.first, 1, len(data), location, info.type_name, tuple(info.refs))

@@ -203,7 +203,7 @@ def test_independent_long_tasks_go_to_both_executors_and_a_dependent_waits():
 def test_values_with_the_same_dependents_are_exported_as_one_block():
     node = Node(executors=(3,))
     node.place([[] for _ in range(20)] + [list(range(20))], seconds=0.001)
-    [(executor, parcel)] = bundles_of(node.turn())[:1]
+    [(_, parcel)] = bundles_of(node.turn())[:1]
     exports = np.frombuffer(parcel.frames[4], np.int32).tolist()
     positions = bundle_positions(parcel)
     assert exports == [positions[0], len(positions)]
