@@ -1,5 +1,6 @@
 """Fixtures for all tests: real servers, and the check that a test leaves nothing behind."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 from dagsched.config import Config
 from tests import leaks
+
+os.environ[leaks.COOKIE_NAME] = leaks.COOKIE
 
 LEAK_CHECKED = {"contract", "integration", "chaos"}
 """Folders of tests that start something."""
@@ -81,7 +84,7 @@ def redis_url(redis_server: RedisServer) -> str:
 @pytest.fixture
 def run_directory() -> Iterator[Path]:
     """An empty directory with a path short enough for sockets."""
-    directory = Path(tempfile.mkdtemp(prefix="run-"))
+    directory = Path(tempfile.mkdtemp(prefix=f"run-{leaks.COOKIE}-"))
     yield directory
     shutil.rmtree(directory)
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import secrets
 import threading
 import time
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ from pathlib import Path
 import psutil
 
 SHARED_MEMORY = Path("/dev/shm")
+COOKIE_NAME = "DAGSCHED_TEST_COOKIE"
+COOKIE = secrets.token_hex(8)
+"""In the environment of this process from its tests on, and so of all that it starts."""
+
 OUR_PREFIXES = ("dagsched", "sem.dagsched")
 GRACE_S = 5.0
 """What was told to end has this long to be gone; a leak is what stays."""
@@ -94,17 +99,22 @@ def _is_of_a_stranger(name: str) -> bool:
 
 
 def _processes() -> frozenset[tuple[int, str]]:
-    """Descendants, and whatever says by its command that it is ours and nobody's child."""
+    """Descendants, and whoever has our cookie in its environment, though its parent has died."""
     found = set()
     for process in psutil.Process().children(recursive=True):
         try:
             found.add((process.pid, " ".join(process.cmdline())[:200] or process.name()))
         except psutil.Error:
             continue
-    for process in psutil.process_iter(["pid", "ppid", "cmdline"]):
-        command = " ".join(process.info["cmdline"] or ())
-        if process.info["ppid"] == 1 and ("dagsched.brokers" in command or "dagsched-" in command):
-            found.add((process.info["pid"], command[:200]))
+    for process in psutil.process_iter():
+        try:
+            command = " ".join(process.cmdline())
+            # A store's server writes its title over its environment; its directory is in the title.
+            is_ours = COOKIE in command or process.environ().get(COOKIE_NAME) == COOKIE
+            if is_ours and process.pid != os.getpid():
+                found.add((process.pid, command[:200] or process.name()))
+        except (psutil.Error, OSError):
+            continue  # it has gone meanwhile, or is another user's
     return frozenset(found)
 
 
