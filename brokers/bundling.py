@@ -6,7 +6,8 @@ bundles first.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from dagsched.brokers.state import (
     Int64,
     Subtree,
 )
+from dagsched.brokers.table import SMALL
 from dagsched.config import Config
 from dagsched.ids import BundleNo, SubtreeNo
 from dagsched.partition import cut_window
@@ -35,7 +37,6 @@ HOLDS = EXPORTED | OUTPUT | REFERENCED | PERSISTED
 RETURNED_GRAPH = -2  # in BrokerRun.bundle_of
 WINDOW_TASKS_MAX = 65_536
 BUNDLE_TASKS_MAX = 16_384
-SMALL = 48  # below this many elements Python loops beat numpy calls
 
 
 def make_subtree(message: PlaceSubtree, arrays: Sequence[Int32], flags: bytes) -> Subtree:
@@ -73,10 +74,10 @@ def count_uses(run: BrokerRun, subtree: Subtree) -> None:
         run.hold[deps[subtree.indptr[local] : subtree.indptr[local + 1]]] |= REFERENCED
 
 
-def gather(subtree: Subtree, positions: Int32) -> tuple[Int32, Int32]:
+def gather(subtree: Subtree, positions: Int32, *, is_rising: bool = True) -> tuple[Int32, Int32]:
     """Dependency counts of each position, and all their dependencies in order."""
     first, last = int(positions[0]) - subtree.lo, int(positions[-1]) - subtree.lo
-    if last - first + 1 == len(positions):
+    if is_rising and last - first + 1 == len(positions):
         counts = np.diff(subtree.indptr[first : last + 2])
         return counts, subtree.deps[subtree.indptr[first] : subtree.indptr[last + 1]]
     local = positions - subtree.lo
@@ -188,67 +189,161 @@ def hollow(subtree: Subtree) -> Subtree:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Several parts of a subtree at once: their tasks and edges, part after part."""
+
+    count: int
+    positions: Int32
+    labels: Int64  # which part a position is in
+    starts: list[int]  # where each part's positions begin; one more: where they end
+    ends: Int64  # dependencies up to and with each position
+    deps: Int32
+    consumers: Int64  # which part a dependency's task is in
+
+    @classmethod
+    def of(cls, subtree: Subtree, parts: Sequence[Int32]) -> "Parts":
+        """Gather the edges of all parts in one pass."""
+        sizes = [len(part) for part in parts]
+        labels = np.repeat(np.arange(len(parts)), sizes)
+        positions = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        is_rising = len(parts) == 1 or bool((positions[1:] > positions[:-1]).all())
+        counts, deps = gather(subtree, positions, is_rising=is_rising)
+        return cls(
+            count=len(parts),
+            positions=positions,
+            labels=labels,
+            starts=[0, *accumulate(sizes)],
+            ends=np.cumsum(counts),
+            deps=deps,
+            consumers=np.repeat(labels, counts),
+        )
+
+    def edge_starts(self) -> list[int]:
+        """Where each part's dependencies begin; one more: where they end."""
+        last = self.ends[np.array(self.starts[1:]) - 1]
+        return [0, *last.tolist()]
+
+
 def make_bundles(
     run: BrokerRun, subtree: Subtree, parts: Sequence[Int32], config: Config, first_number: int
 ) -> list[Bundle]:
     """Enter bundles of these positions, none of which is in a living bundle, into the run.
 
     Dependencies inside one bundle are no uses any more; for each other one that isn't there the
-    bundle waits: for the bundle that will make it, or else for the position itself.
+    bundle waits: for the bundle that will make it, or else for the position itself. All that its
+    message needs is made here, ahead of the moment when an executor waits for it.
     """
-    sizes = np.array([len(part) for part in parts])
-    labels = np.repeat(np.arange(len(parts)), sizes)
-    flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    run.bundle_of[flat] = labels + first_number
-    bundles = []
-    weights = np.bincount(
-        labels, task_seconds(run, subtree.function_of[flat - subtree.lo], config)
-    ).tolist()
-    for label, part in enumerate(parts):
-        solo = len(part) == 1 and bool(subtree.flags[part[0] - subtree.lo] & SOLO)
-        number = BundleNo(first_number + label)
-        bundle = Bundle(number, run, subtree, part, weights[label], solo)
-        run.bundles[number] = bundle
-        bundles.append(bundle)
+    whole = Parts.of(subtree, parts)
+    run.bundle_of[whole.positions] = whole.labels + first_number
+    inside = run.bundle_of[whole.deps] == whole.consumers + first_number
+    subtract_uses(run, whole.deps[inside])
+    bundles = _bundles(run, subtree, parts, whole, config, first_number)
     subtree.open_bundle_count += len(bundles)
-    deps_list, labels_list = [], []
-    for label, part in enumerate(parts):
-        _, deps = gather(subtree, part)
-        deps_list.append(deps)
-        labels_list.append(np.full(len(deps), label))
-    deps = np.concatenate(deps_list)
-    consumers = np.concatenate(labels_list)
-    producers = run.bundle_of[deps]
-    inside = producers == consumers + first_number
-    subtract_uses(run, deps[inside])
-    waits = ~inside & (run.object_of[deps] < 0)
-    if waits.any():
-        _enter_waits(run, bundles, deps[waits], consumers[waits], producers[waits])
+    keys = (whole.consumers[~inside] << 32) | whole.deps[~inside]
+    if len(keys):
+        keys, counts = np.unique(keys, return_counts=True)
+        imports = (keys & 0xFFFFFFFF).astype(np.int32)
+        borders = np.searchsorted(keys, np.arange(whole.count + 1) << 32).tolist()
+        for bundle, (start, end) in zip(bundles, pairwise(borders), strict=True):
+            bundle.imports, bundle.import_counts = imports[start:end], counts[start:end]
+        missing = run.object_of[imports] < 0
+        if missing.any():
+            _enter_waits(run, bundles, imports[missing], (keys[missing] >> 32))
     for bundle in bundles:
         if not bundle.waiting_count:
             bundle.move(BundleState.READY)
     return bundles
 
 
-def _enter_waits(
-    run: BrokerRun, bundles: list[Bundle], deps: Int32, consumers: Int64, producers: Int32
-) -> None:
+def _bundles(
+    run: BrokerRun,
+    subtree: Subtree,
+    parts: Sequence[Int32],
+    whole: Parts,
+    config: Config,
+    first_number: int,
+) -> list[Bundle]:
+    """The bundles, each with the frames of its message."""
+    local = whole.positions - subtree.lo
+    function_of, flags = subtree.function_of[local], subtree.flags[local]
+    weights = np.bincount(whole.labels, task_seconds(run, function_of, config)).tolist()
+    special = (flags & (SOLO | META | REFERENCED)) != 0
+    is_special = np.bincount(whole.labels, special).tolist() if special.any() else [0] * whole.count
+    exports, export_borders = _exports(run, subtree, whole)
+    edge_starts = whole.edge_starts()
+    bundles = []
+    for label, (start, end) in enumerate(pairwise(whole.starts)):
+        first_edge = edge_starts[label]
+        indptr = np.empty(end - start + 1, np.int32)
+        indptr[0] = 0
+        indptr[1:] = whole.ends[start:end]
+        indptr[1:] -= first_edge
+        number = BundleNo(first_number + label)
+        bundle = Bundle(
+            number, run, subtree, parts[label], weights[label],
+            solo=bool(is_special[label] and end == start + 1 and flags[start] & SOLO),
+            frames=(
+                parts[label].tobytes(),
+                indptr.tobytes(),
+                whole.deps[first_edge : edge_starts[label + 1]].tobytes(),
+                function_of[start:end].tobytes(),
+                exports[export_borders[label] : export_borders[label + 1]].tobytes(),
+            ),
+        )  # fmt: skip
+        if is_special[label]:
+            bundle.flags = flags[start:end]
+        run.bundles[number] = bundle
+        bundles.append(bundle)
+    return bundles
+
+
+def _exports(run: BrokerRun, subtree: Subtree, whole: Parts) -> tuple[Int32, list[int]]:
+    """What bundles must export, as pairs (first, count) that become one object each.
+
+    Neighbours are one block when they have the same first and last dependent: those are wanted by
+    the same bundles. Whatever is more than a plain result (a reference) stands alone.
+
+    Returns:
+        The pairs of all bundles, and where each bundle's begin (one more: where they end).
+    """
+    holds = run.hold[whole.positions]
+    wanted = np.flatnonzero((run.left[whole.positions] > 0) | (holds != 0))
+    if not len(wanted):
+        return np.zeros((0, 2), np.int32), [0] * (whole.count + 1)
+    exports, holds, labels = whole.positions[wanted], holds[wanted], whole.labels[wanted]
+    local = exports - subtree.lo
+    first, last = subtree.first_dependent[local], subtree.last_dependent[local]
+    breaks = (
+        (exports[1:] != exports[:-1] + 1)
+        | (labels[1:] != labels[:-1])
+        | (first[1:] != first[:-1])
+        | (last[1:] != last[:-1])
+        | (holds[1:] != holds[:-1])
+        | ((holds[1:] & (REFERENCED | PERSISTED)) != 0)
+    )
+    starts = np.concatenate((np.zeros(1, np.int64), np.flatnonzero(breaks) + 1))
+    pairs = np.empty((len(starts), 2), np.int32)
+    pairs[:, 0] = exports[starts]
+    pairs[:, 1] = np.diff(starts, append=len(exports))
+    borders = np.searchsorted(labels[starts], np.arange(whole.count + 1)).tolist()
+    return pairs, borders
+
+
+def _enter_waits(run: BrokerRun, bundles: list[Bundle], deps: Int32, consumers: Int64) -> None:
+    """Have bundles wait for `deps`, each named once for a consumer, which aren't there."""
+    producers = run.bundle_of[deps]
     made = producers >= 0
-    pairs = np.unique((consumers[made].astype(np.int64) << 32) | producers[made])
-    for pair in pairs.tolist():
+    for pair in np.unique((consumers[made] << 32) | producers[made]).tolist():
         producer = run.bundles.get(BundleNo(pair & 0xFFFFFFFF))
-        consumer = bundles[pair >> 32]
         if producer is not None:
-            producer.dependents.append(consumer)
-            consumer.waiting_count += 1
-    ended = np.array([number not in run.bundles for number in producers[made].tolist()], bool)
-    lone = ~made
-    lone[np.flatnonzero(made)[ended]] = True  # made here, lost since: will come by itself
-    pairs = np.unique((consumers[lone].astype(np.int64) << 32) | deps[lone])
-    for pair in pairs.tolist():
-        consumer = bundles[pair >> 32]
-        run.waiters.setdefault(pair & 0xFFFFFFFF, []).append(consumer)
-        consumer.waiting_count += 1
+            producer.dependents.append(bundles[pair >> 32])
+            bundles[pair >> 32].waiting_count += 1
+    # The rest comes from elsewhere, or was made here and lost since: it will come by itself.
+    lone = [number not in run.bundles for number in producers.tolist()]
+    for dep, consumer in zip(deps[lone].tolist(), consumers[lone].tolist(), strict=True):
+        run.waiters.setdefault(dep, []).append(bundles[consumer])
+        bundles[consumer].waiting_count += 1
 
 
 def subtract_uses(run: BrokerRun, deps: Int32) -> None:
@@ -277,30 +372,3 @@ def inner_deps(run: BrokerRun, bundle: Bundle, positions: Int32) -> Int32:
     _, deps = gather(bundle.subtree, positions)
     inner: Int32 = deps[run.bundle_of[deps] == bundle.number]
     return inner
-
-
-def export_groups(run: BrokerRun, bundle: Bundle) -> Int32:
-    """What a bundle must export, as pairs (first, count) that become one object each.
-
-    Neighbours are one block when they have the same first and last dependent: those are wanted by
-    the same bundles. Whatever is more than a plain result (a reference) stands alone.
-    """
-    positions, subtree = bundle.positions, bundle.subtree
-    holds = run.hold[positions]
-    wanted = (run.left[positions] > 0) | (holds != 0)
-    exports = positions[wanted]
-    if len(exports) < 2:
-        return np.array([[p, 1] for p in exports.tolist()], np.int32).reshape(-1)
-    local = exports - subtree.lo
-    holds = holds[wanted]
-    first, last = subtree.first_dependent[local], subtree.last_dependent[local]
-    breaks = (
-        (exports[1:] != exports[:-1] + 1)
-        | (first[1:] != first[:-1])
-        | (last[1:] != last[:-1])
-        | (holds[1:] != holds[:-1])
-        | ((holds[1:] & (REFERENCED | PERSISTED)) != 0)
-    )
-    starts = np.concatenate((np.zeros(1, np.int64), np.flatnonzero(breaks) + 1))
-    counts = np.diff(starts, append=len(exports))
-    return np.stack((exports[starts], counts.astype(np.int32)), axis=1).reshape(-1)

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from dagsched.brokers.bundling import export_groups, gather
 from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Executor, StoredObject
+from dagsched.brokers.table import SMALL
 from dagsched.config import Config
 from dagsched.errors import InternalError
 from dagsched.ids import BundleNo, ProcessId, RunNo
@@ -80,45 +80,32 @@ def pick_executor(
 
 
 def bundle_parcel(run: BrokerRun, bundle: Bundle, executor: Executor) -> Parcel:
-    """The message that sends a bundle to an executor; notes in the bundle what it takes.
+    """The message that sends a bundle to an executor.
 
     Raises:
         InternalError: a READY bundle lacks an input.
     """
-    positions, subtree = bundle.positions, bundle.subtree
-    counts, deps = gather(subtree, positions)
-    outside = deps[run.bundle_of[deps] != bundle.number] if len(deps) else deps
-    bundle.imports, bundle.import_counts = np.unique(outside, return_counts=True)
-    stored = _imported(run, bundle)
-    chunks = _new_chunks(run, positions, executor)
-    local = positions - subtree.lo
-    function_of = subtree.function_of[local]
-    functions = _new_functions(run, function_of, executor)
-    flags = subtree.flags[local]
-    meta = positions[(flags & META) != 0].tolist()
-    referenced = positions[(flags & REFERENCED) != 0].tolist()
-    indptr = np.zeros(len(positions) + 1, np.int32)
-    np.cumsum(counts, out=indptr[1:])
-    frames: list[Frame] = [
-        positions.tobytes(),
-        indptr.tobytes(),
-        deps.tobytes(),
-        function_of.tobytes(),
-        export_groups(run, bundle).tobytes(),
-    ]
+    chunks = _new_chunks(run, bundle.positions, executor)
+    functions = _new_functions(run, bundle, executor)
+    frames: list[Frame] = [*bundle.frames]
     frames += [run.chunks[chunk] for chunk in chunks]
     frames += [run.functions[function.index][1] for function in functions]
+    meta: list[int] = []
+    referenced: list[int] = []
+    if bundle.flags is not None:
+        meta = bundle.positions[(bundle.flags & META) != 0].tolist()
+        referenced = bundle.positions[(bundle.flags & REFERENCED) != 0].tolist()
     infos, ref_brokers = [], []
-    for item in stored:
-        info = item.info
+    for stored in _imported(run, bundle):
+        info = stored.info
         if meta:
-            ref_brokers.append((info.first, int(item.broker)))
+            ref_brokers.append((info.first, int(stored.broker)))
             info = ObjectInfo(
                 info.first, info.count, info.size_bytes, info.location, info.type_name
             )
         infos.append(info)
         if info.location is None:
-            frame = item.storage.frame if item.storage is not None else b""
+            frame = stored.storage.frame if stored.storage is not None else None
             frames.append(frame if frame is not None else b"")
     message = RunBundle(
         run.number, bundle.number, bundle.attempt, chunks, functions, infos,
@@ -128,14 +115,12 @@ def bundle_parcel(run: BrokerRun, bundle: Bundle, executor: Executor) -> Parcel:
 
 
 def _imported(run: BrokerRun, bundle: Bundle) -> list[StoredObject]:
-    imports = bundle.imports
-    if imports is None or not len(imports):
-        return []
-    indices = run.object_of[imports]
-    if len(indices) > 1:
-        indices = np.unique(indices)
+    if len(bundle.imports) > SMALL:
+        indices = np.unique(run.object_of[bundle.imports]).tolist()
+    else:
+        indices = list(dict.fromkeys(run.object_of[bundle.imports].tolist()))
     result = []
-    for index in indices.tolist():
+    for index in indices:
         stored = run.objects[index] if index >= 0 else None
         if stored is None:
             raise InternalError(
@@ -157,13 +142,11 @@ def _new_chunks(run: BrokerRun, positions: np.ndarray, executor: Executor) -> li
     return new
 
 
-def _new_functions(
-    run: BrokerRun, function_of: np.ndarray, executor: Executor
-) -> list[FunctionInfo]:
+def _new_functions(run: BrokerRun, bundle: Bundle, executor: Executor) -> list[FunctionInfo]:
     known = executor.functions.setdefault(run.number, set())
     if len(known) == len(run.functions):
         return []
-    new = sorted(set(function_of.tolist()) - known)
+    new = sorted(set(np.frombuffer(bundle.frames[3], np.int32).tolist()) - known)
     known.update(new)
     return [run.functions[index][0] for index in new]
 

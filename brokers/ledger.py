@@ -75,14 +75,13 @@ class Ledger:
         if len(deferred) and not run.cancelled:
             successors = self.rebundle(run, subtree, [deferred])
         self._wake_dependents(bundle, successors, expanded)
-        imports, counts = bundle.imports, bundle.import_counts
         self.retire(bundle)
-        if imports is not None and counts is not None:
-            self.core.table.consume(run, imports, counts)
-        for info in message.objects:
-            entered = self.core.table.find(run, run.number, info.first)
-            if entered is not None:
-                self.core.table.maybe_drop(run, entered)
+        self.core.table.consume(run, bundle.imports, bundle.import_counts)
+        if len(deferred):  # else all that was exported is needed
+            for info in message.objects:
+                entered = self.core.table.find(run, run.number, info.first)
+                if entered is not None:
+                    self.core.table.maybe_drop(run, entered)
         if not subtree.remaining_count:
             self.subtree_ended(run, subtree)
 
@@ -135,7 +134,7 @@ class Ledger:
     def pin_inputs(self, run: BrokerRun, executor: Executor) -> None:
         """The run ends: keep what its bundles in the executor may still read."""
         for bundle in executor.queue:
-            if bundle.run is run and bundle.imports is not None:
+            if bundle.run is run:
                 for index in np.unique(run.object_of[bundle.imports]).tolist():
                     stored = run.objects[index] if index >= 0 else None
                     if stored is not None:

@@ -26,6 +26,9 @@ class BundleState(Enum):
     DONE = auto()  # its tasks have ended, or were handed to other bundles
 
 
+NO_POSITIONS = np.zeros(0, np.int32)
+NO_COUNTS = np.zeros(0, np.int64)
+
 BUNDLE_MOVES = {
     BundleState.WAITING: {BundleState.READY, BundleState.DONE},
     BundleState.READY: {BundleState.DISPATCHED, BundleState.DONE},
@@ -44,13 +47,19 @@ class Bundle:
     positions: Int32  # rising
     weight_s: float
     solo: bool  # runs alone, on an executor that was idle
+    frames: tuple[bytes, ...]  # positions, indptr, deps, function_of, exports: see RunBundle
+    flags: NDArray[np.uint8] | None = None  # of its tasks, if one is more than a plain call
     state: BundleState = BundleState.WAITING
     waiting_count: int = 0  # bundles and single positions that it still waits for
     dependents: list["Bundle"] = field(default_factory=list)
     attempt: int = 1
     executor: ProcessId | None = None
-    imports: Int32 | None = None  # set at dispatch: what it takes from outside itself ..
-    import_counts: Int64 | None = None  # .. and by how many of its tasks
+    imports: Int32 = field(
+        default_factory=lambda: NO_POSITIONS
+    )  # what it takes from outside itself ..
+    import_counts: Int64 = field(
+        default_factory=lambda: NO_COUNTS
+    )  # .. and by how many of its tasks
     timed_out: bool = False
     pins: list["StoredObject"] = field(default_factory=list)  # inputs of an ended run, being read
 

@@ -15,6 +15,8 @@ from dagsched.errors import InternalError
 from dagsched.ids import ProcessId, RunNo
 from dagsched.protocol.messages import Frame, Location, ObjectInfo
 
+SMALL = 48  # below this many elements Python loops beat numpy calls
+
 
 class ObjectTable:
     """The objects of one node. `take_freed` pulls what the shell must give back."""
@@ -99,11 +101,23 @@ class ObjectTable:
 
     def consume(self, run: BrokerRun, positions: Int32, counts: Int64) -> None:
         """`counts` dependents of each of `positions` (unique) have had their value."""
-        if not len(positions):
+        if len(positions) <= SMALL:
+            self._consume_few(run, positions.tolist(), counts.tolist())
             return
         run.left[positions] -= counts
         spent = positions[(run.left[positions] == 0) & (run.hold[positions] == 0)]
         self._drop_unneeded(run, spent)
+
+    def _consume_few(self, run: BrokerRun, positions: list[int], counts: list[int]) -> None:
+        """The same in plain Python, which is faster than numpy for a handful."""
+        left, hold = run.left, run.hold
+        for position, count in zip(positions, counts, strict=True):
+            left[position] -= count
+            if not left[position] and not hold[position]:
+                index = run.object_of[position]
+                stored = run.objects[index] if index >= 0 else None
+                if stored is not None:
+                    self.maybe_drop(run, stored)
 
     def unhold(self, run: BrokerRun, positions: Int32, flags: int) -> None:
         """The master says that these flags hold `positions` no longer."""
