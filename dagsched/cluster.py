@@ -197,8 +197,10 @@ class Cluster:
 
     # --- runs -----------------------------------------------------------------------------------
 
-    def start_run(self, dag: object, *, timeout_s: float | None, priority: int) -> "Run":
-        """Make a graph and a plan of `dag`, and submit it."""
+    def start_run(
+        self, dag: object, *, timeout_s: float | None, priority: int, started: "list[Run]"
+    ) -> "Run":
+        """Make a graph and a plan of `dag`, and submit it; the run is in `started` before that."""
         from dagsched.graph import build_graph
         from dagsched.plan import ClusterShape
         from dagsched.planning import make_plan
@@ -217,6 +219,7 @@ class Cluster:
             self._running[number] = run
             if graph.persisted:
                 self._plan_by_run[number] = planned.plan
+        started.append(run)
         plan = planned.plan
         if plan.task_count == 0:
             self._finish_without_tasks(run)

@@ -51,12 +51,15 @@ def rundag(
         ...     rundag(env, delayed(max)(1, delayed(abs)(-2)))
         2
     """
-    run = submit(env, dag, timeout=timeout, priority=priority)
+    started: list[Run] = []
     try:
+        run = _submitted(env, dag, timeout, priority, started)
         wait_for_run(run, progress)
     except BaseException:
-        # Ctrl-C, or a progress bar that can't draw: nobody will ask for this run again.
-        run.cancel()
+        # Ctrl-C, which may come between any two steps, or a progress bar that can't draw: nobody
+        # will ask for this run again.
+        for run in started:
+            run.cancel()
         raise
     return run.result()
 
@@ -79,6 +82,13 @@ def submit(
         ...     run.result()
         3
     """
+    return _submitted(env, dag, timeout, priority, [])
+
+
+def _submitted(
+    env: "RunEnv", dag: object, timeout: float | None, priority: int, started: "list[Run]"
+) -> "Run":
+    """Check everything and start a run, which is in `started` before anything can run."""
     _check_environment(env)
     if timeout is not None:
         if isinstance(timeout, bool) or not isinstance(timeout, int | float):
@@ -87,7 +97,9 @@ def submit(
             raise ValueError(f"timeout must not be negative, not {timeout!r}")
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise TypeError(f"priority must be an int, not {type(priority).__name__}")
-    return env._cluster_in_use().start_run(_checked_dag(dag), timeout_s=timeout, priority=priority)
+    return env._cluster_in_use().start_run(
+        _checked_dag(dag), timeout_s=timeout, priority=priority, started=started
+    )
 
 
 def resume(env: "RunEnv", run_id: str) -> "Run":
