@@ -29,7 +29,7 @@ class Config:
     unknown_task_s: float = 0.001
     """How long a call of a function not yet measured is taken to last."""
 
-    overhead_s: float = 0.000_15
+    overhead_s: float = 0.000_3
     """What handing a bundle to an executor and back costs; less work than that isn't split off."""
 
     queue_slots_max: int = 2

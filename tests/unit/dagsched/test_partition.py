@@ -268,7 +268,7 @@ class TestWindow:
 
     def test_outside_dependencies_are_dropped(self) -> None:
         indptr, deps = csr([[-1], [-7, 0], [-2], [2, -3]])
-        weights_s = np.full(4, 1e-4)
+        weights_s = np.full(4, 3e-4)
         bundles = [
             part.tolist() for part in cut_window(indptr, deps, weights_s, NO_LEVELS, 2, CONFIG)
         ]
