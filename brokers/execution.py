@@ -148,6 +148,7 @@ class BundleRun:
         codes = self._codes()
         self.outcome.stamps.append(monotonic_ns())
         self.run_tasks(codes)
+        self.services.state.restore_streams()
         self._export()
         self.outcome.seconds = self._seconds()
         return self.outcome

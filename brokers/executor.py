@@ -132,6 +132,7 @@ class Executor:
     ) -> None:
         self._incarnation = incarnation
         self._settings = settings
+        self.env_token = settings.token
         self._status = status
         self._sender = Sender(sock)
         self._receiver = Receiver(sock)
@@ -315,6 +316,12 @@ class _Collector:
 
     def fetch_many(self, refs: Sequence[Ref]) -> list[object]:
         """The values of references, asked for together."""
+        for ref in refs:
+            if ref.env != self._executor.env_token:
+                raise ClosedError(
+                    f"{ref!r} can't be fetched here: it belongs to another environment; collect "
+                    "it in the client, and give its value instead"
+                )
         values: list[object] = []
         for start in range(0, len(refs), COLLECTED_AT_ONCE_MAX):
             values += self._fetch_some(refs[start : start + COLLECTED_AT_ONCE_MAX])

@@ -1,10 +1,12 @@
 """What tasks may change of their process, and putting it back before the next task sees it.
 
-Responsible for working directory, environment variables, soft limits, umask, signal handlers and
-locale. An audit hook notes changes of the first three, so that tasks which change nothing pay
-nothing; the rest is looked at once a bundle.
+Responsible for working directory, environment variables, soft limits, umask, signal handlers,
+locale and standard streams. An audit hook notes changes of the first three, so that tasks which
+change nothing pay nothing; the rest is looked at once a bundle.
 """
 
+import contextlib
+import fcntl
 import locale
 import os
 import resource
@@ -15,6 +17,7 @@ from types import FrameType
 
 _current: "ProcessState | None" = None
 _is_hooked = False
+_COPIES_FROM = 10  # copies of standard descriptors are above those that users count on
 
 
 class ProcessState:
@@ -26,18 +29,27 @@ class ProcessState:
         self._umask = 0o022
         self._locale = ""
         self._environ: dict[bytes, bytes] = {}
+        self._stream_copies: dict[int, int] = {}
         self._limits: dict[int, int] = {}  # changed by user code: the soft limit from before
 
     def watch(self) -> None:
         """What is now shall be so before each task from now on."""
         global _current, _is_hooked
-        self._directory = str(Path.cwd())
+        try:
+            self._directory = str(Path.cwd())
+        except FileNotFoundError:  # the client's was removed, and with it this process's
+            os.chdir("/")
+            self._directory = "/"
         self._umask = os.umask(0o022)
         os.umask(self._umask)
         self._locale = locale.setlocale(locale.LC_ALL)
         self._environ = dict(os.environb)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for fd in (0, 1, 2):
+            with contextlib.suppress(OSError):  # it isn't open
+                copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _COPIES_FROM)
+                self._stream_copies[fd] = copy
         _current = self
         if not _is_hooked:
             _is_hooked = True
@@ -63,6 +75,21 @@ class ProcessState:
             resource.setrlimit(which, (soft, hard))
         self._limits.clear()
         self.is_dirty = False  # putting things back was noted as well
+
+    def restore_streams(self) -> None:
+        """After the tasks of a bundle: open again which standard streams they closed.
+
+        Else a segment could be opened as descriptor 1, and the next `print` would write into it.
+        """
+        for fd, copy in self._stream_copies.items():
+            try:
+                os.fstat(fd)
+            except OSError:
+                os.dup2(copy, fd)
+        if sys.stdout is None or sys.stdout.closed:
+            sys.stdout = os.fdopen(1, "w", 1, closefd=False)
+        if sys.stderr is None or sys.stderr.closed:
+            sys.stderr = os.fdopen(2, "w", 1, closefd=False)
 
     def restore_rest(self) -> None:
         """After a bundle: put umask, signal handlers and locale back."""

@@ -208,6 +208,7 @@ class Cluster:
 
         assert self._core is not None
         graph = build_graph(dag, self._config.source_bytes_min, self._references.kept or None)
+        self._references.check_own(graph.sources)
         nodes = self.nodes or self._nodes
         shape = ClusterShape(len(nodes), sum(len(node.executorids) for node in nodes))
         planned = make_plan(graph, shape, self._config, self._core.estimates)
@@ -366,7 +367,7 @@ class Cluster:
 
     def stats(self) -> dict[str, Any]:
         """Numbers of the last run, with what the brokers hold now."""
-        from dagsched.stats import broker_rows, executor_rows, merge_live
+        from dagsched.stats import add_idle_nodes, broker_rows, executor_rows, merge_live
 
         live = self._ask_stats()
         numbers = self._last_numbers
@@ -374,6 +375,7 @@ class Cluster:
             rows = {"brokers": broker_rows(live), "executors": executor_rows(live)}
             return {"run": None, **rows, "store": self._store_state()}
         result = numbers.as_dict()
+        add_idle_nodes(result, live)
         merge_live(result["brokers"], live)
         result["store"] = self._store_state()
         return result

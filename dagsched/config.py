@@ -18,7 +18,10 @@ class Config:
     """Constants from this size on are stored once a node instead of travelling with their task."""
 
     segment_bytes: int = 64 << 20
-    """An arena grows by segments of this size (or of one object's size, where that is larger)."""
+    """An arena grows by segments of this size (or of one object's size, where that is larger).
+
+    Of segments that have become empty as many bytes stay, for their pages are warm.
+    """
 
     memory_limit_bytes: int | None = None
     """Most bytes of shared memory that one process's arena may take; None: what the system has."""

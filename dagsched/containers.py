@@ -1,25 +1,30 @@
 """Finds and replaces values (*leaves*) inside the containers that users build from.
 
-A container is a list, tuple, dict, set or frozenset (exactly these types), a namedtuple or a
-dataclass instance. Other subclasses may hold state that we can't rebuild, so they are taken as
-opaque values. Keys of dicts are never replaced. Nothing here recurses: containers may be nested
-more deeply than the interpreter's stack allows, be shared, and contain themselves.
+A container is a list, tuple, dict, set, frozenset, deque, OrderedDict or defaultdict (exactly
+these types), a namedtuple or a dataclass instance. Other subclasses may hold state that we can't
+rebuild, so they are taken as opaque values. Keys of dicts are never replaced. Nothing here
+recurses: containers may be nested more deeply than the interpreter's stack allows, be shared, and
+contain themselves.
 """
 
 import copy
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 Leaf = Callable[[object], bool]
 Replace = Callable[[object], object]
 
-_LIST, _TUPLE, _DICT, _SET, _FROZENSET, _NAMED_TUPLE, _DATACLASS = range(1, 8)
+_LIST, _TUPLE, _DICT, _SET, _FROZENSET, _NAMED_TUPLE, _DATACLASS, _DEQUE = range(1, 9)
 _KINDS: dict[type, int] = {
     list: _LIST,
     tuple: _TUPLE,
     dict: _DICT,
     set: _SET,
     frozenset: _FROZENSET,
+    OrderedDict: _DICT,
+    defaultdict: _DICT,
+    deque: _DEQUE,
 }
 _OPAQUE: dict[type, int] = dict.fromkeys(
     (int, float, complex, bool, str, bytes, bytearray, type(None), type, range), 0
@@ -233,7 +238,10 @@ class _Walk:
             raise ValueError("a tuple that contains itself can't hold delayed values")
         if kind == _DATACLASS:
             return copy.copy(self._values[key])
-        return type(self._values[key])()
+        value = self._values[key]
+        if type(value) is defaultdict:
+            return defaultdict(value.default_factory)
+        return deque(maxlen=value.maxlen) if kind == _DEQUE else type(value)()
 
     def _filled(self, key: int, children: list[object], built: dict[int, Any]) -> object:
         value, kind = self._values[key], self._kinds[key]
@@ -244,7 +252,7 @@ class _Walk:
         if kind == _NAMED_TUPLE:
             return tuple.__new__(type(value), children)
         shell: Any = built[key] if key in built else self._shell(key)
-        if kind == _LIST:
+        if kind in (_LIST, _DEQUE):
             shell.extend(children)
         elif kind == _DICT:
             shell.update(zip(value, children, strict=True))

@@ -474,6 +474,8 @@ def _amounts(option: str, value: Any) -> dict[str, float]:
 def _names(option: str, value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{option} must be a str or several, not {type(value).__name__}")
     names = (value,) if isinstance(value, str) else tuple(value)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"{option} must be a str or several, not {value!r}")

@@ -19,7 +19,7 @@ import numpy as np
 from dagsched.containers import leaves, rebuild
 from dagsched.delayed import DEFAULTS, Delayed, Options, function_name
 from dagsched.entries import Entry, Slot, is_slot, slot
-from dagsched.errors import CycleError
+from dagsched.errors import CycleError, GraphError
 from dagsched.plan import Int32, Int64
 from dagsched.ref import Ref
 
@@ -127,6 +127,7 @@ def build_graph(
 
     Raises:
         CycleError: A task needs itself, by way of a container that was changed later.
+        GraphError: A `Delayed` is a key of a dict.
 
     >>> from dagsched.delayed import delayed
     >>> graph = build_graph(delayed(max)(delayed(abs)(-3), 2))
@@ -426,6 +427,14 @@ class _Scanner:
             return True
         if kind in _CONTAINERS:
             self._container_count += 1
+            if kind is dict and not _IMMUTABLE.issuperset(map(type, item)):
+                self._plain = False
+                if any(type(name) is Delayed for name in item):
+                    assert self._owner is not None
+                    raise GraphError(
+                        f"an argument of {self._owner.key} is a dict with a Delayed as a key; only "
+                        "values may be Delayed: pass a list of pairs"
+                    )
             return False
         if kind is bytearray:
             size_bytes = len(item)

@@ -65,7 +65,7 @@ class BrokerProcesses:
             master_socket=str(self._names.master_socket),
             data_socket=str(self._names.broker_socket(node.brokerid, incarnation)),
             sys_path=import_path(),
-            cwd=str(Path.cwd()),
+            cwd=working_directory(),
             nodes=len(nodes),
             executors=sum(len(other.executorids) for other in nodes),
             config=self._config,
@@ -135,9 +135,17 @@ def kill_group(process: "subprocess.Popen[bytes]") -> None:
             logger.debug("process %d had gone by itself", process.pid)
 
 
+def working_directory() -> str:
+    """The working directory; the root if it has been removed."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return "/"
+
+
 def import_path() -> list[str]:
     """Where executors find the client's modules: its sys.path, the empty entry spelled out."""
-    cwd = str(Path.cwd())
+    cwd = working_directory()
     return list(dict.fromkeys(path or cwd for path in sys.path if isinstance(path, str)))
 
 

@@ -6,12 +6,12 @@ values that tasks with ``persist=True`` leave in the environment. The master hol
 
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from dagsched.answers import NO_ANSWER, Answers
-from dagsched.errors import ClosedError, InternalError, ObjectLost
-from dagsched.ref import Ref
+from dagsched.errors import ClosedError, GraphError, InternalError, ObjectLost
+from dagsched.ref import Ref, resolver_of
 
 if TYPE_CHECKING:
     from dagsched.delayed import Delayed
@@ -45,6 +45,21 @@ class References:
         # Touched by the master's thread only.
         self._count_by_object: dict[tuple[int, int], int] = {}
         self._kept: weakref.WeakKeyDictionary[Delayed, Ref] = weakref.WeakKeyDictionary()
+
+    def check_own(self, values: Iterable[object]) -> None:
+        """Only references of this environment can be used in it: numbers in others mean others.
+
+        Raises:
+            ClosedError: the environment of a reference among `values` has been closed.
+            GraphError: it is another one.
+        """
+        for value in values:
+            if type(value) is Ref and value.env != self._token:
+                resolver_of(value)
+                raise GraphError(
+                    f"{value!r} belongs to another environment: collect it first, and give its "
+                    "value instead"
+                )
 
     # --- values ---------------------------------------------------------------------------------
 

@@ -161,7 +161,13 @@ class Run:
         return min(record.done_count, record.total), record.total
 
     def add_done_callback(self, callback: "Callable[[Run], object]") -> None:
-        """Have ``callback(run)`` called once the run is over; at once if it is."""
+        """Have ``callback(run)`` called once the run is over; at once if it is.
+
+        Raises:
+            TypeError: `callback` can't be called.
+        """
+        if not callable(callback):
+            raise TypeError(f"a callback must be callable, not {type(callback).__name__}")
         with self._lock:
             if not self._ended.is_set():
                 self._callbacks.append(callback)
@@ -345,6 +351,8 @@ class Run:
             self._host.call_back(lambda callback=callback: callback(self))  # type: ignore[misc]  # mypy can't infer such lambdas
 
     def _wait(self, timeout: float | None) -> None:
+        if timeout is not None and (isinstance(timeout, bool) or not hasattr(timeout, "__float__")):
+            raise TypeError(f"timeout must be seconds, not {type(timeout).__name__}")
         if timeout is not None and timeout < 0:
             raise ValueError(f"timeout must not be negative, not {timeout!r}")
         if not self._ended.wait(timeout):

@@ -133,6 +133,29 @@ def merge_live(rows: list[dict[str, Any]], nodes: "Sequence[NodeStats]") -> None
             row.update({name: getattr(node, name) for name in LIVE_FIELDS})
 
 
+def add_idle_nodes(stats: dict[str, Any], nodes: "Sequence[NodeStats]") -> None:
+    """Put in the rows of those of the nodes now present that the last run did not need.
+
+    Args:
+        stats: of the run; brokers and executors are in order of broker afterwards.
+        nodes: all that are there now.
+    """
+    present = {row["id"] for row in stats["brokers"]}
+    idle = [node for node in nodes if node.id not in present]
+    if not idle:
+        return
+    nothing = dict.fromkeys(BROKER_FIELDS[2:], 0)
+    executor_nothing = {**dict.fromkeys(EXECUTOR_FIELDS[1:], 0), "busy_s": 0.0}
+    executor_nothing["idle_s"] = stats["run"]["duration_s"]
+    for node in idle:
+        stats["brokers"].append({"id": node.id, "host": node.host, **nothing})
+        stats["executors"] += [
+            {"node": node.id, "id": executor.id, **executor_nothing} for executor in node.executors
+        ]
+    stats["brokers"].sort(key=lambda row: row["id"])
+    stats["executors"].sort(key=lambda row: row["node"])
+
+
 def print_stats(env: "RunEnv", file: IO[str] | None = None) -> None:
     """Print the numbers of the environment's last run as tables.
 

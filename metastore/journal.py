@@ -214,7 +214,8 @@ class Journal:
             return not self._closing.is_set()
         self._wake.clear()
         self._is_idle = True
-        if not self._queue and not self._overflowed:
+        # `close` sets its flag before it wakes us; looked at before `clear`, it could be missed.
+        if not self._queue and not self._overflowed and not self._closing.is_set():
             self._wake.wait()
         self._is_idle = False
         if self._closing.is_set():

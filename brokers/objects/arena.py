@@ -168,14 +168,23 @@ class Arena:
         return True
 
     def _drop_cold(self) -> None:
-        """Unlink empty segments of single large objects, but the few latest."""
+        """Unlink empty segments: of single large objects all but the few latest.
+
+        Of the others the latest stay, as many as have room in one of the usual size: every process
+        of a node has an arena, and each would keep its own peak for good.
+        """
         usual = self._config.segment_bytes
-        large = [
-            segment
-            for segment, size in self._extents.segments.items()
-            if size > usual and self._extents.is_empty(segment)
-        ]
-        for segment in large[:-WARM_LARGE_SEGMENTS_MAX]:
+        sizes = self._extents.segments
+        empty = [segment for segment in sizes if self._extents.is_empty(segment)]
+        large = [segment for segment in empty if sizes[segment] > usual]
+        cold = large[:-WARM_LARGE_SEGMENTS_MAX]
+        room = usual
+        for segment in reversed(empty):
+            if sizes[segment] <= usual:
+                room -= sizes[segment]
+                if room < 0:
+                    cold.append(segment)
+        for segment in cold:
             self._drop(segment)
 
     def _drop_empty(self) -> None:

@@ -207,3 +207,21 @@ def divide_in(broker: int) -> object:
 def executor_pids(env: RunEnv) -> dict[int, int]:
     rundag(env, [good(n) for n in range(4)])
     return {row["id"]: row["restart_count"] for row in env.stats()["executors"]}
+
+
+def test_standard_streams_that_a_task_closed_harm_no_later_task(env: RunEnv) -> None:
+    import numpy as np
+
+    def close_all() -> None:
+        sys.stdout.close()
+        os.closerange(0, 3)
+
+    def told(size: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+        values = np.ones(size)
+        print("heard", flush=True)
+        return values
+
+    # Each executor has its turn; a large result opens a segment, that must not be descriptor 1.
+    assert rundag(env, [delayed(close_all)() for _ in range(8)]) == [None] * 8
+    for values in rundag(env, [delayed(told)(100_000) for _ in range(8)]):
+        assert values.sum() == 100_000

@@ -341,6 +341,21 @@ def test_a_working_directory_and_modules_of_the_client(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == (f"ABC {tmp_path}\n", "")
 
 
+def test_a_working_directory_that_has_been_removed() -> None:
+    result = script(
+        """
+        import os, tempfile
+        from dagsched import RunEnv, delayed, rundag
+        directory = tempfile.mkdtemp()
+        os.chdir(directory)
+        os.rmdir(directory)
+        with RunEnv(executors=1, metastore="memory://") as env:
+            print(rundag(env, delayed(sum)([1, 2])), rundag(env, delayed(os.getcwd)()))
+        """
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "3 /\n", "")
+
+
 def test_nothing_is_written_into_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dagsched import Ref, RunEnv, cleanup, collect, delayed, rundag
-from dagsched.errors import ClosedError, ObjectLost
+from dagsched.errors import ClosedError, GraphError, ObjectLost
 from tests import graphs
 
 
@@ -109,6 +109,24 @@ def test_after_cleanup_a_reference_is_closed() -> None:
     cleanup(env)
     with pytest.raises(ClosedError, match="environment has been closed"):
         collect(refs)
+
+
+def test_a_reference_of_another_environment_is_never_taken_for_an_own(env: RunEnv) -> None:
+    with (
+        RunEnv(executors=1, metastore="memory://") as first,
+        RunEnv(executors=1, metastore="memory://") as second,
+    ):
+        # Equal numbers: what told them apart is the environment alone.
+        (other,) = rundag(first, gathered(delayed(str)("first")))
+        (own,) = rundag(second, gathered(delayed(str)("second")))
+        assert (other.run, other.position) == (own.run, own.position)
+        with pytest.raises(GraphError, match="another environment"):
+            rundag(second, delayed(str)(other))
+        with pytest.raises(ClosedError, match="another environment"):
+            rundag(second, delayed(lambda hidden: collect(hidden()))(lambda: other))
+        assert collect(rundag(second, [other, own])) == ["first", "second"]
+    with pytest.raises(ClosedError, match="has been closed"):
+        rundag(env, delayed(str)(other))
 
 
 def test_sort_by_references(env: RunEnv) -> None:

@@ -295,6 +295,15 @@ def test_a_run_explains_its_tasks(env: RunEnv) -> None:
     assert any("ended, executed 1 time(s)" in line for line in run.story(second.key))
 
 
+def test_wrong_arguments_of_a_handle(env: RunEnv) -> None:
+    run = submit(env, add(1))
+    with pytest.raises(TypeError, match="timeout must be seconds, not str"):
+        run.result("soon")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a callback must be callable, not int"):
+        run.add_done_callback(5)  # type: ignore[arg-type]
+    assert run.result() == 1
+
+
 def test_progress_is_shown_when_asked_for(env: RunEnv, capsys: pytest.CaptureFixture[str]) -> None:
     assert rundag(env, [add(n) for n in range(50)], progress=True) == list(range(50))
     assert "50/50" in capsys.readouterr().err

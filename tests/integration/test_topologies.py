@@ -1,4 +1,4 @@
-"""The acceptance graphs on every topology and store, and what `reset` does to a cluster."""
+"""Clusters of several nodes: who works, what is refused, and what `reset` does to them."""
 
 import time
 from collections.abc import Iterator
@@ -10,9 +10,7 @@ from dagsched import (
     NodeEnv,
     RunEnv,
     addprocs,
-    collect,
     delayed,
-    print_stats,
     procs,
     reset,
     rmprocs,
@@ -25,82 +23,8 @@ from tests import graphs
 HOST = "127.0.0.1"
 
 
-def topology(name: str) -> tuple[list[NodeEnv] | None, set[int]]:
-    """Nodes after reserving processes, and the executors that may run tasks."""
-    if name == "none_added":
-        return None, set()
-    counts = {"master_only": 5, "one_node": 5, "two_nodes": 8, "selected": 5, "automatic": 4}
-    ids = addprocs(counts[name])
-    if name == "master_only":
-        return [NodeEnv(1, HOST, ids)], set(ids)
-    if name == "one_node":
-        return [NodeEnv(ids[0], HOST, ids[1:])], set(ids[1:])
-    if name == "two_nodes":
-        nodes = [NodeEnv(ids[0], HOST, ids[1:4]), NodeEnv(ids[4], HOST, ids[5:])]
-        return nodes, {*ids[1:4], *ids[5:]}
-    if name == "selected":
-        chosen = ids[::2]
-        return [NodeEnv(1, HOST, chosen)], set(chosen)
-    return None, set(ids[1:])
-
-
-def sort(env: RunEnv, count: int, chunk_count: int, result_count: int) -> None:
-    chunks = graphs.sort_inputs(count, chunk_count)
-    prepared = rundag(env, graphs.sort_preparation(chunks))
-    refs = [ref for ref, _ in prepared]
-    splitters: list[float] = []
-    if result_count > 1:
-        splitters = graphs.sort_splitters([collect(s) for _, s in prepared], result_count)
-    result = rundag(env, graphs.sort_graph(refs, splitters))
-    if result_count > 1:
-        result = rundag(env, graphs.sort_concatenation(result))
-    np.testing.assert_array_equal(result, np.sort(np.concatenate(chunks)))
-
-
 def nothing_lives(env: RunEnv) -> bool:
     return all(row["live_object_count"] == 0 for row in env.stats()["brokers"])
-
-
-@pytest.fixture(params=["memory", "embedded", "redis"])
-def metastore(request: pytest.FixtureRequest, redis_url: str) -> str | None:
-    if request.param == "redis":
-        return redis_url
-    return None if request.param == "embedded" else "memory://"
-
-
-@pytest.mark.parametrize(
-    "name", ["master_only", "one_node", "two_nodes", "selected", "automatic", "none_added"]
-)
-def test_acceptance_graphs(
-    name: str, metastore: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    nodes, executors = topology(name)
-    with RunEnv(nodes=nodes, metastore=metastore) as env:
-        if nodes is not None:
-            assert env.nodes == nodes
-        executors = executors or {number for node in env.nodes for number in node.executorids}
-        assert {number for node in env.nodes for number in node.executorids} == executors
-        env.wait_for_nodes(timeout=20)
-        dag, expected = graphs.straight([1] * 6**4)
-        run = submit(env, dag)
-        assert run.result(60) == expected
-        assert set(run.trace().executor.tolist()) <= executors
-        assert nothing_lives(env)
-        dag, expected = graphs.cross()
-        assert rundag(env, dag) == expected
-        sort(env, 100_000, 40, 1)
-        sort(env, 100_000, 40, 40)
-        assert nothing_lives(env)
-        dag, arrays = graphs.meta_graph()
-        gathered = collect(rundag(env, dag))
-        for value, array in zip(gathered, arrays, strict=True):
-            np.testing.assert_array_equal(value, array)
-        assert nothing_lives(env)
-        print_stats(env)
-        printed = capsys.readouterr().out
-        for number in executors:
-            assert f"executor {number} " in printed
-        assert env.stats()["store"]["state"] == "ok"
 
 
 def test_both_nodes_work() -> None:

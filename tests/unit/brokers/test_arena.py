@@ -78,6 +78,22 @@ def test_large_object_has_a_segment_that_goes_when_cold(prefix: str) -> None:
     arena.close()
 
 
+def test_empty_segments_stay_up_to_the_size_of_one(prefix: str) -> None:
+    arena = Arena(prefix, Config(segment_bytes=8 * MIB))
+    locations = []
+    for _ in range(8):
+        location, view = arena.write_raw(4 * MIB)
+        view.release()
+        locations.append(location)
+    assert list(segments(prefix).values()) == [4 * MIB, 4 * MIB, 8 * MIB, 8 * MIB, 8 * MIB]
+    for location in locations:
+        arena.free(location)
+    assert list(segments(prefix).values()) == [8 * MIB]
+    assert arena.total_bytes == 8 * MIB
+    arena.check()
+    arena.close()
+
+
 def test_limit_is_honoured_and_empty_segments_make_room(prefix: str) -> None:
     arena = Arena(prefix, Config(memory_limit_bytes=10 * MIB, segment_bytes=8 * MIB))
     small, view = arena.write_raw(1000)

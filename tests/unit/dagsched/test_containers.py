@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from typing import Any, NamedTuple
 
 import pytest
@@ -72,7 +72,19 @@ def test_rebuilds_each_kind_of_container(value: object, expected: object) -> Non
 
 @pytest.mark.parametrize(
     "value",
-    [5, "text", [1, [2]], (1,), {"a": {1}}, Point(1, 2), Box([1]), OrderedDict(a=A), range(3), Box],
+    [
+        5,
+        "text",
+        [1, [2]],
+        (1,),
+        {"a": {1}},
+        Point(1, 2),
+        Box([1]),
+        OrderedDict(a=1),
+        Counter(a=A),
+        range(3),
+        Box,
+    ],
 )
 def test_without_a_leaf_gives_the_very_same_object(value: object) -> None:
     assert named(value) is value
@@ -167,9 +179,29 @@ def test_a_leaf_may_be_a_container() -> None:
 
 
 def test_is_container() -> None:
-    assert [is_container(v) for v in ([], Point(1, 2), Box(1), "a", OrderedDict(), Box)] == [
-        True, True, True, False, False, False,
-    ]  # fmt: skip
+    looked_into = [[], Point(1, 2), Box(1), OrderedDict(), defaultdict(list), deque()]
+    assert all(map(is_container, looked_into))
+    assert not any(map(is_container, ["a", Counter(), Box]))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (OrderedDict(a=A, b=[B]), OrderedDict(a="a", b=["b"])),
+        (defaultdict(list, a=A), defaultdict(list, a="a")),
+        (deque([1, A, (B,)], maxlen=4), deque([1, "a", ("b",)], maxlen=4)),
+    ],
+)
+def test_containers_of_the_collections_module_keep_their_state(
+    value: object, expected: object
+) -> None:
+    found = named(value)
+    assert found == expected
+    assert type(found) is type(expected)
+    if isinstance(found, defaultdict):
+        assert found.default_factory is list
+    if isinstance(found, deque):
+        assert found.maxlen == 4
 
 
 nested = st.recursive(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dagsched.delayed import Delayed, delayed
 from dagsched.entries import Slot, fill
-from dagsched.errors import CycleError
+from dagsched.errors import CycleError, GraphError
 from dagsched.graph import TaskGraph, build_graph
 from dagsched.ref import Ref
 from tests import graphs
@@ -463,6 +463,21 @@ def nested_dags(draw: st.DrawFn) -> Any:
         kwargs = draw(st.dictionaries(st.sampled_from(["k", "l"]), argument, max_size=1))
         nodes.append(task(*args, **kwargs))
     return draw(argument)
+
+
+def test_a_dict_with_keys_of_users_own_types_needs_more_than_plain_pickle() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Key:
+        number: int
+
+    graph = build_graph(delayed(len)({Key(1): delayed(f)(1), "b": 2}))
+    assert bytes(graph.plain) == b"\1\0"
+    assert bytes(build_graph(delayed(len)({1: delayed(f)(1), "b": 2})).plain) == b"\1\1"
+
+
+def test_a_delayed_as_key_of_a_dict_is_an_error() -> None:
+    with pytest.raises(GraphError, match="with a Delayed as a key"):
+        build_graph(delayed(len)([{delayed(f)(1): 2}]))
 
 
 @settings(max_examples=200, deadline=None)

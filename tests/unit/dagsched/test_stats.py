@@ -9,6 +9,7 @@ from dagsched.protocol.messages import ExecutorStats, NodeStats
 from dagsched.run import RunRecord, RunShape
 from dagsched.stats import (
     RunNumbers,
+    add_idle_nodes,
     broker_rows,
     executor_rows,
     format_stats,
@@ -96,6 +97,27 @@ def test_what_brokers_hold_is_as_of_now() -> None:
     assert (rows[0]["live_object_count"], rows[0]["live_bytes"]) == (0, 1)
     assert rows[0]["received_count"] == 3
     assert rows[1]["live_object_count"] == 0
+
+
+def test_nodes_that_a_run_did_not_need_are_shown_as_idle() -> None:
+    stats = make_numbers().as_dict()
+    before = make_numbers().as_dict()
+    add_idle_nodes(stats, NODES)
+    assert stats == before
+    other = NodeStats(
+        4, "near", received_count=9, live_bytes=8, executors=[ExecutorStats(9, 1009, task_count=7)]
+    )
+    add_idle_nodes(stats, [*NODES, other])
+    assert [row["id"] for row in stats["brokers"]] == [2, 4, 5]
+    assert [row["id"] for row in stats["executors"]] == [3, 4, 9, 6]
+    assert stats["brokers"][0] == before["brokers"][0]
+    idle_broker, idle_executor = stats["brokers"][1], stats["executors"][2]
+    assert idle_broker == {**dict.fromkeys(before["brokers"][0], 0), "id": 4, "host": "near"}
+    assert idle_executor == {
+        **dict.fromkeys(before["executors"][0], 0), "node": 4, "id": 9, "idle_s": 2.5
+    }  # fmt: skip
+    merge_live(stats["brokers"], [other])
+    assert stats["brokers"][1]["live_bytes"] == 8
 
 
 def test_longest_path_of_a_chain_a_diamond_and_nothing() -> None:

@@ -252,6 +252,30 @@ def test_close_gives_up_a_store_that_is_away(journal: Journal, store: TroubledSt
     }
 
 
+def test_close_is_noticed_however_soon_it_comes(store: TroubledStore) -> None:
+    # The thread is held just before it clears its wake-up, which `close` sets meanwhile.
+    journal = Journal(store, CONFIG)
+    is_waking, may_clear = threading.Event(), threading.Event()
+
+    class Held(threading.Event):
+        def set(self) -> None:
+            super().set()
+            may_clear.set()
+
+        def clear(self) -> None:
+            is_waking.set()
+            assert may_clear.wait(10)
+            super().clear()
+
+    journal._wake = Held()
+    journal.open()
+    assert is_waking.wait(10)
+    closer = threading.Thread(target=lambda: journal.close(flush_timeout_s=0), daemon=True)
+    closer.start()
+    closer.join(10)
+    assert not closer.is_alive()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_defect_is_told_and_no_flush_hangs(store: TroubledStore) -> None:
     def convert(item: object) -> Record:
