@@ -138,10 +138,12 @@ class Exchange:
         if run is None and peer == core.broker and number not in core.ended_runs:
             self._early_stored.setdefault(number, []).append(info)
             return
-        if run is not None and peer != core.broker:
-            run.counters.in_bytes += 0 if info_only else info.size_bytes
         key = (number, info.first)
         targets = self._redirects.pop(key, ())
+        # A value of an ended run comes for the run that was given a reference to it.
+        reader = core.runs.get(targets[0][0]) if targets else run
+        if reader is not None and peer != core.broker and not info_only:
+            reader.counters.in_bytes += info.size_bytes
         collecting = self._collecting.pop(key, ())
         stored: StoredObject | None = None
         if run is not None and run.object_of[info.first] < 0:
