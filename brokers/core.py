@@ -443,7 +443,6 @@ class BrokerCore:
             heapq.heappop(run.ready)
             parcel = dispatch.bundle_parcel(run, bundle, executor)
             bundle.move(BundleState.DISPATCHED)
-            bundle.executor = executor.id
             bundle.subtree.open_bundle_count -= 1
             executor.queue.append(bundle)
             run.served_s += bundle.weight_s

@@ -202,7 +202,6 @@ class Ledger:
     def requeue(self, bundle: Bundle) -> None:
         """Dispatch again what an executor that is gone had; nobody is charged."""
         bundle.attempt += 1
-        bundle.executor = None
         bundle.subtree.open_bundle_count += 1
         bundle.move(BundleState.READY)
         dispatch.push_ready(bundle.run, bundle)

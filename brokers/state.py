@@ -53,7 +53,6 @@ class Bundle:
     waiting_count: int = 0  # bundles and single positions that it still waits for
     dependents: list["Bundle"] = field(default_factory=list)
     attempt: int = 1
-    executor: ProcessId | None = None
     imports: Int32 = field(
         default_factory=lambda: NO_POSITIONS
     )  # what it takes from outside itself ..

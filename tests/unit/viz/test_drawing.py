@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import networkx as nx
 import numpy as np
 import pytest
 
@@ -56,8 +57,7 @@ def test_containers_are_drawn_as_one_graph(container) -> None:
 
 
 def test_a_networkx_graph_is_drawn() -> None:
-    networkx = pytest.importorskip("networkx")
-    graph = networkx.DiGraph()
+    graph = nx.DiGraph()
     graph.add_node("load", func=abs, args=(1,))
     graph.add_node("sum", func=add)
     graph.add_edge("load", "sum")
