@@ -202,9 +202,11 @@ class Exchange:
         """Another node wants these: now, or as soon as they are there."""
         run = self.core.runs.get(number)
         if self._is_ahead(number, epoch):
-            if len(self._early) < EARLY_MAX:
+            if sum(map(len, self._early.values())) < EARLY_MAX:
                 early = self._early.setdefault(number, [])
                 early.append((peer, epoch, positions, info_only))
+            else:  # rather a clear answer than none
+                self._missing.setdefault((peer, number), []).extend(positions)
             return
         answered: set[int] = set()
         for position in positions:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dagsched import __version__
+from tests.checkout import ROOT, listed_files
 
-ROOT = Path(__file__).parents[2]
 LINKS = ("brokers", "metastore", "viz")
 PROBE = """
 import dagsched, dagsched.brokers, dagsched.brokers.objects, dagsched.metastore, dagsched.viz
@@ -79,22 +79,7 @@ def test_the_version_stands_in_one_place() -> None:
 
 def copy_of_checkout(target: Path) -> Path:
     """What a clone has, so that building leaves nothing in ours."""
-    listed = subprocess.run(
-        [
-            "git",
-            "-c",
-            "safe.directory=*",
-            "ls-files",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-            "-z",
-        ],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    ).stdout.decode()
-    for name in filter(None, listed.split("\0")):
+    for name in listed_files():
         source, copy = ROOT / name, target / name
         if source.is_symlink():
             copy.parent.mkdir(parents=True, exist_ok=True)

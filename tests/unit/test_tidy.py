@@ -6,14 +6,14 @@ command line.
 
 import ast
 import re
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.checkout import ROOT, listed_files
+
 PACKAGES = {
     "dagsched": ROOT / "dagsched",
     "dagsched.brokers": ROOT / "brokers",
@@ -87,22 +87,7 @@ PURE_METASTORE = {
 
 def tracked_files() -> list[Path]:
     """Files of the checkout that git knows or would take."""
-    listed = subprocess.run(
-        [
-            "git",
-            "-c",
-            "safe.directory=*",
-            "ls-files",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-            "-z",
-        ],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    paths = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    paths = [ROOT / name for name in listed_files()]
     return [path for path in paths if path.is_file() and not path.is_symlink()]
 
 
