@@ -128,9 +128,12 @@ class SetExecutors(Struct, frozen=True, tag="executors"):
 
 
 class PlaceSubtree(Struct, frozen=True, tag="place"):
-    """Run the tasks at positions ``lo:hi``.
+    """Run the tasks at positions ``lo:hi``, or those of them that are `members`.
 
-    Frames: indptr (hi - lo + 1, from 0), deps (positions), function_of (index per task),
+    A subtree with members is a *piece*: what of a subtree is to be computed again after a loss. It
+    has a number of its own; rows of tasks that are no members are empty.
+
+    Frames: members (positions; empty: all), indptr (hi - lo + 1, from 0), deps (positions), function_of (index per task),
     flags (uint8 a task), levels (see RunPlan.level_starts; empty: depth-first order), import
     positions (sorted, unique: what these tasks need from outside lo:hi), import brokers (broker id
     that has or will have it, a place each; 0: a PutObjects or a Redirect brings it), then chunks
@@ -158,6 +161,43 @@ class PutObjects(Struct, frozen=True, tag="put"):
 
 class Release(Struct, frozen=True, tag="release"):
     """No part outside its own subtree needs these any more. Frame: positions."""
+
+    run: int
+
+
+class AskHoldings(Struct, frozen=True, tag="ask_holdings"):
+    """Answer `Holdings` for each of these runs, after telling again what the master may not know.
+
+    Those are outputs, failures, and graphs that tasks returned. Everything that the answer names is
+    held as EXPORTED until `Release` says otherwise.
+    """
+
+    number: int  # of the recovery: answers to an older one are stale
+    runs: Sequence[int]
+
+
+class Relocate(Struct, frozen=True, tag="relocate"):
+    """Values that this node may still lack have another holder now: ask it for those needed.
+
+    Frames: positions; brokers (broker id of each).
+    """
+
+    run: int
+
+
+class TakeObjects(Struct, frozen=True, tag="take"):
+    """Fetch these objects of `source_broker`, hold them (EXPORTED), answer `ObjectsTaken`.
+
+    Frame: positions. With `kept` they are of an ended run, and stay for a Ref until `Release`.
+    """
+
+    run: int
+    source_broker: int
+    kept: bool = False
+
+
+class DrainRun(Struct, frozen=True, tag="drain"):
+    """Begin no further bundle of the run; answer `Drained` when none is with an executor."""
 
     run: int
 
@@ -214,21 +254,27 @@ class Shutdown(Struct, frozen=True, tag="shutdown"):
 
 
 MasterToBroker = (
-    Welcome | SetPeers | SetExecutors | PlaceSubtree | PutObjects | Release | Redirect | CancelRun
-    | EndRun | FetchValue | AskStats | Ping | Shutdown
+    Welcome | SetPeers | SetExecutors | PlaceSubtree | PutObjects | Release | AskHoldings | Relocate
+    | TakeObjects | DrainRun | Redirect | CancelRun | EndRun | FetchValue | AskStats | Ping | Shutdown
 )  # fmt: skip
 
 # --- broker -> master ---------------------------------------------------------------------------
 
 
 class BrokerHello(Struct, frozen=True, tag="hello"):
-    """First message of a broker. `address` is its data port, for other brokers."""
+    """First message of a broker. `address` is its data port, for other brokers.
+
+    A broker whose master was lost presents itself to the next one as an *orphan*: under a new id,
+    unique on its machine, with the runs that it holds.
+    """
 
     broker: int
     pid: int
     host: str
     address: str
     version: tuple[str, str, int]  # Python major.minor, dagsched, protocol
+    runs: Sequence[int] = ()  # of an orphan
+    executors: Sequence[int] = ()  # of an orphan
 
 
 class ExecutorChanged(Struct, frozen=True, tag="executor"):
@@ -295,6 +341,39 @@ class TaskExpanded(Struct, frozen=True, tag="expanded"):
     position: int
 
 
+class Holdings(Struct, frozen=True, tag="holdings"):
+    """Answer to `AskHoldings`: all that the node has of a run.
+
+    Frames: first positions and counts of its objects (blocks), sizes in bytes (int64); positions
+    that it has asked of nodes that are gone and still needs; positions of tasks that returned a
+    graph whose value has not come.
+    """
+
+    run: int
+    number: int
+    subtrees: Sequence[tuple[int, int, int]]  # number, attempt, tasks not ended
+    done_count: int = 0
+
+
+class ObjectsTaken(Struct, frozen=True, tag="taken"):
+    """Answer to `TakeObjects`. Frames: positions that are here now; those that were not to be had."""
+
+    run: int
+
+
+class Drained(Struct, frozen=True, tag="drained"):
+    """Answer to `DrainRun`."""
+
+    run: int
+
+
+class AskWhere(Struct, frozen=True, tag="ask_where"):
+    """A task collects a Ref whose holder is gone: answer `Relocate` (broker 0: nobody has it)."""
+
+    run: int
+    position: int
+
+
 class RunClosed(Struct, frozen=True, tag="closed"):
     """Answer to `EndRun`; `stats` as in `Stats`."""
 
@@ -358,7 +437,7 @@ class Pong(Struct, frozen=True, tag="pong"):
 
 BrokerToMaster = (
     BrokerHello | ExecutorChanged | OutputsReady | TaskTrace | SubtreeDone | Progress | TaskFailed
-    | TaskExpanded | RunClosed | Value | Stats | Pong
+    | TaskExpanded | Holdings | ObjectsTaken | Drained | AskWhere | RunClosed | Value | Stats | Pong
 )  # fmt: skip
 
 # --- broker <-> broker --------------------------------------------------------------------------
