@@ -33,8 +33,13 @@ check: lint ## style, types, and the tests that need no other process; below 90 
 	$(BIN)/python -m pytest -q -m 'not slow' $(wildcard tests/unit tests/property tests/sim)
 
 .PHONY: test
-test: $(STAMP) ## the whole suite (needs a redis-server binary)
-	$(BIN)/python -m pytest -q
+test: $(STAMP) ## all but the slow part of make chaos (needs a redis-server binary)
+	$(BIN)/python -m pytest -q --ignore=tests/chaos
+	$(BIN)/python -m pytest -q -m 'not slow' tests/chaos
+
+.PHONY: chaos
+chaos: $(STAMP) ## kills, stops, full memory and disks, hostile tasks; minutes
+	$(BIN)/python -m pytest -q tests/chaos
 
 .PHONY: format
 format: $(STAMP) ## let the formatter write
