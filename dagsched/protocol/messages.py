@@ -11,9 +11,20 @@ Nothing here is ever unpickled by master or brokers.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
+from dagsched.protocol.asking import AskTask, TaskAnswer, TaskRetried
+from dagsched.protocol.structs import (
+    ExitInfo,
+    Failure,
+    Frame,
+    FunctionInfo,
+    Location,
+    ObjectInfo,
+    Struct,
+    TaskOptions,
+)
 
-Frame = bytes | bytearray | memoryview
+# Records that messages share stand in `structs`, and are imported from here.
+__all__ = ["ExitInfo", "Failure", "Frame", "FunctionInfo", "Location", "ObjectInfo", "TaskOptions"]
 
 CHUNK_TASKS = 64
 """Argument entries of the tasks at positions ``64 * c`` up to ``64 * c + 63`` are chunk ``c``."""
@@ -25,85 +36,6 @@ REFERENCED = 4  # a task gets a Ref to it: an object of its own, kept until the 
 SOLO = 8  # is dispatched as a bundle of its own, to an idle executor (timeouts, meta)
 META = 16  # its function gets a Ref for each input, not the values
 PERSISTED = 32  # kept in the environment after the run
-
-
-class Struct(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Base of all wire structs: positional, immutable."""
-
-
-class Location(Struct, frozen=True):
-    """Where an object's bytes lie in the shared memory of its node."""
-
-    segment: str
-    offset: int
-    size_bytes: int
-
-
-class ObjectInfo(Struct, frozen=True):
-    """An object: the sealed value of one position, or a block of several consecutive ones.
-
-    With ``location`` None the bytes are the next unused frame of the parcel. Inline bytes are one
-    pickle (of the value, or for ``count > 1`` of the list of values); bytes in shared memory have
-    the layout of `dagsched.brokers.objects.layout` and always hold one value.
-    """
-
-    first: int
-    count: int
-    size_bytes: int
-    location: Location | None = None
-    type_name: str = ""  # of the value; only for REFERENCED and OUTPUT positions
-    refs: Sequence[tuple[int, int]] = ()  # (run, position) of Refs that the value contains
-
-
-class TaskOptions(Struct, frozen=True):
-    """What a task asked for beyond the defaults."""
-
-    position: int
-    retries: int = 0
-    timeout_s: float | None = None
-    priority: int = 0
-    crash_limit: int = 3
-
-
-class FunctionInfo(Struct, frozen=True):
-    """A function of the run; its pickle is a frame, sent once to each node and executor."""
-
-    index: int
-    digest: bytes  # 16 bytes, of the pickle
-    name: str
-    seconds: float | None  # measured mean duration of one call, where known
-
-
-class ExitInfo(Struct, frozen=True):
-    """How an executor ended."""
-
-    exit_code: int | None = None
-    signal: int | None = None
-    rss_bytes: int = 0
-    log_tail: str = ""
-
-
-class Failure(Struct, frozen=True):
-    """A task that has failed for good; `kind` says how to read it.
-
-    ``raised``: the next unused frame is the pickled exception (empty if it could not travel).
-    ``not_exception``: the same, of something that is no Exception (SystemExit, ..).
-    ``result``: its result could not be pickled, ``text`` says why and ``path`` where.
-    ``argument``: its arguments or function could not be unpickled in the executor.
-    ``lost``: executors died while it ran; `exit` tells of the last.
-    ``timeout``, ``memory``: it took too long; shared memory was full.
-    """
-
-    position: int
-    attempt: int
-    kind: str
-    type_name: str = ""
-    text: str = ""
-    traceback: str = ""
-    path: str = ""
-    executor: int = 0
-    exit: ExitInfo | None = None
-
 
 # --- master -> broker ---------------------------------------------------------------------------
 
@@ -133,10 +65,11 @@ class PlaceSubtree(Struct, frozen=True, tag="place"):
     A subtree with members is a *piece*: what of a subtree is to be computed again after a loss. It
     has a number of its own; rows of tasks that are no members are empty.
 
-    Frames: members (positions; empty: all), indptr (hi - lo + 1, from 0), deps (positions), function_of (index per task),
-    flags (uint8 a task), levels (see RunPlan.level_starts; empty: depth-first order), import
-    positions (sorted, unique: what these tasks need from outside lo:hi), import brokers (broker id
-    that has or will have it, a place each; 0: a PutObjects or a Redirect brings it), then chunks
+    Frames: members (positions; empty: all), indptr (hi - lo + 1, from 0), deps (positions),
+    function_of (index per task), flags (uint8 a task), levels (see RunPlan.level_starts; empty:
+    depth-first order), import positions (sorted, unique: what these tasks need from outside lo:hi),
+    import brokers (broker id that has or will have it, a place each; 0: a PutObjects or a Redirect
+    brings it), then chunks
     ``lo // 64 .. (hi - 1) // 64``, then one pickle for each of `functions` that has ``True``.
     """
 
@@ -255,7 +188,8 @@ class Shutdown(Struct, frozen=True, tag="shutdown"):
 
 MasterToBroker = (
     Welcome | SetPeers | SetExecutors | PlaceSubtree | PutObjects | Release | AskHoldings | Relocate
-    | TakeObjects | DrainRun | Redirect | CancelRun | EndRun | FetchValue | AskStats | Ping | Shutdown
+    | TakeObjects | DrainRun | Redirect | CancelRun | EndRun | FetchValue | AskStats | AskTask
+    | Ping | Shutdown
 )  # fmt: skip
 
 # --- broker -> master ---------------------------------------------------------------------------
@@ -278,11 +212,12 @@ class BrokerHello(Struct, frozen=True, tag="hello"):
 
 
 class ExecutorChanged(Struct, frozen=True, tag="executor"):
-    """An executor is there (pid, restarts so far) or is gone (pid 0)."""
+    """An executor is there (pid, restarts so far) or is gone (pid 0; `end` says how)."""
 
     executor: int
     pid: int
     restarts: int
+    end: ExitInfo | None = None  # with the last of what it printed only
 
 
 class OutputsReady(Struct, frozen=True, tag="outputs"):
@@ -356,7 +291,7 @@ class Holdings(Struct, frozen=True, tag="holdings"):
 
 
 class ObjectsTaken(Struct, frozen=True, tag="taken"):
-    """Answer to `TakeObjects`. Frames: positions that are here now; those that were not to be had."""
+    """Answer to `TakeObjects`. Frames: positions that are here now; those not to be had."""
 
     run: int
 
@@ -420,6 +355,8 @@ class NodeStats(Struct, frozen=True):
     retry_count: int = 0
     stale_count: int = 0
     executors: Sequence[ExecutorStats] = ()
+    crash_retry_count: int = 0  # of `retry_count`: executors died
+    timeout_retry_count: int = 0
 
 
 class Stats(Struct, frozen=True, tag="stats"):
@@ -437,7 +374,8 @@ class Pong(Struct, frozen=True, tag="pong"):
 
 BrokerToMaster = (
     BrokerHello | ExecutorChanged | OutputsReady | TaskTrace | SubtreeDone | Progress | TaskFailed
-    | TaskExpanded | Holdings | ObjectsTaken | Drained | AskWhere | RunClosed | Value | Stats | Pong
+    | TaskExpanded | TaskRetried | Holdings | ObjectsTaken | Drained | AskWhere | RunClosed | Value
+    | Stats | TaskAnswer | Pong
 )  # fmt: skip
 
 # --- broker <-> broker --------------------------------------------------------------------------
@@ -583,6 +521,7 @@ class BundleDone(Struct, frozen=True, tag="bundle_done"):
     read_bytes: int
     written_bytes: int
     rss_peak_bytes: int
+    retries: Sequence[TaskRetried] = ()  # of `retry_count` the first ones; `run` is 0
 
 
 class GetValue(Struct, frozen=True, tag="get_value"):

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dagsched.errors import ProtocolError
 from dagsched.plan import ConstantSource, RefSource, RunPlan
-from dagsched.protocol.messages import CHUNK_TASKS, Frame, FunctionInfo, Struct, TaskOptions
+from dagsched.protocol.messages import CHUNK_TASKS, Frame, FunctionInfo, TaskOptions
+from dagsched.protocol.structs import Struct
 
 VERSION = 1
 """Changes with the meaning of the frames."""

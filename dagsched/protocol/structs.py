@@ -1,0 +1,85 @@
+"""The base of all wire structs, and the records that several messages share. Pure."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+Frame = bytes | bytearray | memoryview
+
+
+class Struct(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of all wire structs: positional, immutable."""
+
+
+class Location(Struct, frozen=True):
+    """Where an object's bytes lie in the shared memory of its node."""
+
+    segment: str
+    offset: int
+    size_bytes: int
+
+
+class ObjectInfo(Struct, frozen=True):
+    """An object: the sealed value of one position, or a block of several consecutive ones.
+
+    With ``location`` None the bytes are the next unused frame of the parcel. Inline bytes are one
+    pickle (of the value, or for ``count > 1`` of the list of values); bytes in shared memory have
+    the layout of `dagsched.brokers.objects.layout` and always hold one value.
+    """
+
+    first: int
+    count: int
+    size_bytes: int
+    location: Location | None = None
+    type_name: str = ""  # of the value; only for REFERENCED and OUTPUT positions
+    refs: Sequence[tuple[int, int]] = ()  # (run, position) of Refs that the value contains
+
+
+class TaskOptions(Struct, frozen=True):
+    """What a task asked for beyond the defaults."""
+
+    position: int
+    retries: int = 0
+    timeout_s: float | None = None
+    priority: int = 0
+    crash_limit: int = 3
+
+
+class FunctionInfo(Struct, frozen=True):
+    """A function of the run; its pickle is a frame, sent once to each node and executor."""
+
+    index: int
+    digest: bytes  # 16 bytes, of the pickle
+    name: str
+    seconds: float | None  # measured mean duration of one call, where known
+
+
+class ExitInfo(Struct, frozen=True):
+    """How an executor ended."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    rss_bytes: int = 0
+    log_tail: str = ""
+
+
+class Failure(Struct, frozen=True):
+    """A task that has failed for good; `kind` says how to read it.
+
+    ``raised``: the next unused frame is the pickled exception (empty if it could not travel).
+    ``not_exception``: the same, of something that is no Exception (SystemExit, ..).
+    ``result``: its result could not be pickled, ``text`` says why and ``path`` where.
+    ``argument``: its arguments or function could not be unpickled in the executor.
+    ``lost``: executors died while it ran; `exit` tells of the last.
+    ``timeout``, ``memory``: it took too long; shared memory was full.
+    """
+
+    position: int
+    attempt: int
+    kind: str
+    type_name: str = ""
+    text: str = ""
+    traceback: str = ""
+    path: str = ""
+    executor: int = 0
+    exit: ExitInfo | None = None
