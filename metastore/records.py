@@ -54,13 +54,18 @@ class NodesChanged:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """First record of a run: its plan, encoded by `dagsched.protocol.plans`."""
+    """First record of a run: its plan, encoded by `dagsched.protocol.plans`.
+
+    No plan: the run has ended and need never be computed again. `client` is what the client needs
+    to make a handle of the run again.
+    """
 
     KIND: ClassVar[int] = 3
     priority: int
     timeout_s: float | None
     plan_frames: Sequence[Frame]
     parent: tuple[int, int] | None = None  # run and position of the task that returned this graph
+    client: Frame = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +105,12 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A task failed for good; `data` is the pickled exception, or empty."""
+    """A task failed for good on `node`; `data` is the pickled exception, or empty."""
 
     KIND: ClassVar[int] = 7
     failure: Failure
     data: Frame = b""
+    node: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +232,8 @@ def _fields(record: Record) -> list[object]:
         case Outputs(epoch, objects, data):
             plain = [(broker, msgspec.to_builtins(info)) for broker, info in objects]
             return [epoch, plain, list(data)]
-        case Failed(failure, data):
-            return [msgspec.to_builtins(failure), data]
+        case Failed(failure, data, node):
+            return [msgspec.to_builtins(failure), data, node]
         case _:
             return [getattr(record, name) for name in record.__slots__]
 
@@ -239,8 +245,8 @@ def _outputs(epoch: int, objects: object, data: Sequence[bytes]) -> Outputs:
     return Outputs(epoch, exact, data)
 
 
-def _failed(failure: object, data: bytes) -> Failed:
-    return Failed(msgspec.convert(failure, Failure), data)
+def _failed(failure: object, data: bytes, node: int | None = None) -> Failed:
+    return Failed(msgspec.convert(failure, Failure), data, node)
 
 
 _DECODERS: dict[int, Callable[..., Record]] = {

@@ -23,7 +23,7 @@ from dagsched.config import Config
 from dagsched.errors import InternalError, ProtocolError
 from dagsched.ids import ProcessId, RunNo
 from dagsched.master.events import RunProgressed, StatsArrived, TracesArrived, ValueArrived
-from dagsched.master.journal import SubtreeEnded
+from dagsched.master.journal import ClientPart, SubtreeEnded
 from dagsched.master.kept import KeptObjects
 from dagsched.master.lives import Lives
 from dagsched.master.members import Members, Version, WantedNode
@@ -114,6 +114,7 @@ class MasterCore:
         priority: int = 0,
         timeout_s: float | None = None,
         parent: tuple[int, int] | None = None,
+        client: ClientPart = b"",
     ) -> None:
         """Start a run; `run` is a number never used before, below 2**40.
 
@@ -124,7 +125,9 @@ class MasterCore:
             raise InternalError(f"run {run} was submitted after the environment was closed")
         number = RunNo(run)
         above = None if parent is None else (RunNo(parent[0]), parent[1])
-        self._lives.open(number, plan, now, priority=priority, timeout_s=timeout_s, parent=above)
+        self._lives.open(
+            number, plan, now, priority=priority, timeout_s=timeout_s, parent=above, client=client
+        )
         if self._members.gave_up:
             self._lives.end_without_nodes(now)
 

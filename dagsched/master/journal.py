@@ -4,23 +4,33 @@ Plain frozen records; `dagsched.metastore.records` encodes them, and nothing her
 of graphs that tasks returned are written like the others, with their `parent`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dagsched.master.events import HeldObject, RunOutcome
 from dagsched.plan import RunPlan
-from dagsched.protocol.messages import Failure
+from dagsched.protocol.messages import Failure, Frame
+
+ClientPart = Frame | Callable[[], Frame]
+"""What the client wants back with the run when it is resumed; nobody else looks inside.
+
+A function is called in the journal's thread, perhaps more than once: to encode takes time.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A run began; its plan says all there is to know of its graph."""
+    """A run began; its plan says all there is to know of its graph.
+
+    Without a plan in what is left of a run that has ended and need never be computed again.
+    """
 
     run: int
     priority: int
     timeout_s: float | None
-    plan: RunPlan
+    plan: RunPlan | None
     parent: tuple[int, int] | None  # run and position of the task that returned this graph
+    client: ClientPart = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +66,12 @@ class OutputsReached:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A task has failed for good, and the run with it."""
+    """A task has failed for good, and the run with it; `frame` is its pickled exception."""
 
     run: int
     failure: Failure
+    frame: Frame | None = None
+    node: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

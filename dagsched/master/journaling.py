@@ -23,7 +23,11 @@ def stored_record(record: Record) -> records.Record:
     match record:
         case Submitted():
             return records.Submitted(
-                record.priority, record.timeout_s, encode_plan(record.plan), record.parent
+                record.priority,
+                record.timeout_s,
+                () if record.plan is None else encode_plan(record.plan),
+                record.parent,
+                record.client() if callable(record.client) else record.client,
             )
         case Placed():
             return records.Placed(record.epoch, record.placements)
@@ -44,7 +48,7 @@ def stored_record(record: Record) -> records.Record:
                 [b"" if frame is None else frame for frame in data],
             )
         case Failed():
-            return records.Failed(record.failure)
+            return records.Failed(record.failure, record.frame or b"", record.node)
         case Ended():
             return records.Ended(record.state)
         case _:

@@ -13,7 +13,7 @@ from dagsched.config import Config
 from dagsched.errors import GraphError, InternalError, ProtocolError
 from dagsched.ids import ProcessId, RunNo
 from dagsched.master.events import OutputsComplete, RunEnded, RunOutcome
-from dagsched.master.journal import Ended, Failed, OutputsReached, Submitted
+from dagsched.master.journal import ClientPart, Ended, Failed, OutputsReached, Submitted
 from dagsched.master.kept import KeptObjects
 from dagsched.master.members import Members
 from dagsched.master.outbox import Outbox
@@ -121,6 +121,7 @@ class Lives:
         priority: int,
         timeout_s: float | None,
         parent: tuple[RunNo, int] | None,
+        client: ClientPart = b"",
     ) -> None:
         """Take a run in and place what can be placed.
 
@@ -137,6 +138,7 @@ class Lives:
             plan=plan,
             priority=priority,
             parent=parent,
+            client=client,
             root=number if parent is None else self.runs[parent[0]].root,
             submitted_s=now,
             deadline_s=None if timeout_s is None else now + timeout_s,
@@ -151,7 +153,7 @@ class Lives:
         root = self.runs[run.root]
         root.family[number] = None
         root.progress_total += plan.task_count
-        self._outbox.write(Submitted(number, priority, timeout_s, plan, parent))
+        self._outbox.write(Submitted(number, priority, timeout_s, plan, parent, client))
         if run.deadline_s is not None:
             heapq.heappush(self._deadlines, (run.deadline_s, number))
         if self._pin_sources(run, now):
@@ -343,7 +345,7 @@ class Lives:
             values = {name: getattr(failure, name) for name in failure.__struct_fields__}
             failure = Failure(**{**values, "position": position})
         root.failure, root.failure_frame, root.failed_node = failure, frame, broker
-        self._outbox.write(Failed(root.number, failure))
+        self._outbox.write(Failed(root.number, failure, frame, broker))
         self.stop(root, "failed", now)
 
     def _lose(self, root: MasterRun, type_name: str, text: str, now: float) -> None:

@@ -11,6 +11,7 @@ from enum import Enum, auto
 from dagsched.errors import InternalError
 from dagsched.ids import ProcessId, RunNo, SubtreeNo
 from dagsched.master.events import HeldObject, RunOutcome
+from dagsched.master.journal import ClientPart
 from dagsched.plan import Int32, Int64, RunPlan
 from dagsched.protocol.messages import Failure, Frame, NodeStats
 
@@ -118,6 +119,7 @@ class MasterRun:
     plan: RunPlan
     priority: int
     parent: tuple[RunNo, int] | None
+    client: ClientPart
     root: RunNo
     submitted_s: float
     deadline_s: float | None

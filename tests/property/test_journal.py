@@ -44,11 +44,12 @@ records: st.SearchStrategy[Record] = st.one_of(
         st.none() | st.floats(0, 1e9),
         st.lists(data, max_size=3).map(tuple),
         st.none() | st.tuples(small, small),
+        data,
     ),
     st.builds(Placed, small, st.lists(st.tuples(small, small, small), max_size=4).map(tuple)),
     st.builds(SubtreeDone, small, small, small, small, data, data),
     outputs(),
-    st.builds(Failed, failures, data),
+    st.builds(Failed, failures, data, st.none() | small),
     st.builds(Ended, st.sampled_from(["done", "failed", "cancelled"])),
     st.builds(
         NodesChanged, st.lists(st.tuples(small, text, st.just((1, 2))), max_size=3).map(tuple)

@@ -656,7 +656,7 @@ def test_the_first_failure_ends_the_run():
     actions = driver.receive(3, TaskFailed(1, 1, failure), b"pickle")
     for broker in (2, 3):
         assert actions.to_brokers[broker] == [Parcel(CancelRun(1, 5.0)), Parcel(EndRun(1, []))]
-    assert actions.journal == [Failed(1, failure)]
+    assert actions.journal == [Failed(1, failure, b"pickle", 3)]
     driver.receive(2, TaskFailed(1, 1, Failure(0, 1, "raised")), b"other")
     driver.closed(2, 1)
     driver.closed(3, 1)

@@ -3,6 +3,8 @@
 import struct
 import zlib
 
+import msgpack
+import msgspec
 import pytest
 
 from dagsched.errors import VersionMismatch
@@ -29,11 +31,12 @@ from dagsched.metastore.records import (
 from dagsched.protocol.messages import ExitInfo, Failure, Location, ObjectInfo
 
 FAILURE = Failure(3, 1, "lost", "ValueError", "text", "tb", "a.b", 4, ExitInfo(1, 9, 100, "tail"))
+FAILURE_PLAIN = msgspec.to_builtins(FAILURE)
 RECORDS: list[Record] = [
     EnvironmentOpened("5f0c", "/D", "host", 12, 1.5, "0.1.0"),
     NodesChanged(((2, "127.0.0.1", (3, 4)), (5, "b", (6,)))),
     Submitted(1, None, (b"header", b"\x00\xff")),
-    Submitted(-2, 2.5, (), (1, 7)),
+    Submitted(-2, 2.5, (), (1, 7), b"handle"),
     Placed(1, ((0, 2, 1), (1, 5, 1))),
     SubtreeDone(1, 4, 2, 5, b"\x01\x00\x00\x00", b"\x08" + bytes(7)),
     Outputs(
@@ -44,7 +47,7 @@ RECORDS: list[Record] = [
         ),
         (b"hello",),
     ),
-    Failed(FAILURE, b"pickle"),
+    Failed(FAILURE, b"pickle", 7),
     Failed(Failure(0, 0, "raised")),
     Ended("done"),
     Part(7, 0, 2, b"abc"),
@@ -57,6 +60,18 @@ def test_a_record_comes_back_equal(record: Record) -> None:
     (body,), damage = split_frames(frame)
     assert damage is None
     assert decode_body(body) == record
+
+
+@pytest.mark.parametrize(
+    ("fields", "record"),
+    [
+        ([3, 1, None, [b"plan"], [1, 7]], Submitted(1, None, (b"plan",), (1, 7), b"")),
+        ([7, FAILURE_PLAIN, b"pickle"], Failed(FAILURE, b"pickle", None)),
+    ],
+    ids=["Submitted", "Failed"],
+)
+def test_what_older_ones_did_not_say_has_defaults(fields: list[object], record: Record) -> None:
+    assert decode_body(msgpack.packb(fields)) == record
 
 
 def test_the_form_of_a_frame_is_fixed() -> None:
