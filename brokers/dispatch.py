@@ -121,6 +121,11 @@ def _imported(run: BrokerRun, bundle: Bundle) -> list[StoredObject]:
         indices = list(dict.fromkeys(run.object_of[bundle.imports].tolist()))
     result = []
     for index in indices:
+        if index < 0:
+            lacking = bundle.imports[run.object_of[bundle.imports] < 0].tolist()
+            result += [run.sized[position] for position in lacking if position in run.sized]
+            if all(position in run.sized for position in lacking):
+                continue
         stored = run.objects[index] if index >= 0 else None
         if stored is None:
             raise InternalError(

@@ -85,7 +85,9 @@ class Exchange:
         if stored is not None:
             if stored.storage is not None or info_only:
                 return
-            run.object_of[position] = -1  # known by size only: fetch the bytes
+            # Known by size only: fetch the bytes. Bundles that need no more may be ready already.
+            run.sized[position] = stored
+            run.object_of[position] = -1
             run.objects[run.objects.index(stored)] = None
             self.core.table.live_count -= 1
         wanted = ASKED_INFO if info_only else ASKED_DATA

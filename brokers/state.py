@@ -140,6 +140,7 @@ class BrokerRun:
     bundles: dict[BundleNo, Bundle] = field(default_factory=dict)  # all not DONE
     ready: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # heap
     waiters: dict[int, list[Bundle]] = field(default_factory=dict)  # by position
+    sized: dict[int, StoredObject] = field(default_factory=dict)  # by position; bytes under way
     fetchers: dict[int, list[tuple[ProcessId, bool]]] = field(default_factory=dict)
     functions: dict[int, tuple[FunctionInfo, Frame]] = field(default_factory=dict)
     chunks: dict[int, Frame] = field(default_factory=dict)

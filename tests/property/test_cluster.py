@@ -1,10 +1,13 @@
 """Whole simulated clusters: any graph on any cluster equals the oracle, and leaves nothing."""
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dagsched.testing import SimCluster, SimGraph, serial_values
 from dagsched.testing.graphs import SimTask, constant
+
+WITHOUT_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)
+"""An example is a whole cluster: to shrink one took longer than a test may, and hid the failure."""
 
 
 @st.composite
@@ -34,7 +37,12 @@ clusters = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=60,
+    deadline=None,
+    phases=WITHOUT_SHRINKING,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(graph=sim_graphs(), nodes=clusters, seed=st.integers(0, 1_000))
 def test_any_graph_on_any_cluster(graph: SimGraph, nodes: dict[int, int], seed: int):
     cluster = SimCluster(nodes, seed=seed)
@@ -50,7 +58,12 @@ def test_any_graph_on_any_cluster(graph: SimGraph, nodes: dict[int, int], seed: 
     assert cluster.left_behind() == []
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=40,
+    deadline=None,
+    phases=WITHOUT_SHRINKING,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(
     graph=sim_graphs(),
     nodes=clusters,

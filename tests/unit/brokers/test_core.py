@@ -468,6 +468,30 @@ def test_a_meta_task_gets_references_and_no_bytes_move():
     assert [i.size_bytes for i in meta.message.imports] == [10**9, 3]
 
 
+def test_a_ready_meta_task_keeps_the_size_that_it_needs_while_another_fetches_the_bytes():
+    node = Node(executors=(3,))
+    node.place([[]], lo=3, total=6, seconds=1.0)
+    [(executor, busy)] = bundles_of(node.turn())
+    node.place(
+        [[0]], lo=4, total=6, subtree=1, imports={0: 7}, flags=[OUTPUT | META | SOLO], seconds=1.0
+    )
+    node.turn()
+    info = ObjectInfo(0, 1, 10**9, None, "ndarray")
+    node.core.receive_peer(7, ObjectsData(1, [info], info_only=True), [], node.now)
+    node.place([[0]], lo=5, total=6, subtree=2, imports={0: 7}, seconds=1.0)
+    [parcel] = node.turn().to_peers[7]
+    assert parcel.message == FetchObjects(1, 1, info_only=False)
+    node.done(executor, busy)
+    [(_, meta)] = bundles_of(node.turn())
+    assert (meta.message.meta, meta.message.ref_brokers) == ([4], [(0, 7)])
+    assert [i.size_bytes for i in meta.message.imports] == [10**9]
+    node.done(executor, meta)
+    assert bundles_of(node.turn()) == []  # the other waits for the bytes
+    node.core.receive_peer(7, ObjectsData(1, [ObjectInfo(0, 1, 4)]), [b"data"], node.now)
+    [(_, reader)] = bundles_of(node.turn())
+    assert bundle_positions(reader) == [5]
+
+
 def test_constants_are_stored_and_stay_for_later_subtrees():
     node = Node(executors=(3,))
     node.tell(PutObjects(1, [4]), b"layout")
