@@ -16,6 +16,9 @@ from dagsched.config import Config
 NODE_VARIABLE = "DAGSCHED_NODE"
 """Environment variable of a broker and all that descends from it; holds its `name_prefix`."""
 
+GOODBYE = b"q"
+"""Last byte on the lifeline of a broker that shall leave; its end without it is a death."""
+
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",

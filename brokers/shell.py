@@ -19,7 +19,7 @@ import zmq
 
 from dagsched._version import __version__
 from dagsched.brokers.core import BrokerActions, BrokerCore
-from dagsched.brokers.launch import BrokerSettings
+from dagsched.brokers.launch import GOODBYE, BrokerSettings
 from dagsched.brokers.objects.arena import Arena, unlink_segments
 from dagsched.brokers.poller import Poller
 from dagsched.brokers.pool import Pool
@@ -45,6 +45,8 @@ from dagsched.protocol.messages import (
     TransferStart,
     Welcome,
 )
+from dagsched.rundir import remove_environment
+from dagsched.tenancy import Tenancy, wait_for_store
 from dagsched.transport import BrokerEndpoint, DataPort
 
 logger = logging.getLogger(__name__)
@@ -91,6 +93,8 @@ class BrokerShell:
         self._peers_ready = False
         self._again = False  # something was pushed to the core after its actions were pulled
         self._is_over = False
+        self._tenancy = Tenancy(Path(settings.run_directory))
+        self._is_deserted = False  # our client has died
         self._master_listens = True  # so last messages are worth waiting for
         self.stale_count = 0
 
@@ -115,6 +119,7 @@ class BrokerShell:
 
     def _open(self) -> None:
         settings = self._settings
+        self._tenancy.live()
         self._pool.open()
         self._listen_to_signals()
         self._poller.add(self._lifeline_fd, self._lifeline_ready)
@@ -147,12 +152,20 @@ class BrokerShell:
             lambda: unlink_segments(self._settings.name_prefix),
             self._forget_signals,
             self._poller.close,
+            self._leave,
         ]
         for step in steps:
             try:
                 step()
             except Exception:
                 logger.exception("a step of the broker's end has failed; the others follow")
+
+    def _leave(self) -> None:
+        """Whoever is left last by a dead client removes all that is left."""
+        if self._is_deserted and self._tenancy.is_last():
+            wait_for_store(self._tenancy.directory)
+            remove_environment(self._tenancy.directory)
+        self._tenancy.close()
 
     def _listen_to_signals(self) -> None:
         read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -174,9 +187,12 @@ class BrokerShell:
         self._is_over = True
 
     def _lifeline_ready(self) -> None:
-        if not os.read(self._lifeline_fd, 4096):
-            self._master_listens = False
+        said = os.read(self._lifeline_fd, 4096)
+        if GOODBYE in said:
             self._is_over = True
+        elif not said:
+            self._is_deserted = self._is_over = True
+        self._master_listens = False
 
     # --- a turn ---------------------------------------------------------------------------------
 

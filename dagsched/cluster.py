@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 from dagsched.answers import NO_ANSWER, Answers
 from dagsched.background import BackgroundThread
 from dagsched.config import Config
-from dagsched.errors import ClosedError, DagschedError, GraphError, InternalError, NoNodesError
+from dagsched.envfile import EnvironmentNote, write_note
+from dagsched.errors import ClosedError, DagschedError, GraphError, InternalError
 from dagsched.launching import BrokerProcesses, kill_group
-from dagsched.nodes import NodeEnv, node_changes
+from dagsched.nodes import NodeEnv
 from dagsched.profiling import MasterProfile
 from dagsched.ref import Ref, register_environment, unregister_environment
 from dagsched.references import References
+from dagsched.roster import Roster
 from dagsched.rundir import RunNames, remove_run_directory, sweep
+from dagsched.tenancy import Tenancy
 from dagsched.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -65,8 +67,11 @@ class Cluster:
         self._names = names
         self._config = config
         self._debug = debug
-        self._nodes = tuple(nodes)
+        self._tenancy = Tenancy(names.directory)
         self._brokers = BrokerProcesses(names, config, debug=debug)
+        self._roster = Roster(
+            nodes, self._brokers, lambda: self._closing or self._crash is not None
+        )
         self._shell: MasterShell | None = None
         self._core: MasterCore | None = None
         self._profile = MasterProfile() if profile else None
@@ -78,10 +83,8 @@ class Cluster:
         self._sweeper = BackgroundThread("dagsched-sweep")
         self._answers = Answers()
         self._references = References(names.token, self._call, self._answers, self.check_open)
-        # Guards what follows; waited on for nodes.
-        self._changed = threading.Condition()
-        self._joined: set[int] = set()
-        self._lost: dict[int, str] = {}
+        self._note = EnvironmentNote.of(names, None)
+        self._lock = threading.Lock()  # guards what follows
         self._run_count = 0
         self._running: dict[int, Run] = {}
         self._run_by_number: weakref.WeakValueDictionary[int, Run] = weakref.WeakValueDictionary()
@@ -101,7 +104,11 @@ class Cluster:
         """
         # Brokers take longest to start: they come first, and what this process needs is imported
         # while they do.
-        started = [self._brokers.launch(node, self._nodes) for node in self._nodes]
+        self._tenancy.live()
+        self._tenancy.rule()
+        started = self._roster.begin()
+        self._note = EnvironmentNote.of(self._names, metastore)
+        self._write_note()
         self._open_store(metastore)
         from dagsched.master.core import MasterCore
         from dagsched.master.shell import MasterShell
@@ -149,6 +156,7 @@ class Cluster:
         timeout_s = self._config.close_timeout_s
         # Each step is done whatever becomes of the others; they are called last to first.
         with contextlib.ExitStack() as steps:
+            steps.callback(self._tenancy.close)
             steps.callback(remove_run_directory, self._names)
             steps.callback(self._unlink_segments, self._names.segment_prefix)
             steps.callback(self._brokers.end_all, timeout_s)
@@ -191,6 +199,7 @@ class Cluster:
         """In a forked child: nothing of this is the child's."""
         self._closing = True
         self._references.close()
+        self._tenancy.forget_after_fork()
         self._brokers.forget_after_fork()
         if self._shell is not None:
             self._shell.forget_after_fork()
@@ -209,10 +218,10 @@ class Cluster:
         assert self._core is not None
         graph = build_graph(dag, self._config.source_bytes_min, self._references.kept or None)
         self._references.check_own(graph.sources)
-        nodes = self.nodes or self._nodes
+        nodes = self.nodes or self._roster.wanted
         shape = ClusterShape(len(nodes), sum(len(node.executorids) for node in nodes))
         planned = make_plan(graph, shape, self._config, self._core.estimates)
-        with self._changed:
+        with self._lock:
             self._run_count += 1
             number = self._run_count
             run = Run(self, number, graph, RunShape.of(planned.plan, planned.order), priority)
@@ -273,7 +282,7 @@ class Cluster:
     @property
     def runs(self) -> "list[Run]":
         """Runs that are not over or whose handles are still held, oldest first."""
-        with self._changed:
+        with self._lock:
             return [run for _, run in sorted(self._run_by_number.items())]
 
     def find_run(self, run_id: str) -> "Run | None":
@@ -290,32 +299,20 @@ class Cluster:
     @property
     def nodes(self) -> tuple[NodeEnv, ...]:
         """The nodes wanted, without those that were lost."""
-        with self._changed:
-            return tuple(node for node in self._nodes if node.brokerid not in self._lost)
+        return self._roster.nodes
 
     def describe_losses(self) -> str:
         """Which nodes were lost, and why."""
-        with self._changed:
-            return "; ".join(f"node {n}: {why}" for n, why in sorted(self._lost.items()))
+        return self._roster.describe_losses()
 
     def set_nodes(self, nodes: Sequence[NodeEnv]) -> "NodeChanges":
         """Start and end nodes until there are these."""
-        before = self.nodes
-        changes = node_changes(before, nodes)
-        for node in changes.added:
-            # What is left of a process with the same id must be gone before another may join.
-            older = self._brokers.latest(node.brokerid)
-            if older is not None:
-                self._end_process(older.node.brokerid)
-        with self._changed:
-            self._nodes = tuple(nodes)
-            for node in changes.added:
-                self._lost.pop(node.brokerid, None)
-                self._joined.discard(node.brokerid)
+        changes = self._roster.change(nodes)
         self._tell_nodes()
         assert self._shell is not None
         for node in changes.added:
             self._shell.watch(node.brokerid, self._brokers.launch(node, nodes).process)
+        self._write_note()
         return changes
 
     def wait_for_nodes(self, count: int | None, timeout_s: float | None) -> None:
@@ -325,43 +322,18 @@ class Cluster:
             TimeoutError: they have not.
             NoNodesError: so many of their processes have ended that they never will.
         """
-        with self._changed:
-            wanted = len(self._nodes) if count is None else count
-
-            def is_decided() -> bool:
-                possible = len(self._nodes) - len(self._ended())
-                is_over = self._closing or self._crash is not None
-                return is_over or len(self._usable()) >= wanted or possible < wanted
-
-            in_time = self._changed.wait_for(is_decided, timeout_s)
-            joined = self._usable()
+        check = self._roster.wait(count, timeout_s)
         self.check_open()
-        if len(joined) < wanted:
-            there = f"{len(joined)} of {wanted} nodes are there ({self.describe_losses()})"
-            if not in_time:
-                raise TimeoutError(f"{there} after {timeout_s} s")
-            raise NoNodesError(
-                f"{there}, and no more will come: see why, then reset the environment"
-            )
-
-    def _usable(self) -> list[int]:
-        wanted = {node.brokerid for node in self._nodes}
-        return sorted(wanted & self._joined)
-
-    def _ended(self) -> list[int]:
-        """Nodes whose broker's process has ended."""
-        latest = (self._brokers.latest(node.brokerid) for node in self._nodes)
-        return [b.node.brokerid for b in latest if b and b.process.returncode is not None]
+        check()
 
     def _tell_nodes(self) -> None:
-        wanted = [(node.brokerid, node.host, node.executorids) for node in self._nodes]
+        wanted = [(node.brokerid, node.host, node.executorids) for node in self._roster.wanted]
         self._call(lambda core, now: core.set_nodes(wanted, now))
 
-    def _end_process(self, broker: int) -> None:
-        older = self._brokers.latest(broker)
-        if older is not None and older.process.poll() is None:
-            kill_group(older.process)
-            older.process.wait(self._config.close_timeout_s)
+    def _write_note(self) -> None:
+        """Tell others how to find this environment if its client dies."""
+        self._note = self._note.with_nodes(self._roster.wanted, self._brokers.pids())
+        write_note(self._names.directory, self._note)
 
     # --- statistics -----------------------------------------------------------------------------
 
@@ -437,10 +409,7 @@ class Cluster:
             case events.StatsArrived():
                 self._answers.give(event.request, event.stats)
             case events.NodeJoined():
-                with self._changed:
-                    self._joined.add(event.broker)
-                    self._lost.pop(event.broker, None)
-                    self._changed.notify_all()
+                self._roster.take_joined(event.broker)
             case events.NodeRemoved():
                 self._take_removed(event.broker, event.reason)
             case events.ExecutorMoved():
@@ -459,7 +428,7 @@ class Cluster:
         if started is not None and started.process.returncode is not None:
             self._unlink_segments(started.segment_prefix)
         reason = self._brokers.describe_exit(broker, return_code)
-        if broker not in self._joined:
+        if not self._roster.has_joined(broker):
             # The master doesn't know it yet and won't tell.
             self._take_removed(broker, reason)
         return reason
@@ -489,13 +458,9 @@ class Cluster:
         started = self._brokers.latest(broker)
         if started is None:
             return True
-        deadline = time.monotonic() + 1.0
-        with self._changed:
-            self._changed.wait_for(
-                lambda: broker in self._lost or started.process.returncode is not None,
-                deadline - time.monotonic(),
-            )
-            return broker in self._lost or started.process.returncode is not None
+        return self._roster.wait_until_gone(
+            broker, lambda: started.process.returncode is not None, timeout_s=1.0
+        )
 
     def _take_end(self, event: "RunEnded") -> None:
         run = self._running.pop(event.run, None)
@@ -512,12 +477,7 @@ class Cluster:
         self._last_numbers = self._numbers(run, state)
 
     def _take_removed(self, broker: int, reason: str) -> None:
-        with self._changed:
-            wanted = any(node.brokerid == broker for node in self._nodes)
-            self._joined.discard(broker)
-            if wanted:
-                self._lost[broker] = reason
-            self._changed.notify_all()
+        wanted = self._roster.take_removed(broker, reason)
         self._references.forget_node(broker)
         if wanted and not self._closing:
             logger.warning("node %d is lost: %s", broker, reason)
@@ -564,10 +524,10 @@ class Cluster:
 
     def _fail_all(self, state: str, error: BaseException) -> None:
         """End every run that is not over, and wake everybody."""
-        with self._changed:
+        with self._lock:
             runs = list(self._running.values())
             self._running.clear()
-            self._changed.notify_all()
+        self._roster.wake()
         self._answers.close()
         for run in runs:
             run.take_error(state, error)

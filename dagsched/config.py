@@ -62,6 +62,13 @@ class Config:
     close_timeout_s: float = 5.0
     """How long processes have to end by themselves when an environment is closed."""
 
+    master_grace_s: float = 30.0
+    """After the death of its master a broker that has runs waits so long, at least, to be resumed;
+    longer if its oldest run has lasted longer."""
+
+    master_grace_max_s: float = 3600.0
+    """But never longer than this."""
+
     lease_s: float = 6.0
     """A node not heard of for this long is lost."""
 

@@ -4,6 +4,7 @@ Responsible for the client's side of broker processes only: what they are told a
 none of them outlives the environment. What they do is the brokers' own affair.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dagsched.brokers.launch import BrokerSettings, launch_broker
+from dagsched.brokers.launch import GOODBYE, BrokerSettings, launch_broker
 from dagsched.config import Config
 from dagsched.nodes import NodeEnv
 from dagsched.rundir import RunNames
@@ -81,6 +82,17 @@ class BrokerProcesses:
         """The last process started for a broker's id."""
         return next((b for b in reversed(self._started) if b.node.brokerid == broker), None)
 
+    def pids(self) -> list[int]:
+        """Of the processes that have not ended, as far as that was noticed."""
+        return [b.process.pid for b in self._started if b.process.returncode is None]
+
+    def end_latest(self, broker: int) -> None:
+        """Kill what is left of a broker's last process, and wait for that."""
+        older = self.latest(broker)
+        if older is not None and older.process.poll() is None:
+            kill_group(older.process)
+            older.process.wait(self._config.close_timeout_s)
+
     def describe_exit(self, broker: int, return_code: int) -> str:
         """In words, why a broker's process has ended, with the end of its log."""
         how = f"signal {-return_code}" if return_code < 0 else f"exit code {return_code}"
@@ -92,11 +104,10 @@ class BrokerProcesses:
         """Let the lifelines of all brokers end: they clean up and leave."""
         for started in self._started:
             stdin = started.process.stdin
-            if stdin is not None:
-                try:
-                    stdin.close()
-                except BrokenPipeError:
-                    logger.debug("broker %d had gone by itself", started.node.brokerid)
+            if stdin is not None and not stdin.closed:
+                # Without a word it would look like our death, after which runs may be resumed.
+                with stdin, contextlib.suppress(BrokenPipeError):
+                    stdin.write(GOODBYE)
 
     def end_all(self, timeout_s: float) -> None:
         """Wait for all brokers to leave; those that don't are killed, with their executors."""

@@ -14,10 +14,12 @@ import re
 import shutil
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dagsched.errors import DagschedError
+from dagsched.tenancy import claim, start_ticks
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ def make_run_directory(rootpath: str) -> RunNames:
     """
     token = os.urandom(4).hex()
     pid = os.getpid()
-    owner = f"dagsched-{os.getuid()}-{_pid_namespace():x}-{pid}-{_start_ticks(pid):x}-{token}"
+    owner = f"dagsched-{os.getuid()}-{_pid_namespace():x}-{pid}-{start_ticks(pid):x}-{token}"
     while True:
         # The directory above is the user's already, and a socket's path must be short.
         directory = runtime_root() / owner.removeprefix(_own_start())
@@ -118,7 +120,7 @@ def runtime_root() -> Path:
     """
     tried = []
     for base in _runtime_bases():
-        root = base if base.name == "dagsched" else base / f"dagsched-{os.getuid()}"
+        root = _root_in(base)
         if len(os.fsencode(root)) > ROOT_PATH_MAX:
             tried.append(f"{root} (too long for the path of a socket)")
             continue
@@ -134,37 +136,92 @@ def runtime_root() -> Path:
 
 def remove_run_directory(names: RunNames) -> None:
     """Remove an environment's directory and all in it, and the one above if it was the last."""
-    shutil.rmtree(names.directory, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        names.directory.parent.rmdir()
+    _remove_directory(names.directory)
 
 
-def sweep() -> list[str]:
-    """Remove run directories and segments of owners that are dead.
+def remove_environment(directory: Path) -> list[str]:
+    """Remove the run directory and all segments of an environment in which nobody lives.
 
     Returns:
         The names removed.
     """
-    removed = []
-    try:
-        paths = sorted(runtime_root().iterdir())
-    except FileNotFoundError:
-        paths = []  # the last environment has just removed it
-    for path in paths:
-        if _is_dead(_own_start() + path.name):
-            shutil.rmtree(path, ignore_errors=True)
-            removed.append(str(path))
-    if _SEGMENT_DIRECTORY.is_dir():
-        for name in sorted(os.listdir(_SEGMENT_DIRECTORY)):
-            if not name.startswith("dagsched-") or not _is_dead(name):
-                continue
-            try:
-                os.unlink(_SEGMENT_DIRECTORY / name)
-            except FileNotFoundError:
-                continue  # another client sweeps at the same time
-            removed.append(name)
+    owner = _own_start() + directory.name
+    if token_of(owner) is None:
+        return []  # a directory that somebody else has made
+    removed = _remove_segments(lambda name: name.startswith(owner))
+    _remove_directory(directory)
+    return [str(directory), *removed]
+
+
+def sweep() -> list[str]:
+    """Remove run directories and segments of owners that are dead, where nobody lives on.
+
+    Returns:
+        The names removed.
+    """
+    removed: list[str] = []
+    inhabited = set()
+    for path in run_directories():
+        name = _own_start() + path.name
+        if not _is_dead(name):
+            continue
+        tenancy = claim(path)
+        if tenancy is None:
+            inhabited.add(token_of(name))
+            continue
+        _remove_directory(path)
+        tenancy.close()
+        removed.append(str(path))
+    removed += _remove_segments(lambda name: _is_dead(name) and token_of(name) not in inhabited)
     if removed:
         logger.info("swept %d things that dead environments left", len(removed))
+    return removed
+
+
+def run_directories() -> list[Path]:
+    """All run directories of this user, wherever an environment may have made them."""
+    found: dict[Path, None] = {}
+    for base in (*_runtime_bases(), Path(f"/run/user/{os.getuid()}/dagsched")):
+        root = _root_in(base)
+        with contextlib.suppress(OSError):
+            if root.lstat().st_uid == os.getuid():
+                found |= dict.fromkeys(sorted(root.iterdir()))
+    return list(found)
+
+
+def find_run_directory(token: str) -> Path | None:
+    """The run directory of an environment; None: there is none any more."""
+    wanted = (path for path in run_directories() if token_of(_own_start() + path.name) == token)
+    return next(wanted, None)
+
+
+def names_of(directory: Path, rootpath: str) -> RunNames:
+    """The names of the environment whose run directory this is."""
+    owner = _own_start() + directory.name
+    return RunNames(token_of(owner) or "", owner, rootpath, directory)
+
+
+def token_of(name: str) -> str | None:
+    """The token of the environment that something is named for; None: it is named otherwise."""
+    match = _NAME.match(name)
+    return None if match is None else match.group(5)
+
+
+def _remove_directory(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
+
+
+def _remove_segments(is_wanted: Callable[[str], bool]) -> list[str]:
+    removed = []
+    if _SEGMENT_DIRECTORY.is_dir():
+        for name in sorted(os.listdir(_SEGMENT_DIRECTORY)):
+            if name.startswith("dagsched-") and is_wanted(name):
+                # Another client may sweep at the same time.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(_SEGMENT_DIRECTORY / name)
+                    removed.append(name)
     return removed
 
 
@@ -181,29 +238,9 @@ def _is_dead(name: str) -> bool:
     if int(uid) != os.getuid() or int(namespace, 16) != _pid_namespace():
         return False
     try:
-        return _start_ticks(int(pid)) != int(start, 16)
+        return start_ticks(int(pid)) != int(start, 16)
     except ProcessLookupError:
         return True
-
-
-def _start_ticks(pid: int) -> int:
-    """When a process was started, in clock ticks since boot; 0 where that can't be known.
-
-    Raises:
-        ProcessLookupError: there is no such process.
-    """
-    try:
-        status = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self/stat").exists():
-            raise ProcessLookupError(pid) from None
-        os.kill(pid, 0)
-        return 0
-    # The command's name, in parentheses, may hold blanks and parentheses: count from its end.
-    fields = status[status.rindex(b")") + 2 :].split()
-    if fields[0] in (b"Z", b"X"):
-        raise ProcessLookupError(pid)
-    return int(fields[19])
 
 
 def _pid_namespace() -> int:
@@ -220,6 +257,10 @@ def _runtime_bases() -> list[Path]:
     bases.append(Path(tempfile.gettempdir()))
     bases.append(Path("/tmp"))
     return bases
+
+
+def _root_in(base: Path) -> Path:
+    return base if base.name == "dagsched" else base / f"dagsched-{os.getuid()}"
 
 
 def _claim_directory(path: Path) -> str | None:
