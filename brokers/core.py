@@ -422,7 +422,7 @@ class BrokerCore:
         for item in queue:
             if item.run.cancelled:
                 self.ledger.retire(item)
-            elif item.number == bundle and position >= 0:
+            elif item.number == bundle:
                 self.ledger.blame(item, position, exit_info, killed, executor)
             else:
                 self.ledger.requeue(item)

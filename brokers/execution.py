@@ -19,6 +19,7 @@ from dagsched.brokers.exports import Exports
 from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.reader import Reader
 from dagsched.brokers.restoring import ProcessState
+from dagsched.brokers.status import DONE_COUNT, IDLE_POSITION, POSITION, STARTED, STOP
 from dagsched.brokers.values import Values
 from dagsched.config import Config
 from dagsched.delayed import Delayed
@@ -29,13 +30,12 @@ from dagsched.protocol.messages import Failure, Frame, ObjectInfo, RunBundle, Ta
 from dagsched.ref import Ref
 from dagsched.remote_errors import dump_exception
 
-# Words of the status block, which the broker reads (and writes STOP) while a task runs.
-RUNNING, POSITION, STOP, STARTED, DONE_COUNT = range(5)
-
-IDLE_POSITION = -1
-
 # What the hot loop does with a result: HAND_OVER to its only user, or the sum of the others.
 HAND_OVER, USED, EXPORTED = 1, 2, 4
+
+LONG_BUNDLE_NS = 100_000_000
+"""A bundle that takes longer, because its tasks were never measured, ends there: what has ended is
+safe with the broker then, and what is left may go to other executors."""
 
 SCALAR_TYPES = frozenset({int, float, bool, complex, type(None)})
 """Results of these types are shared as they are, whatever becomes of them."""
@@ -167,10 +167,11 @@ class BundleRun:
         add_done, add_stamp = self.outcome.done.append, self.outcome.stamps.append
         status, state = self.status, self.services.state
         now, ended = self.outcome.stamps[-1], status[DONE_COUNT]
+        until = now + LONG_BUNDLE_NS
         columns = (self.positions, self._functions, self._entries, self.indptr, self.indptr[1:])
         rows = zip(count(), codes, *columns, strict=False)
         for index, code, position, function, entry, begin, end in rows:
-            if status[STOP] == bundle:
+            if status[STOP] == bundle or now > until:
                 self._defer_from(index)
                 return
             if broken and not broken.isdisjoint(deps[begin:end]):
@@ -415,13 +416,14 @@ class BundleRun:
 
     def _export(self) -> None:
         """Pack exports, and what deferred tasks will need of this bundle."""
-        exports = Exports(self.values, self._fail_export)
+        exports = Exports(self.values, self._fail_export, self.status)
         groups = iter(self.groups)
         for first, length in zip(groups, groups, strict=True):
             exports.add_group(first, length)
         if self.outcome.deferred:
             for position in self._needed_by_deferred():
                 exports.add_extra(position)
+        self.status[POSITION] = IDLE_POSITION
         self.outcome.infos, self.outcome.inline = exports.infos, exports.frames
 
     def _needed_by_deferred(self) -> list[int]:

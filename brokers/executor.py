@@ -21,9 +21,6 @@ from typing import NoReturn
 from dagsched.brokers.channel import Receiver, Sender
 from dagsched.brokers.code import RunCode
 from dagsched.brokers.execution import (
-    IDLE_POSITION,
-    POSITION,
-    RUNNING,
     BundleRun,
     Outcome,
     Services,
@@ -33,8 +30,10 @@ from dagsched.brokers.execution import (
 from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.reader import Key, Reader
 from dagsched.brokers.restoring import ProcessState
+from dagsched.brokers.status import IDLE_POSITION, POSITION, RUNNING
 from dagsched.config import Config
 from dagsched.errors import ClosedError, InternalError, ObjectLost
+from dagsched.faults import fault
 from dagsched.plan import ClusterShape
 from dagsched.protocol.codec import Decoder, encode_batch
 from dagsched.protocol.messages import (
@@ -97,9 +96,7 @@ def executor_main(
         executor: its id.
         incarnation: how many processes of this id there were before.
         sock: connected to the broker, blocking.
-        status: eight int64 words shared with the broker: bundle running (0: none), position
-            running (-1: none), bundle to stop (written by the broker), start of the running task
-            (monotonic ns), tasks ended so far.
+        status: eight int64 words shared with the broker; see `dagsched.brokers.status`.
         settings: of the node.
     """
     process = Executor(executor, incarnation, sock, status, settings)
@@ -166,6 +163,7 @@ class Executor:
         gc.collect()
         gc.freeze()
         self._status[POSITION] = IDLE_POSITION
+        fault("executor.before_hello")
         self.send([Parcel(ExecutorHello(self._services.executor, self._incarnation, os.getpid()))])
 
     def serve(self) -> None:
@@ -253,7 +251,6 @@ class Executor:
         self._leftover += bundle.values.temporary
         held, dropped = self._look_at_views()
         status[POSITION] = IDLE_POSITION
-        status[RUNNING] = 0
         self._services.state.restore_rest()
         _flush()
         done = BundleDone(
@@ -272,7 +269,11 @@ class Executor:
             arena.written_bytes - written_before,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
+        fault("executor.before_report")
         self.send([Parcel(done, _frames_of(outcome))])
+        fault("executor.after_report")
+        # Only now: if anything up to here ends the process, this bundle is the one to look at.
+        status[RUNNING] = 0
 
     def _look_at_views(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Imported objects of which views outlive their task, and those of before that ended."""

@@ -6,6 +6,7 @@ a value that can't be pickled, or has no room, becomes a failure of its task.
 
 from collections.abc import Callable, Sequence
 
+from dagsched.brokers.status import IDLE_POSITION, POSITION
 from dagsched.brokers.values import Prepared, Values
 from dagsched.errors import InternalError
 from dagsched.pickling import dumps
@@ -23,11 +24,16 @@ class Exports:
     Args:
         values: where the values are.
         fail: told of a position whose value can't be exported, and why.
+        status: words shared with the broker, where POSITION says whose value is being pickled: user
+            code runs then, and may end the process.
     """
 
-    def __init__(self, values: Values, fail: Callable[[int, Exception], None]) -> None:
+    def __init__(
+        self, values: Values, fail: Callable[[int, Exception], None], status: memoryview
+    ) -> None:
         self._values = values
         self._fail = fail
+        self._status = status
         self.infos: list[ObjectInfo] = []
         self.frames: list[bytes] = []
 
@@ -55,6 +61,7 @@ class Exports:
 
     def add_single(self, position: int) -> None:
         """Export one value as an object of its own."""
+        self._status[POSITION] = position
         sealed = self._values.prepared.get(position)
         if sealed is None:
             try:
@@ -66,6 +73,7 @@ class Exports:
 
     def add_extra(self, position: int) -> None:
         """Export a value that tasks will need which did not run here after all."""
+        self._status[POSITION] = position
         try:
             value = self._values.needed_elsewhere(position)
             sealed = self._values.seal(position, value)
@@ -87,6 +95,7 @@ class Exports:
             for position in block:
                 self.add_single(position)
             return
+        self._status[POSITION] = IDLE_POSITION  # it may be any of them
         items = [self._value(position) for position in block]
         try:
             with collecting_refs() as refs:
@@ -113,6 +122,7 @@ class Exports:
         size = 0
         for position in block:
             sealed = self._values.prepared.get(position)
+            self._status[POSITION] = position
             if sealed is None:
                 try:
                     sealed = self._values.seal(position, self._values.raw[position])

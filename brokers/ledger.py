@@ -209,8 +209,23 @@ class Ledger:
     def blame(
         self, bundle: Bundle, position: int, exit_info: ExitInfo, killed: bool, executor: int
     ) -> None:
-        """Charge the task that ran; it is tried again alone, the others without it."""
-        run, key = bundle.run, Position(position)
+        """Charge the task that ran; it is tried again alone, the others without it.
+
+        A `position` of -1 says that none did: the executor was unpickling, or packing results, of
+        several. Each of them is tried alone then, and which it was shows when it does it again.
+        """
+        run = bundle.run
+        if position < 0 and len(bundle.positions) > 1:
+            if killed:
+                self.requeue(bundle)
+                return
+            run.suspects.update(map(Position, bundle.positions.tolist()))
+            self._break_up(
+                bundle, [bundle.positions[i : i + 1] for i in range(len(bundle.positions))]
+            )
+            return
+        key = Position(position if position >= 0 else int(bundle.positions[0]))
+        position = int(key)
         options = run.options.get(position)
         if bundle.timed_out:
             count = run.timeout_counts[key] = run.timeout_counts.get(key, 0) + 1
@@ -220,7 +235,8 @@ class Ledger:
             self.requeue(bundle)
             return
         else:
-            count = run.crash_counts[key] = run.crash_counts.get(key, 0) + 1
+            count = run.crash_counts.get(key, int(key in run.suspects)) + 1
+            run.crash_counts[key] = count
             limit = options.crash_limit if options is not None else self.core.config.crash_limit
             kind = "lost"
         if count >= limit:
@@ -235,16 +251,20 @@ class Ledger:
             self.requeue(bundle)
             return
         positions = bundle.positions
-        bundling.add_uses(run, bundling.inner_deps(run, bundle, positions))
-        successors = self.rebundle(
-            run,
-            bundle.subtree,
+        self._break_up(
+            bundle,
             [
                 positions[positions < position],
                 positions[positions == position],
                 positions[positions > position],
             ],
         )
+
+    def _break_up(self, bundle: Bundle, parts: Sequence[np.ndarray]) -> None:
+        """Make several bundles of one that an executor took with it."""
+        run = bundle.run
+        bundling.add_uses(run, bundling.inner_deps(run, bundle, bundle.positions))
+        successors = self.rebundle(run, bundle.subtree, parts)
         for successor in successors:
             successor.attempt = bundle.attempt + 1
         self._wake_dependents(bundle, successors, [])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dagsched.config import Config
+from dagsched.faults import fault
 
 READ_BYTES = 1 << 18
 """Taken from a pipe at once; also the size that the pipe is asked to have."""
@@ -140,6 +141,7 @@ class ExecutorLog:
         view = memoryview(data)
         self._file_bytes += len(data)
         try:
+            fault("log.before_write")
             while view:
                 view = view[os.write(self._file_fd, view) :]
         except OSError as error:

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import select
+import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -19,15 +20,13 @@ from dagsched.brokers import processes, zygote
 from dagsched.brokers.channel import ChannelFull, Receiver, Sender
 from dagsched.brokers.logs import ExecutorLog
 from dagsched.brokers.poller import READ, WRITE, Poller
+from dagsched.brokers.status import IDLE_POSITION, POSITION, RUNNING, STOP
 from dagsched.brokers.zygote import STATUS_WORDS, Zygote
 from dagsched.config import Config
 from dagsched.errors import DagschedError, InternalError, ProtocolError
 from dagsched.protocol.messages import ExitInfo, Frame
 
 logger = logging.getLogger(__name__)
-
-RUNNING, POSITION, STOP = 0, 1, 2  # status words: see `dagsched.brokers.executor`
-NO_POSITION = -1
 
 QUICK_DEATHS_FREE = 2
 """Deaths in a row before the first message that don't delay the next start."""
@@ -98,10 +97,12 @@ class Pool:
         self._batches: list[tuple[int, list[Frame]]] = []
         self._exits: list[tuple[int, ExitInfo, int, int]] = []
         self._strays: dict[int, int] = {}  # pidfd by pid
+        self._oom_kills = -1  # of this machine, as last looked at
 
     def open(self) -> None:
         """Become the reaper of all that descends from here, and listen to the zygote."""
         processes.become_subreaper()
+        self._oom_kills = processes.oom_kill_count()
         self._poller.add(self._zygote.control.fileno(), self._zygote_ready)
 
     # --- commands -------------------------------------------------------------------------------
@@ -232,7 +233,7 @@ class Pool:
         words = self._words(slot)
         for index in range(STATUS_WORDS):
             words[index] = 0
-        words[POSITION] = NO_POSITION
+        words[POSITION] = IDLE_POSITION
         ours, theirs = socket.socketpair()
         log_fd = slot.log.open_pipe()
         try:
@@ -332,10 +333,20 @@ class Pool:
             signal=-code if code < 0 else None,
             rss_bytes=usage.ru_maxrss * 1024,
             log_tail=slot.log.tail(),
+            cause=self._cause_of(process, code),
         )
         self._end(process, exit_info)
         if not self._starting_count:
             self._kill_strays()
+
+    def _cause_of(self, process: Process, code: int) -> str:
+        """What is known of a death by SIGKILL that we have no part in."""
+        if code != -signal.SIGKILL or process.is_killed or process.is_hung_up:
+            return ""
+        before, self._oom_kills = self._oom_kills, processes.oom_kill_count()
+        if 0 <= before < self._oom_kills:
+            return "by the kernel, which was out of memory"
+        return "from outside: neither by dagsched nor by the kernel for want of memory"
 
     def _read_last(self, process: Process) -> None:
         """Take what the dead one still managed to send; strays may hold its end open."""
@@ -369,7 +380,7 @@ class Pool:
             slot.quick_death_count += 1
         slot.last_words = exit_info.log_tail
         bundle = words[RUNNING]
-        position = words[POSITION] if bundle else NO_POSITION
+        position = words[POSITION] if bundle else IDLE_POSITION
         self._exits.append((process.executor, exit_info, bundle, position))
 
     # --- strays ---------------------------------------------------------------------------------

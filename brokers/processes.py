@@ -39,6 +39,16 @@ def raise_oom_score() -> None:
         return
 
 
+def oom_kill_count() -> int:
+    """Processes that the kernel has killed for want of memory since boot; -1: it doesn't tell."""
+    try:
+        with open(f"{_PROC}/vmstat") as lines:
+            counts = [line.split()[1] for line in lines if line.startswith("oom_kill ")]
+    except OSError:
+        return -1
+    return int(counts[0]) if counts else -1
+
+
 def kill_group(group: int) -> None:
     """SIGKILL to all processes of a group, if there are any."""
     try:

@@ -26,6 +26,7 @@ from dagsched.brokers.pool import Pool
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
 from dagsched.brokers.zygote import Zygote
 from dagsched.errors import OutOfMemory, ProtocolError
+from dagsched.faults import fault
 from dagsched.ids import ProcessId, RunNo
 from dagsched.protocol.codec import PROTOCOL_VERSION, Decoder, encode_batch
 from dagsched.protocol.messages import (
@@ -210,6 +211,8 @@ class BrokerShell:
         self._take_transfers(now)
         self._take_timers(now)
         actions = self._core.take_actions()
+        if actions.to_executors:
+            fault("broker.before_dispatch")
         self._act(actions, now)
         for executor in ended:
             if executor not in actions.start:
@@ -397,6 +400,7 @@ class BrokerShell:
         for peer, parcels in actions.to_peers.items():
             self._send_peer(peer, parcels)
         if actions.to_master:
+            fault("broker.after_commit")
             self._send_master(actions.to_master)
         for location in actions.free:
             self._arena.free(location)

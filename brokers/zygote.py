@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from dagsched.brokers import processes
 from dagsched.brokers.launch import NODE_VARIABLE
+from dagsched.faults import fault
 
 STATUS_WORDS = 8
 """int64 words of an executor's slot: see `dagsched.brokers.executor`."""
@@ -146,6 +147,7 @@ def _serve(
         words = status[slot * STATUS_WORDS : (slot + 1) * STATUS_WORDS]
         start = _Start(number, incarnation, words, fds[0], fds[1], broker_pid, main, settings)
         try:
+            fault("zygote.before_fork")
             pid, problem = _fork_twice(start, control), 0
             groups.add(pid)
         except OSError as error:

@@ -29,6 +29,7 @@ class Options:
     meta: bool = False
     nout: int | None = None
     retries: int = 0
+    crash_limit: int | None = None
     timeout_s: float | None = None
     priority: int = 0
     resources: Mapping[str, float] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class OptionsGiven(TypedDict, total=False):
     meta: bool
     nout: int | None
     retries: int
+    crash_limit: int | None
     timeout: float | None
     priority: int
     resources: Mapping[str, float] | None
@@ -130,6 +132,7 @@ def delayed(
     meta: bool = False,
     nout: int | None = None,
     retries: int = 0,
+    crash_limit: int | None = None,
     timeout: float | None = None,
     priority: int = 0,
     resources: Mapping[str, float] | None = None,
@@ -146,6 +149,9 @@ def delayed(
         meta: The function gets a `Ref` for each input instead of its value.
         nout: The result can be unpacked into so many `Delayed`s.
         retries: How often a call that raised is made again.
+        crash_limit: Executors that a call may take down before it fails; None: as the environment's
+            `Config` says. Calls with a limit of 1 share nothing with others' crashes, so with
+            ``retries=0`` as well they are made once, unless their node is lost.
         timeout: Seconds after which a call is killed.
         priority: Calls with higher numbers go first.
         resources: What a call needs while it runs, as numbers by name.
@@ -162,6 +168,7 @@ def delayed(
     if (
         name is None
         and timeout is None
+        and crash_limit is None
         and nout is None
         and resources is None
         and labels is None
@@ -175,8 +182,8 @@ def delayed(
         options = DEFAULTS
     else:
         given = OptionsGiven(
-            name=name, meta=meta, nout=nout, retries=retries, timeout=timeout,
-            priority=priority, resources=resources, labels=labels, persist=persist,
+            name=name, meta=meta, nout=nout, retries=retries, crash_limit=crash_limit,
+            timeout=timeout, priority=priority, resources=resources, labels=labels, persist=persist,
         )  # fmt: skip
         options = _changed(DEFAULTS, given)
     kind = type(func)
@@ -444,6 +451,12 @@ def _count_or_none(option: str, value: Any) -> int | None:
     return None if value is None else _count(option, value)
 
 
+def _limit_or_none(option: str, value: Any) -> int | None:
+    if value is not None and _integer(option, value) < 1:
+        raise ValueError(f"{option} must be 1 or more, not {value!r}")
+    return value if value is None else int(value)
+
+
 def _number(option: str, value: Any) -> float:
     if isinstance(value, (bool, str, Delayed)) or not hasattr(value, "__float__"):
         raise TypeError(f"{option} must be a number, not {type(value).__name__}")
@@ -487,6 +500,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "meta": _truth,
     "nout": _count_or_none,
     "retries": _count,
+    "crash_limit": _limit_or_none,
     "timeout": _seconds_or_none,
     "priority": _integer,
     "resources": _amounts,

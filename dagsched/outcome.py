@@ -167,6 +167,8 @@ def _executor_lost(failure: "Failure", where: str) -> ExecutorLost:
         how = f"was killed by signal {exit_info.signal} ({_signal_name(exit_info.signal)})"
     else:
         how = f"ended with exit code {exit_info.exit_code}"
+    if exit_info.cause:
+        how += f" {exit_info.cause}"
     attempts = f" in attempt {failure.attempt}" if failure.attempt > 1 else ""
     tail = f"; the end of what it printed:\n{exit_info.log_tail}" if exit_info.log_tail else ""
     return ExecutorLost(

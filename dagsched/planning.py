@@ -157,6 +157,7 @@ def _flags(
         flags[needed[subtree_of[needed] != dependents[among_tasks]]] |= EXPORTED
     asked = graph.options.items()
     flags[position_of[[task_id for task_id, task in asked if task.timeout_s is not None]]] |= SOLO
+    flags[position_of[[task_id for task_id, task in asked if task.crash_limit == 1]]] |= SOLO
     flags[position_of[[task_id for task_id, task in asked if task.persist]]] |= PERSISTED
     for position in position_of[graph.meta].tolist():
         flags[position] |= META | SOLO
@@ -168,11 +169,13 @@ def _task_options(graph: TaskGraph, position_of: Int32, config: Config) -> dict[
     """Options by position, of tasks that have some that matter while they run."""
     found = {}
     for task_id, options in graph.options.items():
-        if options.retries or options.priority or options.timeout_s is not None:
+        limit = options.crash_limit
+        if options.retries or options.priority or options.timeout_s is not None or limit:
             position = int(position_of[task_id])
             found[position] = TaskOptions(
-                position, options.retries, options.timeout_s, options.priority, config.crash_limit
-            )
+                position, options.retries, options.timeout_s, options.priority,
+                config.crash_limit if limit is None else limit,
+            )  # fmt: skip
     return dict(sorted(found.items()))
 
 

@@ -16,6 +16,7 @@ import posix_ipc
 from dagsched.brokers.objects.layout import PAGE_BYTES, ExtentMap, plan_layout, write_header
 from dagsched.config import Config
 from dagsched.errors import InternalError, OutOfMemory
+from dagsched.faults import fault
 from dagsched.protocol.messages import Frame, Location
 
 SHM_DIRECTORY = Path("/dev/shm")
@@ -67,6 +68,7 @@ class Arena:
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         layout = plan_layout(len(stream), [len(view) for view in views])
         location, target = self.write_raw(layout.size_bytes)
+        fault("arena.before_seal")
         write_header(target, layout)
         start = layout.stream_offset
         target[start : start + len(stream)] = stream
@@ -86,6 +88,7 @@ class Arena:
             extent = self._extents.allocate(size_bytes)
             if extent is None:
                 raise InternalError(f"a new segment has no room for {size_bytes} bytes")
+        fault("arena.in_allocator")
         self.written_bytes += size_bytes
         view = self._views[extent.segment][extent.offset : extent.offset + size_bytes]
         return Location(self._name(extent.segment), extent.offset, size_bytes), view
@@ -234,6 +237,7 @@ def unlink_segments(prefix: str, keep: Collection[str] = frozenset()) -> list[st
 
 def _reserve(fd: int, size: int) -> None:
     """Give the file `size` bytes that are really there, so that writing never means SIGBUS."""
+    fault("arena.reserve")
     while True:
         try:
             os.posix_fallocate(fd, 0, size)

@@ -61,6 +61,7 @@ class ExitInfo(Struct, frozen=True):
     signal: int | None = None
     rss_bytes: int = 0
     log_tail: str = ""
+    cause: str = ""  # in words, where more is known than its code or signal
 
 
 class Failure(Struct, frozen=True):

@@ -685,3 +685,46 @@ def test_inputs_of_a_bundle_that_still_runs_outlive_the_end_of_its_run():
     node.done(3, second, objects=[])
     [free] = messages(node.turn().to_executors[3], FreeExtents)
     assert free.locations == [shared(0).location]
+
+
+def test_a_death_between_tasks_has_each_of_the_bundle_tried_alone_and_charges_at_most_one_more():
+    node = Node(executors=(3,))
+    node.place([[] for _ in range(3)], options=[TaskOptions(1, crash_limit=2)])
+    [(_, parcel)] = bundles_of(node.turn())
+    assert bundle_positions(parcel) == [0, 1, 2]
+    node.core.executor_lost(3, ExitInfo(signal=11), parcel.message.bundle, -1, node.now)
+    node.turn()
+    node.hello(3)
+    again = bundles_of(node.turn())
+    assert [bundle_positions(p) for _, p in again] == [[0], [1]]
+    assert not node.core.runs[1].crash_counts
+    node.done(3, again[0][1])
+    exit_info = ExitInfo(exit_code=0)
+    node.core.executor_lost(3, exit_info, again[1][1].message.bundle, -1, node.now)
+    # With the death that nobody was charged for that is its second.
+    [failed] = messages(node.turn().to_master, TaskFailed)
+    assert failed.failure == Failure(1, 2, "lost", executor=3, exit=exit_info)
+
+
+def test_a_bundle_that_is_killed_on_purpose_between_tasks_stays_whole():
+    node = Node(executors=(3,))
+    node.place([[] for _ in range(3)])
+    [(_, parcel)] = bundles_of(node.turn())
+    node.core.executors[3].killed = True
+    node.core.executor_lost(3, ExitInfo(signal=9), parcel.message.bundle, -1, node.now)
+    node.turn()
+    node.hello(3)
+    [(_, again)] = bundles_of(node.turn())
+    assert bundle_positions(again) == [0, 1, 2]
+    assert not node.core.runs[1].suspects
+
+
+def test_a_deadline_that_passes_before_the_task_has_begun_is_charged():
+    node = Node(executors=(3,))
+    node.place([[]], flags=[SOLO | OUTPUT], options=[TaskOptions(0, timeout_s=1.0)])
+    [(_, parcel)] = bundles_of(node.turn())
+    node.core.handle_timer(node.now + 1.0)
+    assert node.turn().kill == [3]
+    node.core.executor_lost(3, ExitInfo(signal=9), parcel.message.bundle, -1, node.now)
+    [failed] = messages(node.turn().to_master, TaskFailed)
+    assert failed.failure.kind == "timeout"

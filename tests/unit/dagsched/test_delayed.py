@@ -135,6 +135,9 @@ def test_options_are_kept_and_changed_in_copies() -> None:
     ("options", "error", "text"),
     [
         ({"retries": -1}, ValueError, "retries must not be negative"),
+        ({"crash_limit": 0}, ValueError, "crash_limit must be 1 or more, not 0"),
+        ({"crash_limit": True}, TypeError, "crash_limit must be an int"),
+        ({"crash_limit": 2.0}, TypeError, "crash_limit must be an int"),
         ({"retries": 1.5}, TypeError, "retries must be an int"),
         ({"retries": True}, TypeError, "retries must be an int"),
         ({"retries": False}, TypeError, "retries must be an int"),

@@ -283,3 +283,12 @@ def test_nothing_at_all() -> None:
     assert isinstance(run.plan, RunPlan)
     assert (run.plan.task_count, run.plan.chunks, run.plan.functions) == (0, [], [])
     assert run.order.tolist() == []
+
+
+def test_a_crash_limit_of_its_own_and_a_bundle_of_its_own_if_it_may_not_crash_again() -> None:
+    tasks = [delayed(f, crash_limit=limit)(limit) for limit in (None, 1, 5)]
+    run = planned([*tasks, delayed(f, retries=1)(7)])
+    place = dict(zip(run.order.tolist(), range(4), strict=True))
+    limits = {position: options.crash_limit for position, options in run.plan.options.items()}
+    assert limits == {place[1]: 1, place[2]: 5, place[3]: CONFIG.crash_limit}
+    assert np.flatnonzero(run.plan.flags & SOLO).tolist() == [place[1]]
