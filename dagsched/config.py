@@ -74,6 +74,23 @@ class Config:
 
     heartbeat_s: float = 1.0
 
+    link_window_batches: int = 1_000
+    """Batches under way to one peer at once; a receiver keeps as many that come early."""
+
+    link_batches_max: int = 100_000
+    """Batches that wait for one peer at most, those under way included; more, and it is lost."""
+
+    ack_batches: int = 16
+    ack_delay_s: float = 0.05
+    """What has come is acknowledged after so many batches, or so long, unless with an answer."""
+
+    resend_s: float = 0.5
+    resend_max_s: float = 10.0
+    """What isn't acknowledged within this is sent again; twice as long each time, up to that."""
+
+    nonsense_max: int = 10
+    """Batches of one peer that can't be read, or make no sense, before it is closed."""
+
     transfer_chunk_bytes: int = 4 << 20
     transfer_window_bytes: int = 16 << 20
     """Bytes of one object under way between two brokers before the receiver must confirm."""

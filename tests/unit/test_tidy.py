@@ -52,6 +52,7 @@ PURE = [
     "dagsched.protocol.codec",
     "dagsched.protocol.messages",
     "dagsched.protocol.plans",
+    "dagsched.protocol.session",
 ]
 """Pure, and so is whatever of ours they import."""
 
