@@ -20,10 +20,11 @@ from dagsched.protocol.messages import (
     Shutdown,
     ValueReply,
 )
+from dagsched.protocol.session import Stamp
 
 
 def _header(items, version=PROTOCOL_VERSION, epoch=1):
-    return msgspec.msgpack.encode((version, epoch, items))
+    return msgspec.msgpack.encode((version, epoch, 0, 0, 0, 0, 0, items))
 
 
 def test_one_parcel():
@@ -76,7 +77,7 @@ def test_optional_parts_travel():
         ([b""], "can't be decoded"),
         ([b"\xc1"], "can't be decoded"),
         ([b"\x91" * 100_000], "can't be decoded"),
-        ([b"\x93\x01\x01\xdd\xff\xff\xff\xff"], "can't be decoded"),
+        ([b"\x98\x02\x01\x00\x00\x00\x00\x00\xdd\xff\xff\xff\xff"], "can't be decoded"),
         ([_header([(0, ("ping", 1))]) + b"x"], "can't be decoded"),
         ([_header([(0, ("no such kind", 1))])], "can't be decoded"),
         ([_header([(0, ("bundle", 1))])], "can't be decoded"),  # of another sender
@@ -87,8 +88,13 @@ def test_optional_parts_travel():
         ([_header([]), b"extra"], "speaks of 0 frames, but 1 came"),
         ([_header([(2, ("ping", 1)), (-1, ("ping", 2))]), b"one"], "speaks of -1"),
         ([_header([(1, ("ping", 1)), (1, ("ping", 2))]), b"one"], "speaks of 2 frames, but 1"),
-        ([_header([(0, ("ping", 1))], version=2)], "version 2 of the protocol, this side 1"),
-        ([_header([(0, ("later", 1))], version=2)], "version 2 of the protocol, this side 1"),
+        ([_header([(0, ("ping", 1))], version=3)], "version 3 of the protocol, this side 2"),
+        (
+            [msgspec.msgpack.encode((1, 1, [(0, ("ping", 1))]))],
+            "version 1 of the protocol, this side 2",
+        ),
+        ([_header([], epoch=-1)], "can't be decoded"),
+        ([_header([(0, ("later", 1))], version=3)], "version 3 of the protocol, this side 2"),
     ],
 )
 def test_nonsense_is_refused(frames, text):
@@ -97,7 +103,11 @@ def test_nonsense_is_refused(frames, text):
 
 
 def test_items_deeper_than_any_message_are_refused():
-    deep = b"\x93\x01\x01\x91\x92\x00\x93\xa4ping\x01" + b"\x91" * 200_000 + b"\xc0"
+    deep = (
+        b"\x98\x02\x01\x00\x00\x00\x00\x00\x91\x92\x00\x93\xa4ping\x01"
+        + b"\x91" * 200_000
+        + b"\xc0"
+    )
     with pytest.raises(ProtocolError):
         Decoder(MasterToBroker).decode_batch([deep])
 
@@ -116,3 +126,16 @@ def test_each_cut_of_a_header_is_refused():
     for end in range(len(header)):
         with pytest.raises(ProtocolError):
             decoder.decode_batch([header[:end]])
+
+
+def test_the_stamp_travels():
+    stamp = Stamp(1 << 60, 3, 1 << 61, 2, 1)
+    arrival = Decoder(MasterToBroker).decode_arrival(encode_batch([Parcel(Ping(1))], 5, stamp))
+    assert arrival == (5, stamp, [Parcel(Ping(1), [])])
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_stamp_of_numbers_below_zero_is_refused(place):
+    stamp = Stamp(*[-1 if index == place else 1 for index in range(5)])
+    with pytest.raises(ProtocolError, match="can't be decoded"):
+        Decoder(MasterToBroker).decode_arrival(encode_batch([], 5, stamp))
