@@ -62,6 +62,7 @@ class Process:
     has_spoken: bool = False
     is_killed: bool = False
     is_hung_up: bool = False  # its socket has ended and isn't listened to any more
+    fault: str = ""  # why it was ended, if it gave a reason
 
 
 @dataclass(slots=True, eq=False)
@@ -297,6 +298,7 @@ class Pool:
                 self._batches.append((process.executor, frames))
         except ProtocolError:
             logger.exception("executor %d sent nonsense and is killed", process.executor)
+            process.fault = "after it had sent what is no message"
             self._hang_up(process)
             return
         if process.receiver.is_closed:
@@ -306,6 +308,8 @@ class Pool:
         """End an executor that has no socket any more; one that exits already isn't disturbed."""
         process.is_hung_up = True
         self._poller.remove(process.sock.fileno())
+        if not process.fault and process.pid and not processes.is_exiting(process.pid):
+            process.fault = "after it had closed its connection to the broker"
         _kill(process)
 
     def _log_ready(self, slot: Slot) -> None:
@@ -341,8 +345,8 @@ class Pool:
 
     def _cause_of(self, process: Process, code: int) -> str:
         """What is known of a death by SIGKILL that we have no part in."""
-        if code != -signal.SIGKILL or process.is_killed or process.is_hung_up:
-            return ""
+        if code != -signal.SIGKILL or process.is_killed or process.fault:
+            return process.fault
         before, self._oom_kills = self._oom_kills, processes.oom_kill_count()
         if 0 <= before < self._oom_kills:
             return "by the kernel, which was out of memory"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PF_EXITING = 4
 _PROC = "/proc"
 
 EXECUTOR_OOM_SCORE = 500
@@ -91,6 +92,16 @@ def parent_of(pid: int) -> int | None:
             return int(stat.read().rpartition(b")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def is_exiting(pid: int) -> bool:
+    """Whether a process is on its way out, or gone; one that exits closes its files first."""
+    try:
+        with open(f"{_PROC}/{pid}/stat", "rb") as stat:
+            flags = int(stat.read().rpartition(b")")[2].split()[6])
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return bool(flags & _PF_EXITING)
 
 
 def has_variable(pid: int, name: str, value: str) -> bool:

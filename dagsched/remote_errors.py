@@ -21,6 +21,7 @@ TRACEBACK_CHARS_MAX = 64_000
 EXCEPTION_BYTES_MAX = 1 << 20
 
 _ITEMS_MAX = 20_000
+_SHOWN_ARGS_MAX = 10
 _CHAIN_MAX = 50
 _OWN_DIRECTORY = str(Path(__file__).parent)
 
@@ -42,9 +43,11 @@ def dump_exception(error: BaseException, limit_bytes: int = EXCEPTION_BYTES_MAX)
         limit_bytes: a larger pickle is not sent.
     """
     is_small = _is_small(error, limit_bytes)
-    text = _text_of(error, is_small)
     name = type_name(error)
-    data = _proven(error, limit_bytes) if is_small else b""
+    text = _text_of(error, is_small)
+    # One that can't be printed would fail wherever it is shown, and hide what it was.
+    data = _proven(error, limit_bytes) if is_small and text is not None else b""
+    text = f"<{type(error).__name__} that can't be printed>" if text is None else text
     return DumpedException(data, name, text, _traceback_of(error, name, text, limit_bytes))
 
 
@@ -86,12 +89,13 @@ def _proven(error: BaseException, limit_bytes: int) -> bytes:
         return b""
 
 
-def _is_small(error: BaseException, limit_bytes: int) -> bool:
-    """Whether what the exception holds is of bounded size, as far as a short look can tell.
+def _is_small(held: object, limit_bytes: int) -> bool:
+    """Whether a value, or what an exception holds, is of bounded size, as a short look can tell.
 
     What is held twice counts twice, as it does in text.
     """
-    stack: list[object] = [error.args, getattr(error, "__dict__", None)]
+    content = held.args if isinstance(held, BaseException) else held
+    stack: list[object] = [content, getattr(held, "__dict__", None)]
     size = count = 0
     while stack:
         value = stack.pop()
@@ -109,12 +113,20 @@ def _is_small(error: BaseException, limit_bytes: int) -> bool:
     return True
 
 
-def _text_of(error: BaseException, is_small: bool) -> str:
+def _text_of(error: BaseException, is_small: bool) -> str | None:
+    """The exception's text, cut off; None: its own methods can't give one."""
     try:
-        text = str(error) if is_small else reprlib.repr(error.args)
+        text = str(error) if is_small else ", ".join(map(_shown, error.args[:_SHOWN_ARGS_MAX]))
         return str(text)[:TEXT_CHARS_MAX]
     except Exception:  # noqa: BLE001 - its __str__ or __repr__ fails
-        return f"<{type(error).__name__} that can't be printed>"
+        return None
+
+
+def _shown(value: object) -> str:
+    """A value in a few words; a large one isn't printed, not even to throw most of it away."""
+    if _is_small(value, TEXT_CHARS_MAX):
+        return reprlib.repr(value)
+    return f"<a large {type_name(value)}>"
 
 
 def _traceback_of(error: BaseException, name: str, text: str, limit_bytes: int) -> str:

@@ -290,7 +290,18 @@ class TestExceptions:
     def test_text_that_fails(self) -> None:
         dumped = dump_exception(Mute())
         assert dumped.text == "<Mute that can't be printed>"
+        assert dumped.data == b"", "as itself it would fail wherever it is shown"
         assert "Mute" in dumped.traceback_text
+
+    def test_large_arguments_are_not_printed(self) -> None:
+        class Loud(bytearray):
+            def __repr__(self) -> str:
+                raise AssertionError("printed")
+
+        dumped = dump_exception(ValueError("small", Loud(2 << 20)))
+        assert dumped.text.startswith("'small', <a large ")
+        assert dumped.text.endswith("Loud>")
+        assert dumped.data == b""
 
     def test_cycle_of_causes(self) -> None:
         one, two = ValueError("one"), ValueError("two")
