@@ -10,10 +10,11 @@ import mmap
 import os
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from dagsched.brokers.objects.arena import SHM_DIRECTORY, Arena
+from dagsched.brokers.objects.arena import SHM_DIRECTORY
 from dagsched.config import Config
 from dagsched.errors import OutOfMemory, ProtocolError
 from dagsched.protocol.messages import (
@@ -49,9 +50,13 @@ class OutgoingTransfers:
 
     Args:
         config: sizes of chunk and window.
+        mapped: gives the bytes of an object, read-only.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, config: Config, mapped: Callable[[Location], memoryview] | None = None
+    ) -> None:
+        self._mapped = mapped or map_object
         self._chunk_bytes = config.transfer_chunk_bytes
         self._window_bytes = config.transfer_window_bytes
         self._count = 0
@@ -111,7 +116,7 @@ class OutgoingTransfers:
         if info.location is None:
             raise ProtocolError(f"object {info.first} of run {run} is not in shared memory")
         try:
-            view = map_object(info.location)
+            view = self._mapped(info.location)
         except FileNotFoundError:
             positions = array("i", range(info.first, info.first + info.count)).tobytes()
             self._parcels.append((peer, Parcel(ObjectsMissing(run), [positions])))
@@ -158,6 +163,16 @@ class Receiving:
     taken_bytes: int = 0
 
 
+class Room(Protocol):
+    """Where received objects are written: the broker's own `Arena`."""
+
+    def write_raw(self, size_bytes: int) -> tuple[Location, memoryview]:
+        """Space for an object, to be filled by the caller."""
+
+    def free(self, location: Location) -> None:
+        """Give it back."""
+
+
 class IncomingTransfers:
     """Objects that this broker receives.
 
@@ -165,7 +180,7 @@ class IncomingTransfers:
         arena: the broker's own.
     """
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Room) -> None:
         self._arena = arena
         self._receiving: dict[tuple[int, int], Receiving] = {}
         self._parcels: list[tuple[int, Parcel]] = []

@@ -1,43 +1,30 @@
-"""A simulated cluster: the master's shell, the client, and the nodes around the real cores."""
+"""A simulated cluster: master, nodes, store and network in one process; and what befalls them."""
 
-import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
 
 from dagsched.config import Config
 from dagsched.errors import InternalError
 from dagsched.master.core import MasterCore
-from dagsched.master.events import (
-    ClientEvent,
-    OutputsComplete,
-    RunEnded,
-    StatsArrived,
-    ValueArrived,
-)
-from dagsched.master.journal import Record
+from dagsched.master.events import ClientEvent, RunEnded, ValueArrived
 from dagsched.plan import ClusterShape, RunPlan
-from dagsched.protocol.messages import (
-    BrokerToMaster,
-    Failure,
-    Frame,
-    NodeStats,
-    ObjectInfo,
-    Parcel,
-    Ping,
-    Pong,
-)
+from dagsched.protocol.messages import Failure, NodeStats, ObjectInfo, Ping, Pong
 from dagsched.testing.clock import SimClock
 from dagsched.testing.graphs import Planned, SimGraph, planned
-from dagsched.testing.network import SimNetwork
+from dagsched.testing.links import Accounts, SimLinks
+from dagsched.testing.master import SimMaster
+from dagsched.testing.network import Address, SimNetwork, Weather
 from dagsched.testing.node import SimNode
+from dagsched.testing.store import SimStore
+from dagsched.testing.watching import stalled
 
 STEPS_MAX = 2_000_000
 NODE_START_S = 0.05
-COPY_S = 0.0005  # until the client has copied outputs
+RESCUE_S = 1.0
+NOTICE_S = 0.001  # until the end of a process is noticed by whoever started it
 
 
 @dataclass(slots=True)
@@ -80,8 +67,11 @@ class SimCluster:
         library: graphs that tasks may return.
         slowness: how much longer tasks take on a node, by broker id.
         checks: whether cores check themselves after each turn.
-        is_wired: whether batches are encoded and decoded.
+        is_wired: whether batches for executors are encoded and decoded (others always are).
         is_recorded: whether `story` is written.
+        is_local: nodes are processes of the client's machine, so it sees them end, and ends them.
+        clocks_differ: monotonic clocks of processes are hours apart.
+        is_rescued: when all nodes are gone, another is wanted a second later.
     """
 
     def __init__(
@@ -95,29 +85,47 @@ class SimCluster:
         checks: bool = True,
         is_wired: bool = True,
         is_recorded: bool = False,
+        is_local: bool = True,
+        clocks_differ: bool = False,
+        is_rescued: bool = False,
     ) -> None:
         self.config = config or Config()
         self.clock = SimClock()
         self.rng = random.Random(seed)
         self.network = SimNetwork(self.clock, self.rng, is_wired=is_wired)
-        self.core = MasterCore(self.config)
-        self.nodes: dict[int, SimNode] = {}
+        self.accounts = Accounts()
+        self.store = SimStore(self.clock)
+        self.is_local = is_local
         self.checks = checks
         self.story: list[str] = []
-        self.journal: list[Record] = []
         self.events: list[ClientEvent] = []
         self.executed: Counter[tuple[int, int]] = Counter()  # by run and position
+        self.places: dict[tuple[int, int], list[int]] = {}  # the same: serials of nodes
         self.moved_bytes = 0  # by transfers of large objects
+        self.losses: list[tuple[str, int]] = []  # what was lost so far: what, which
+        self.departed: set[Address] = set()  # processes that are no members, or weren't for a time
+        self.record_count = 0  # of the journal
+        self.on_record: Callable[[int], None] | None = None
         self.outcomes: dict[int, SimOutcome] = {}
-        self.answers: dict[int, ValueArrived | StatsArrived] = {}
+        self.nodes: dict[int, SimNode] = {}  # the latest of each id
+        self.all_nodes: list[SimNode] = []  # by serial
         self._wanted: dict[int, int] = dict(nodes)
         self._slowness = dict(slowness or {})
         self._library = list(library)
         self._is_recorded = is_recorded
+        self._clocks_differ = clocks_differ
+        self._is_rescued = is_rescued
         self._run_count = 0
         self._request_count = 0
-        self._wake_s: float | None = None
+        self._processes: dict[Address, SimLinks] = {}
+        self._master_count = 0
+        self.master = self._new_master()
         self._apply_nodes()
+
+    @property
+    def core(self) -> MasterCore:
+        """Of the present master."""
+        return self.master.core
 
     # --- what a test does -------------------------------------------------------------------------
 
@@ -141,10 +149,14 @@ class SimCluster:
         outcome = SimOutcome(self._run_count, ready, self.clock.now)
         self.outcomes[outcome.run] = outcome
         self.tell(f"submit run {outcome.run}: {ready.plan.task_count} tasks")
-        self.core.submit(
-            outcome.run, ready.plan, self.clock.now, priority=priority, timeout_s=timeout_s
-        )
-        self.turn()
+
+        def start() -> None:
+            self.core.submit(
+                outcome.run, ready.plan, self.master.now, priority=priority, timeout_s=timeout_s
+            )
+            self.master.turn()
+
+        self.master.take(start)
         return outcome
 
     def run(self, graph: SimGraph, **kwargs: int) -> SimOutcome:
@@ -161,14 +173,14 @@ class SimCluster:
         """Let time go by until something is so.
 
         Raises:
-            InternalError: it isn't within simulated `limit_s`; with the end of the story.
+            InternalError: it isn't within simulated `limit_s`; says who waits for what.
         """
         end_s = self.clock.now + limit_s
         steps = self.clock.step_count + STEPS_MAX
         while not is_over():
             if self.clock.now > end_s or self.clock.step_count > steps or not self.clock.step():
-                tail = "\n".join(self.story[-50:])
-                raise InternalError(f"still not over at {self.clock.now:.3f} s:\n{tail}")
+                waits = "\n".join([*stalled(self), *self.story[-50:]])
+                raise InternalError(f"still not over at {self.clock.now:.3f} s:\n{waits}")
 
     def let_pass(self, seconds: float) -> None:
         """Let this much time go by."""
@@ -179,32 +191,42 @@ class SimCluster:
     def cancel(self, outcome: SimOutcome) -> None:
         """Cancel a run."""
         self.tell(f"cancel run {outcome.run}")
-        self.core.cancel(outcome.run, self.clock.now)
-        self.turn()
+        self._command(lambda core, now: core.cancel(outcome.run, now))
 
     def fetch(self, run: int, position: int) -> int | None:
         """The value that a Ref names; None: nobody has it."""
         self._request_count += 1
-        request = self._request_count
-        self.core.fetch(request, run, position, self.clock.now)
-        self.turn()
-        self.step_until(lambda: request in self.answers, 10.0)
-        answer = self.answers[request]
+        request, master = self._request_count, self.master
+        self._command(lambda core, now: core.fetch(request, run, position, now))
+        self.step_until(lambda: request in master.answers, 60.0)
+        answer = master.answers[request]
         if not isinstance(answer, ValueArrived) or answer.info is None:
             return None
-        return self._copied(answer.broker, answer.info, answer.frame)[0]
+        return master.copied(answer.broker, answer.info, answer.frame)[0]
 
     def drop_ref(self, run: int, position: int) -> None:
         """The client has no Ref to this any more."""
-        self.core.drop_ref(run, position, self.clock.now)
-        self.turn()
+        self._command(lambda core, now: core.drop_ref(run, position, now))
+
+    def _command(self, command: Callable[[MasterCore, float], None]) -> None:
+        master = self.master
+
+        def act() -> None:
+            command(master.core, master.now)
+            master.turn()
+
+        master.take(act)
+
+    # --- faults of processes ----------------------------------------------------------------------
 
     def kill_executor(self, broker: int, index: int) -> None:
         """Kill one executor of a node, whatever it does; nothing if there is none."""
         node = self.nodes.get(broker)
-        if node is not None and node.executors:
+        if node is not None and node.is_alive and node.executors:
             ids = sorted(node.executors)
-            node.executors[ids[index % len(ids)]].die(signal=9)
+            executor = node.executors[ids[index % len(ids)]]
+            self.losses.append(("executor", node.serial))
+            executor.die(signal=9)
 
     def add_node(self, broker: int, executors: int) -> None:
         """Want one node more."""
@@ -213,163 +235,229 @@ class SimCluster:
         self._apply_nodes()
 
     def remove_node(self, broker: int) -> None:
-        """Want one node less."""
+        """Want one node less: it leaves when it has given away what is needed."""
         self.tell(f"remove node {broker}")
         self._wanted.pop(broker, None)
         self._apply_nodes()
 
     def kill_node(self, broker: int) -> None:
-        """Lose a node at once; the master and its peers notice when their sockets close."""
-        node = self.nodes.pop(broker, None)
-        if node is None:
-            return
-        self.tell(f"node {broker} is lost")
-        node.kill()
+        """Lose a node at once, and don't want it any more."""
         self._wanted.pop(broker, None)
+        self._kill_node(broker)
+
+    def restart_node(self, broker: int) -> None:
+        """Lose a node at once; its broker is started again under the same id."""
+        if self._kill_node(broker):
+            self.clock.after(10 * NOTICE_S, self._start_nodes)
+
+    def _kill_node(self, broker: int) -> bool:
+        node = self.nodes.get(broker)
+        if node is None or not node.is_alive:
+            return False
+        self.tell(f"node {broker} is lost")
+        self._end_node(node)
+        return True
+
+    def _end_node(self, node: SimNode) -> None:
+        node.kill()
+        self.departed.add(node.address)
+        self.losses.append(("node", node.serial))
+        self._notice_end(node, "its process ended")
+
+    def _notice_end(self, node: SimNode, reason: str) -> None:
+        """A local node's end is seen at once; that of another by its silence, or by its hello."""
+        if self.nodes.get(node.broker) is node:
+            del self.nodes[node.broker]
+        if self._is_rescued and not self.nodes:
+            self.clock.after(RESCUE_S, self._rescue)
+        if not self.is_local:
+            return
+        master = self.master
 
         def notice() -> None:
-            self.core.peer_lost(broker, "its process ended", self.clock.now)
-            self.turn()
+            if self.nodes.get(node.broker, node) is node:
+                master.take(lambda: master.peer_lost(node.broker, reason))
+                master.take(lambda: master.links.forget(node.broker, node.address))
 
-        self.clock.after(0.001, notice)
-        for other in list(self.nodes.values()):
-            self.clock.after(0.001, partial(other.peer_lost, broker))
+        self.clock.after(NOTICE_S, notice)
+
+    def _rescue(self) -> None:
+        if not self.nodes:
+            self.add_node(max(node.broker for node in self.all_nodes) + 1, 2)
+
+    def pause_node(self, broker: int, seconds: float, whole: float = 1) -> None:
+        """Stop a node, or its broker only, for so long."""
+        node = self.nodes.get(broker)
+        if node is None or not node.is_alive or node.is_paused:
+            return
+        self.tell(f"node {broker} stands still for {seconds:.3f} s")
+        if whole:
+            node.pause_all()
+        else:
+            node.pause()
+
+        def proceed() -> None:
+            if node.is_alive:
+                self.tell(f"node {broker} goes on")
+                node.proceed()
+
+        self.clock.after(seconds, proceed)
+
+    def pause_master(self, seconds: float) -> None:
+        """Stop the master's process for so long."""
+        master = self.master
+        if master.is_paused or not master.is_alive:
+            return
+        self.tell(f"the master stands still for {seconds:.3f} s")
+        master.pause()
+
+        def proceed() -> None:
+            if master.is_alive:
+                self.tell("the master goes on")
+                master.proceed()
+
+        self.clock.after(seconds, proceed)
+
+    # --- faults of the network --------------------------------------------------------------------
+
+    def set_weather(self, loss: float, repeat: float, reorder: float, slow: float) -> None:
+        """From now on the network is like this; see `Weather`."""
+        self.network.weather = Weather(loss, repeat, reorder, slow)
+        self.tell(f"the network: {self.network.weather}")
+
+    def split(self, one: int, other: int, seconds: float, ways: int = 2) -> None:
+        """Nothing passes between two processes for so long; ids of brokers, or 1, the master.
+
+        With one way only, nothing from the first to the second.
+        """
+        addresses = [
+            self.master.address if broker == 1 else self.nodes[broker].address
+            for broker in (one, other)
+            if broker == 1 or broker in self.nodes
+        ]
+        if len(addresses) < 2:
+            return
+        self.tell(f"nothing passes from {one} to {other} for {seconds:.3f} s, ways: {ways}")
+        pairs = [(addresses[0], addresses[1]), (addresses[1], addresses[0])]
+        self.clock.after(seconds, self.network.cut(pairs[:ways]))
+
+    # --- the end ----------------------------------------------------------------------------------
 
     def left_behind(self) -> list[str]:
         """What nodes still hold, in words; call it when all runs have ended."""
         self.let_pass(1.0)
         left = []
-        for broker, node in sorted(self.nodes.items()):
-            table = node.core.table
+        for node in self.all_nodes:
+            if not node.is_alive:
+                continue
+            table, name = node.core.table, f"node {node.broker}"
+            if self.nodes.get(node.broker) is not node:
+                left.append(f"{name}, number {node.serial}: the process, which nobody wants")
             if table.live_count or table.live_bytes:
-                left.append(f"node {broker}: {table.live_count} objects, {table.live_bytes} bytes")
-            left += [f"node {broker}: segment {segment}" for segment in node.memory.left()]
+                left.append(f"{name}: {table.live_count} objects, {table.live_bytes} bytes")
+            left += [f"{name}: segment {segment}" for segment in node.memory.left()]
             if node.core.runs:
-                left.append(f"node {broker}: runs {sorted(node.core.runs)}")
+                left.append(f"{name}: runs {sorted(node.core.runs)}")
         return left
 
-    # --- the master's shell -----------------------------------------------------------------------
+    # --- nodes ------------------------------------------------------------------------------------
+
+    def _offset_s(self) -> float:
+        return self.rng.uniform(-3600.0, 3600.0) if self._clocks_differ else 0.0
+
+    def _new_master(self) -> SimMaster:
+        self._master_count += 1
+        master = SimMaster(self, self._master_count, clock_offset_s=self._offset_s())
+        self._processes[master.address] = master.links
+        return master
 
     def _apply_nodes(self) -> None:
         wanted = []
         for broker, count in sorted(self._wanted.items()):
             executors = tuple(range(broker * 100, broker * 100 + count))
             wanted.append((broker, "host", executors))
-        self.core.set_nodes(wanted, self.clock.now)
+        self._command(lambda core, now: core.set_nodes(wanted, now))
+        self._start_nodes()
+
+    def _start_nodes(self) -> None:
         for broker in sorted(self._wanted):
-            if broker not in self.nodes:
-                node = SimNode(self, broker, slowness=self._slowness.get(broker, 1.0))
-                self.nodes[broker] = node
-                self.clock.after(NODE_START_S * self.rng.uniform(0.5, 1.0), node.start)
-        self.turn()
-
-    def at_master(self, node: SimNode, parcels: Sequence[Parcel]) -> None:
-        """A batch of a broker has arrived."""
-        if self.nodes.get(node.broker) is not node and not node.is_alive:
-            return
-        for message, frames in parcels:
-            self._record(f"{node.broker} -> master", message)
-            known = cast("BrokerToMaster", message)
-            self.core.receive(node.broker, known, frames, self.clock.now)
-        self.turn()
-
-    def turn(self) -> None:
-        """Take the master's actions and do them."""
-        actions = self.core.take_actions()
-        if self.checks:
-            self.core.check()
-        self.journal += actions.journal
-        for broker, parcels in actions.to_brokers.items():
-            node = self.nodes.get(broker)
-            for parcel in parcels:
-                self._record(f"master -> {broker}", parcel.message)
-            if node is not None:
-                self.network.send(("master", 1), ("broker", broker), parcels, node.from_master)
-        for event in actions.events:
-            self._event(event)
-        timer_s = self.core.next_timer()
-        if timer_s is not None and (self._wake_s is None or timer_s < self._wake_s):
-            self._wake_s = max(timer_s, self.clock.now + 1e-6)
-            self.clock.at(self._wake_s, self._wake)
-
-    def _wake(self) -> None:
-        if self._wake_s is not None and self.clock.now >= self._wake_s:
-            self._wake_s = None
-            self.core.handle_timer(self.clock.now)
-            self.turn()
-
-    # --- the client -------------------------------------------------------------------------------
-
-    def _event(self, event: ClientEvent) -> None:
-        self.events.append(event)
-        self._record("event", event)
-        match event:
-            case OutputsComplete():
-                self.clock.after(COPY_S, lambda: self._take(event))
-            case RunEnded():
-                outcome = self.outcomes[event.run]
-                outcome.state = event.state
-                outcome.failure = event.failure
-                outcome.ended_s = self.clock.now
-                outcome.stats = event.stats
-                outcome.subtree_brokers = event.subtree_brokers
-            case ValueArrived() | StatsArrived():
-                self.answers[event.request] = event
-            case _:
-                pass
-
-    def _take(self, event: OutputsComplete) -> None:
-        """Copy the outputs, unless a node that had them has gone meanwhile."""
-        outcome = self.outcomes[event.run]
-        is_gone = any(
-            info.location is not None and broker not in self.nodes
-            for broker, info, _ in event.objects
-        )
-        if outcome.is_over or is_gone:
-            return  # it has ended otherwise, or the master will announce the outputs again
-        outcome.refs = []
-        for broker, info, frame in event.objects:
-            values = self._copied(broker, info, frame)
-            outcome.values.update(
-                zip(range(info.first, info.first + info.count), values, strict=True)
+            if broker in self.nodes:
+                continue
+            node = SimNode(
+                self,
+                broker,
+                len(self.all_nodes) + 1,
+                slowness=self._slowness.get(broker, 1.0),
+                clock_offset_s=self._offset_s(),
             )
-            outcome.refs += [(run, position) for run, position in info.refs]
-        self.core.outputs_taken(event.run, self.clock.now)
-        self.turn()
+            self.nodes[broker] = node
+            self.all_nodes.append(node)
+            self._processes[node.address] = node.links
+            start_s = NODE_START_S * self.rng.uniform(0.5, 1.0)
+            node.after(start_s, partial(node.start, self.master.address))
 
-    def _copied(self, broker: int, info: ObjectInfo, frame: Frame | None) -> list[int]:
-        if info.location is not None:
-            frame = self.nodes[broker].memory.read(info.location)
-        if frame is None:
-            raise InternalError(f"object {info.first} came without bytes")
-        loaded = pickle.loads(frame)
-        return loaded if info.count > 1 else [loaded]
+    def steady_links(self) -> list[SimLinks]:
+        """Of processes that have been there, and members, to the end."""
+        return [
+            links
+            for address, links in self._processes.items()
+            if address not in self.departed and links.process.is_alive
+        ]
 
-    # --- called by nodes --------------------------------------------------------------------------
+    def find_links(self, address: Address) -> SimLinks | None:
+        """The links of a living process."""
+        links = self._processes.get(address)
+        return links if links is not None and links.process.is_alive else None
 
-    def between(self, sender: SimNode, peer: int, parcels: Sequence[Parcel]) -> None:
-        """A broker sends a batch to another."""
-        for parcel in parcels:
-            self._record(f"{sender.broker} -> {peer}", parcel.message)
-
-        def arrive(arrived: list[Parcel]) -> None:
-            receiver = self.nodes.get(peer)
-            if receiver is not None:
-                receiver.from_peer(sender.broker, arrived)
-
-        self.network.send(("broker", sender.broker), ("broker", peer), parcels, arrive)
+    def node_of(self, master: SimMaster, broker: int) -> SimNode | None:
+        """The living node that this master knows by an id."""
+        node = self.nodes.get(broker) if master is self.master else None
+        return node if node is not None and node.is_alive else None
 
     def node_left(self, node: SimNode) -> None:
         """A broker has done what `Shutdown` asked for."""
         node.kill()
-        if self.nodes.get(node.broker) is node:
-            del self.nodes[node.broker]
-        for other in list(self.nodes.values()):
-            self.clock.after(0.001, partial(other.peer_lost, node.broker))
+        self.departed.add(node.address)
+        self._notice_end(node, "it left")
 
-    def note_executed(self, run: int, positions: Sequence[int]) -> None:
+    def end_broker(self, broker: int) -> None:
+        """The master has given a broker up: kill its process, if that can be reached."""
+        node = self.nodes.get(broker)
+        if node is None:
+            return
+        self.departed.add(node.address)
+        if not self.is_local:
+            return
+
+        def end() -> None:
+            if node.is_alive:
+                self.tell(f"node {broker} is killed by its master")
+                self._end_node(node)
+
+        self.clock.after(NOTICE_S / 2, end)
+
+    # --- told by processes ------------------------------------------------------------------------
+
+    def run_ended(self, event: RunEnded) -> None:
+        """The client hears that a run is over."""
+        outcome = self.outcomes[event.run]
+        outcome.state = event.state
+        outcome.failure = event.failure
+        outcome.ended_s = self.clock.now
+        outcome.stats = event.stats
+        outcome.subtree_brokers = event.subtree_brokers
+
+    def record_written(self) -> None:
+        """The master has put a record into its journal."""
+        self.record_count += 1
+        if self.on_record is not None:
+            self.on_record(self.record_count)
+
+    def note_executed(self, node: SimNode, run: int, positions: Sequence[int]) -> None:
         """Tasks have been run."""
-        self.executed.update((run, position) for position in positions)
+        for position in positions:
+            self.executed[run, position] += 1
+            self.places.setdefault((run, position), []).append(node.serial)
 
     def note_moved(self, run: int, info: ObjectInfo) -> None:
         """A large object has gone from one node to another."""
@@ -387,7 +475,8 @@ class SimCluster:
         if self._is_recorded:
             self.story.append(f"{self.clock.now:11.6f}  {text}")
 
-    def _record(self, who: str, what: object) -> None:
+    def record(self, who: str, what: object) -> None:
+        """Write a message or an event into the story."""
         if self._is_recorded and not isinstance(what, Ping | Pong):
             self.tell(f"{who:12}  {_in_short(what)}")
 

@@ -81,7 +81,7 @@ class SimExecutor:
 
     def start(self) -> None:
         """Say hello, some time after the process was asked for."""
-        self._node.clock.after(START_S, self._hello)
+        self._node.clock.after(START_S, lambda: self._node.take_in_executor(self._hello))
 
     def _hello(self) -> None:
         if self.is_alive:
@@ -94,6 +94,9 @@ class SimExecutor:
 
     def receive(self, parcels: Sequence[Parcel]) -> None:
         """Take a batch of the broker."""
+        self._node.take_in_executor(lambda: self._take(parcels))
+
+    def _take(self, parcels: Sequence[Parcel]) -> None:
         if self.is_alive:
             self._inbox.extend(parcels)
             self._read()
@@ -157,7 +160,7 @@ class SimExecutor:
             if self.is_alive and turn == self._turn:
                 self._end()
 
-        self._node.clock.at(ends_s, end)
+        self._node.clock.at(ends_s, lambda: self._node.take_in_executor(end))
 
     # --- being stopped ----------------------------------------------------------------------------
 

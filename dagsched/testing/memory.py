@@ -3,13 +3,22 @@
 from dagsched.errors import InternalError
 from dagsched.protocol.messages import Location
 
+NODE_BYTES = 1 << 40
+"""Offsets of one node lie in a range of its own, so that no other's bytes are taken for its."""
+
 
 class SimMemory:
-    """Segments are named ``executor-incarnation-number``; the broker's own begin with ``0-0``."""
+    """Segments are named ``executor-incarnation-number``; the broker's own begin with ``0-0``.
 
-    def __init__(self) -> None:
-        self._segments: dict[str, dict[int, bytes]] = {}
-        self._used_bytes = 0
+    Args:
+        number: of the node; no other has it.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        self._number = number
+        self._segments: dict[str, dict[int, bytes | bytearray]] = {}
+        self._used_bytes = number * NODE_BYTES
+        self._own_count = 0
 
     def write(self, segment: str, data: bytes) -> Location:
         """Put bytes into a segment."""
@@ -17,6 +26,18 @@ class SimMemory:
         self._used_bytes += len(data)  # no place is used twice, so that late reads are noticed
         self._segments.setdefault(segment, {})[offset] = data
         return Location(segment, offset, len(data))
+
+    def write_raw(self, size_bytes: int) -> tuple[Location, memoryview]:
+        """Space in the broker's own arena, to be filled; as `Arena.write_raw`."""
+        self._own_count += 1
+        location = self.write(f"0-0-{self._own_count // 3}", b"\0" * size_bytes)
+        data = bytearray(size_bytes)
+        self._segments[location.segment][location.offset] = data
+        return location, memoryview(data)
+
+    def is_here(self, location: Location) -> bool:
+        """Whether this node wrote there, ever."""
+        return location.offset // NODE_BYTES == self._number
 
     def read(self, location: Location) -> bytes:
         """The bytes there.
@@ -27,10 +48,14 @@ class SimMemory:
         data = self._segments.get(location.segment, {}).get(location.offset)
         if data is None or len(data) != location.size_bytes:
             raise InternalError(f"{location} was read after it had been freed")
-        return data
+        return bytes(data)
 
-    def free(self, location: Location, owner: tuple[int, int]) -> None:
-        """Give bytes back to their owner's arena.
+    def view(self, location: Location) -> memoryview:
+        """The same, for a transfer."""
+        return memoryview(self.read(location))
+
+    def free(self, location: Location, owner: tuple[int, int] = (0, 0)) -> None:
+        """Give bytes back to their owner's arena; by default the broker's.
 
         Raises:
             InternalError: they aren't its own, or were freed before.

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from dagsched.brokers.core import BrokerActions, BrokerCore
+from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
 from dagsched.config import Config
 from dagsched.master.core import own_version
 from dagsched.plan import RunPlan
@@ -16,80 +17,144 @@ from dagsched.protocol.messages import (
     BrokerToBroker,
     ExecutorToBroker,
     ExitInfo,
+    Frame,
     MasterToBroker,
     ObjectInfo,
     Parcel,
+    SetPeers,
+    TransferChunk,
+    TransferCredit,
+    TransferStart,
 )
-from dagsched.testing.clock import SimClock
 from dagsched.testing.executor import SimExecutor
+from dagsched.testing.links import SimLinks
 from dagsched.testing.memory import SimMemory
+from dagsched.testing.network import Address
+from dagsched.testing.process import Action, SimProcess
 
 if TYPE_CHECKING:
     from dagsched.testing.cluster import SimCluster
 
 RESPAWN_S = 0.005
+MASTER = 1
+"""How brokers call whoever is their master."""
 
 
-class SimNode:
-    """One node; a node that comes back after a loss is another object."""
+class SimNode(SimProcess):
+    """One node: a broker's process and what it started.
 
-    def __init__(self, cluster: "SimCluster", broker: int, *, slowness: float = 1.0) -> None:
+    Args:
+        cluster: that it is part of.
+        broker: its id; one that comes back after a loss has the same, and is another object.
+        serial: its number, which no other node of the simulation has.
+        slowness: how much longer tasks take here.
+        clock_offset_s: how much its clock is ahead.
+    """
+
+    def __init__(
+        self,
+        cluster: "SimCluster",
+        broker: int,
+        serial: int,
+        *,
+        slowness: float = 1.0,
+        clock_offset_s: float = 0.0,
+    ) -> None:
+        super().__init__(cluster.clock, clock_offset_s=clock_offset_s)
         self.broker = broker
-        self.is_alive = True
+        self.serial = serial
         self.slowness = slowness
+        self.address: Address = ("broker", serial)
         self.core = BrokerCore(broker, "host", cluster.config)
-        self.memory = SimMemory()
+        self.memory = SimMemory(serial)
         self.executors: dict[int, SimExecutor] = {}
+        self.stale_count = 0
+        self.links = SimLinks(
+            self, broker, self.address, cluster.network, cluster.accounts, cluster.config,
+            MasterToBroker | BrokerToBroker, self._deliver, cluster.find_links,
+        )  # fmt: skip
         self._cluster = cluster
+        self._peer_epochs: dict[int, int] = {}
+        self._outgoing = OutgoingTransfers(cluster.config, self.memory.view)
+        self._incoming = IncomingTransfers(self.memory)
         self._incarnations: dict[int, int] = {}
-        self._name = ("broker", broker)
-        self._own_count = 0
-        self._wake_s: float | None = None
-
-    @property
-    def clock(self) -> SimClock:
-        """Of the simulation."""
-        return self._cluster.clock
+        self._executors_stand = False
+        self._held_by_executors: list[Action] = []
 
     @property
     def config(self) -> Config:
         """Of the cluster."""
         return self._cluster.config
 
-    def start(self) -> None:
+    def start(self, master: Address) -> None:
         """Say hello to the master."""
-        hello = BrokerHello(self.broker, self.broker, "host", f"sim://{self.broker}", own_version())
+        if not self.is_alive:
+            return
+        self.links.route(MASTER, master)
+        hello = BrokerHello(self.broker, self.serial, "host", f"{self.serial}", own_version())
         self._to_master([Parcel(hello)])
+        self.turn()
 
     # --- what comes -------------------------------------------------------------------------------
 
-    def from_master(self, parcels: Sequence[Parcel]) -> None:
-        """A batch of the master has arrived."""
-        if self.is_alive:
+    def _deliver(self, peer: int, epoch: int, parcels: Sequence[Parcel]) -> None:
+        """A batch has arrived."""
+        if peer == MASTER:
             for message, frames in parcels:
-                self.core.receive_master(cast("MasterToBroker", message), frames, self.clock.now)
-            self.turn()
+                self._cluster.record(f"master -> {self.broker}", message)
+                if isinstance(message, SetPeers):
+                    self._set_peers(message)
+                self.core.receive_master(cast("MasterToBroker", message), frames, self.now)
+        elif epoch < self._peer_epochs.get(peer, 0):
+            self.stale_count += len(parcels)
+        else:
+            for message, frames in parcels:
+                self._cluster.record(f"{peer} -> {self.broker}", message)
+                self._from_peer(peer, cast("BrokerToBroker", message), frames)
+        self.turn()
 
-    def from_peer(self, peer: int, parcels: Sequence[Parcel]) -> None:
-        """A batch of another broker has arrived."""
-        if self.is_alive:
-            for message, frames in parcels:
-                known = cast("BrokerToBroker", message)
-                self.core.receive_peer(peer, known, frames, self.clock.now)
-            self.turn()
+    def _from_peer(self, peer: int, message: BrokerToBroker, frames: Sequence[Frame]) -> None:
+        match message:
+            case TransferStart():
+                self._incoming.start(peer, message)
+            case TransferChunk():
+                self._incoming.chunk(peer, message, frames)
+            case TransferCredit():
+                self._outgoing.credit(peer, message)
+            case _:
+                self.core.receive_peer(peer, message, frames, self.now)
+
+    def _set_peers(self, message: SetPeers) -> None:
+        epochs = {peer: epoch for peer, epoch, _ in message.peers}
+        addresses = {peer: address for peer, _, address in message.peers}
+        for peer, epoch in self._peer_epochs.items():
+            if epochs.get(peer) != epoch:
+                self._outgoing.peer_lost(peer)
+                self._incoming.peer_lost(peer)
+                self.core.peer_lost(peer, self.now)
+        for peer in self._peer_epochs.keys() - epochs.keys():
+            self.links.forget(peer)
+        self._peer_epochs = epochs
+        for peer, address in addresses.items():
+            self.links.route(peer, ("broker", int(address)))
 
     def from_executor(self, executor: SimExecutor, parcel: Parcel) -> None:
         """An executor sends something."""
 
         def arrive(parcels: list[Parcel]) -> None:
             # What an executor wrote before it died is read before its death is noticed.
-            if self.is_alive and self.executors.get(executor.id) is executor:
+            if self.executors.get(executor.id) is executor:
                 for message, frames in parcels:
                     known = cast("ExecutorToBroker", message)
-                    self.core.receive_executor(executor.id, known, frames, self.clock.now)
+                    self.core.receive_executor(executor.id, known, frames, self.now)
                 self.turn()
 
-        self._cluster.network.send(("executor", executor.pid), self._name, [parcel], arrive)
+        self._cluster.network.send(
+            ("executor", executor.pid),
+            self.address,
+            [parcel],
+            lambda parcels: self.take(lambda: arrive(parcels)),
+        )
 
     def executor_died(
         self,
@@ -105,23 +170,18 @@ class SimNode:
         )
 
         def notice() -> None:
-            if self.is_alive and self.executors.get(executor.id) is executor:
+            if self.executors.get(executor.id) is executor:
                 del self.executors[executor.id]
                 exit_info = ExitInfo(exit_code=exit_code, signal=signal)
-                self.core.executor_lost(executor.id, exit_info, bundle, position, self.clock.now)
+                self.core.executor_lost(executor.id, exit_info, bundle, position, self.now)
                 self.turn()
 
-        self._cluster.network.carry(("executor", executor.pid), self._name, 0, notice)
-
-    def peer_lost(self, peer: int) -> None:
-        """Another node has gone."""
-        if self.is_alive:
-            self.core.peer_lost(peer, self.clock.now)
-            self.turn()
+        link = (("executor", executor.pid), self.address)
+        self._cluster.network.carry(*link, 0, lambda: self.take(notice))
 
     def note_executed(self, run: int, positions: Sequence[int]) -> None:
         """Tasks have been run."""
-        self._cluster.note_executed(run, positions)
+        self._cluster.note_executed(self, run, positions)
 
     def returned_plan(self, index: int) -> RunPlan:
         """The plan of a graph in the library."""
@@ -129,37 +189,37 @@ class SimNode:
 
     # --- the turn ---------------------------------------------------------------------------------
 
-    def turn(self) -> None:
-        """Take the core's actions and do them."""
+    def _act(self) -> None:
+        for peer, run, first in self._outgoing.take_done():
+            self.core.transfer_done(peer, run, first, self.now)
+        for peer, run, info in self._incoming.take_stored():
+            self._cluster.note_moved(run, info)
+            self.core.object_received(peer, run, info, self.now)
         actions = self.core.take_actions()
         if self._cluster.checks:
             self.core.check()
         self._do(actions)
-        timer_s = self.core.next_timer()
-        if timer_s is not None and (self._wake_s is None or timer_s < self._wake_s):
-            self._wake_s = max(timer_s, self.clock.now + 1e-6)
-            self.clock.at(self._wake_s, self._wake)
 
-    def _wake(self) -> None:
-        if self.is_alive and self._wake_s is not None and self.clock.now >= self._wake_s:
-            self._wake_s = None
-            self.core.handle_timer(self.clock.now)
-            self.turn()
+    def _next_timer(self) -> float | None:
+        times = (self.core.next_timer(), self.links.next_timer())
+        return min((time for time in times if time is not None), default=None)
+
+    def _handle_timer(self) -> None:
+        due = self.core.next_timer()
+        if due is not None and due <= self.now:
+            self.core.handle_timer(self.now)
+        self.links.handle_timer()
 
     def _do(self, actions: BrokerActions) -> None:
         network = self._cluster.network
-        if actions.to_master:
-            self._to_master(actions.to_master)
-        for peer, parcels in actions.to_peers.items():
-            self._cluster.between(self, peer, parcels)
         for executor_id, incarnation, keep in actions.reclaim:
             self.memory.reclaim(executor_id, incarnation, keep)
         for location in actions.free:
-            self.memory.free(location, (0, 0))
+            self.memory.free(location)
         for executor_id, parcels in actions.to_executors.items():
             executor = self.executors.get(executor_id)
             if executor is not None:
-                network.send(self._name, ("executor", executor.pid), parcels, executor.receive)
+                network.send(self.address, ("executor", executor.pid), parcels, executor.receive)
         for executor_id, bundle in actions.stop_bundles:
             if executor_id in self.executors:
                 self.executors[executor_id].stop_bundle(bundle)
@@ -167,65 +227,66 @@ class SimNode:
             if executor_id in self.executors:
                 self.executors[executor_id].die(signal=9)
         for executor_id in actions.start:
-            self.clock.after(RESPAWN_S, partial(self._start, executor_id))
+            self.after(RESPAWN_S, partial(self._start, executor_id))
+        for peer, parcels in actions.to_peers.items():
+            self.links.send(peer, parcels, self.core.epoch)
+        if actions.to_master:
+            self._to_master(actions.to_master)
         for run, position, frame in actions.store:
-            self._store(run, ObjectInfo(position, 1, len(frame)), bytes(frame))
+            self._store(run, position, bytes(frame))
         for peer, run, info in actions.transfers:
-            self._transfer(peer, run, info)
+            self._outgoing.start(peer, run, info)
+        for peer, parcel in [*self._incoming.take_parcels(), *self._outgoing.take_parcels()]:
+            self.links.send(peer, [parcel], self.core.epoch)
         if actions.shutdown:
+            self._cluster.tell(f"node {self.broker} leaves")
             self._cluster.node_left(self)
 
     def _to_master(self, parcels: Sequence[Parcel]) -> None:
-        def arrive(arrived: list[Parcel]) -> None:
-            self._cluster.at_master(self, arrived)
-
-        self._cluster.network.send(self._name, ("master", 1), parcels, arrive)
+        self.links.send(MASTER, parcels, self.core.epoch)
 
     def _start(self, executor: int) -> None:
-        if self.is_alive:
-            incarnation = self._incarnations.get(executor, 0) + 1
-            self._incarnations[executor] = incarnation
-            self.executors[executor] = SimExecutor(self, executor, incarnation)
-            self.executors[executor].start()
+        incarnation = self._incarnations.get(executor, 0) + 1
+        self._incarnations[executor] = incarnation
+        self.executors[executor] = SimExecutor(self, executor, incarnation)
+        self.executors[executor].start()
 
-    def _store(self, run: int, info: ObjectInfo, data: bytes, peer: int | None = None) -> None:
-        """Put bytes (a constant, or what `peer` sent) into the own arena, then tell the core."""
-        self._own_count += 1
-        location = self.memory.write(f"0-0-{self._own_count // 3}", data)
-        stored = ObjectInfo(info.first, 1, len(data), location, info.type_name, tuple(info.refs))
+    def _store(self, run: int, position: int, data: bytes) -> None:
+        """Put a constant into the own arena, then tell the core."""
+        location, target = self.memory.write_raw(len(data))
+        target[:] = data
 
         def tell() -> None:
-            if self.is_alive:
-                if peer is None:
-                    self.core.object_stored(run, stored, self.clock.now)
-                else:
-                    self.core.object_received(peer, run, stored, self.clock.now)
-                self.turn()
-
-        self.clock.after(1e-6, tell)
-
-    def _transfer(self, peer: int, run: int, info: ObjectInfo) -> None:
-        """Send a large object; it is read when it has all been sent."""
-        receiver = self._cluster.nodes.get(peer)
-
-        def arrive() -> None:
-            if not self.is_alive:
-                return
-            if info.location is not None and receiver is not None and receiver.is_alive:
-                data = self.memory.read(info.location)
-                self._cluster.note_moved(run, info)
-                receiver.store_received(self.core.broker, run, info, data)
-            self.core.transfer_done(peer, run, info.first, self.clock.now)
+            info = ObjectInfo(position, 1, len(data), location)
+            self.core.object_stored(run, info, self.now)
             self.turn()
 
-        self._cluster.network.carry(self._name, ("broker", peer), info.size_bytes, arrive)
+        self.after(1e-6, tell)
 
-    def store_received(self, peer: int, run: int, info: ObjectInfo, data: bytes) -> None:
-        """A large object of another node has come."""
-        self._store(run, info, data, peer)
+    # --- faults -----------------------------------------------------------------------------------
+
+    def pause_all(self) -> None:
+        """Stop the broker and its executors: the machine stands still."""
+        self.pause()
+        self._executors_stand = True
+
+    def proceed(self) -> None:
+        """See `SimProcess.proceed`."""
+        self._executors_stand = False
+        held, self._held_by_executors = self._held_by_executors, []
+        for action in held:
+            action()
+        super().proceed()
+
+    def take_in_executor(self, action: Action) -> None:
+        """Something that an executor does by itself."""
+        if self._executors_stand:
+            self._held_by_executors.append(action)
+        elif self.is_alive:
+            action()
 
     def kill(self) -> None:
         """Lose the node with all that it has."""
-        self.is_alive = False
+        super().kill()
         for executor in self.executors.values():
             executor.is_alive = False

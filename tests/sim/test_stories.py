@@ -11,7 +11,7 @@ from dagsched.testing.graphs import SimGraph, SimTask
 from dagsched.testing.memory import SimMemory
 from dagsched.testing.stories import Story, drawn, play
 
-SEEDS = 240
+SEEDS = 160
 GROUP = 20
 
 

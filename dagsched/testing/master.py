@@ -1,0 +1,151 @@
+"""One incarnation of the master, with the client that it lives in: the shell around the core."""
+
+import pickle
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from dagsched.errors import InternalError
+from dagsched.master.core import MasterCore
+from dagsched.master.events import (
+    ClientEvent,
+    OutputsComplete,
+    RunEnded,
+    StatsArrived,
+    ValueArrived,
+)
+from dagsched.master.journal import Ended
+from dagsched.protocol.messages import (
+    BrokerToMaster,
+    Frame,
+    ObjectInfo,
+    Parcel,
+)
+from dagsched.testing.links import SimLinks
+from dagsched.testing.network import Address
+from dagsched.testing.process import SimProcess
+from dagsched.testing.store import SimJournal
+
+if TYPE_CHECKING:
+    from dagsched.testing.cluster import SimCluster
+
+COPY_S = 0.0005  # until the client has copied outputs
+
+
+class SimMaster(SimProcess):
+    """The client's process: its master's thread, its journal's, and what waits for results.
+
+    Args:
+        cluster: that it rules.
+        number: which incarnation.
+        clock_offset_s: how much its clock is ahead.
+    """
+
+    def __init__(self, cluster: "SimCluster", number: int, *, clock_offset_s: float = 0.0) -> None:
+        super().__init__(cluster.clock, clock_offset_s=clock_offset_s)
+        self.number = number
+        self.address: Address = ("master", number)
+        self.core = MasterCore(cluster.config)
+        self.links = SimLinks(
+            self, 1, self.address, cluster.network, cluster.accounts, cluster.config,
+            BrokerToMaster, self._deliver, cluster.find_links,
+        )  # fmt: skip
+        self.journal = SimJournal(cluster.store, cluster.config, self, self._rewrite)
+        self.answers: dict[int, ValueArrived | StatsArrived] = {}
+        self._cluster = cluster
+
+    # --- the master's thread ----------------------------------------------------------------------
+
+    def _deliver(self, broker: int, epoch: int, parcels: Sequence[Parcel]) -> None:  # noqa: ARG002
+        """A batch of a broker has arrived."""
+        for message, frames in parcels:
+            self._cluster.record(f"{broker} -> master", message)
+            self.core.receive(broker, cast("BrokerToMaster", message), frames, self.now)
+        self.turn()
+
+    def _act(self) -> None:
+        cluster = self._cluster
+        actions = self.core.take_actions()
+        if cluster.checks:
+            self.core.check()
+        for record in actions.journal:
+            self.journal.put(record.run, record)
+            if isinstance(record, Ended):
+                self.journal.forget(record.run)
+            cluster.record_written()
+            if not self.is_alive:
+                return
+        for broker, parcels in actions.to_brokers.items():
+            self.links.send(broker, parcels, 0)
+        for broker in actions.disconnect:
+            self.links.forget(broker)
+            cluster.end_broker(broker)
+        for event in actions.events:
+            self._event(event)
+
+    def _next_timer(self) -> float | None:
+        times = (self.core.next_timer(), self.links.next_timer())
+        return min((time for time in times if time is not None), default=None)
+
+    def _handle_timer(self) -> None:
+        due = self.core.next_timer()
+        if due is not None and due <= self.now:
+            self.core.handle_timer(self.now)
+        self.links.handle_timer()
+
+    def peer_lost(self, broker: int, reason: str) -> None:
+        """The process of a broker has ended."""
+        self.core.peer_lost(broker, reason, self.now)
+        self.turn()
+
+    def _rewrite(self, run: int) -> None:
+        """The journal asks for all records of a run."""
+
+    # --- the client -------------------------------------------------------------------------------
+
+    def _event(self, event: ClientEvent) -> None:
+        self._cluster.events.append(event)
+        self._cluster.record("event", event)
+        match event:
+            case OutputsComplete():
+                self.after(COPY_S, lambda: self._take(event))
+            case RunEnded():
+                self._cluster.run_ended(event)
+            case ValueArrived() | StatsArrived():
+                self.answers[event.request] = event
+            case _:
+                pass
+
+    def _take(self, event: OutputsComplete) -> None:
+        """Copy the outputs, unless a node that had them has gone meanwhile."""
+        outcome = self._cluster.outcomes[event.run]
+        if outcome.is_over or not all(
+            self._is_there(broker, info) for broker, info, _ in event.objects
+        ):
+            return  # it has ended otherwise, or the master will announce the outputs again
+        outcome.refs = []
+        for broker, info, frame in event.objects:
+            values = self.copied(broker, info, frame)
+            outcome.values.update(
+                zip(range(info.first, info.first + info.count), values, strict=True)
+            )
+            outcome.refs += [(run, position) for run, position in info.refs]
+        self.core.outputs_taken(event.run, self.now)
+        self.turn()
+
+    def _is_there(self, broker: int, info: ObjectInfo) -> bool:
+        if info.location is None:
+            return True
+        node = self._cluster.node_of(self, broker)
+        return node is not None and node.memory.is_here(info.location)
+
+    def copied(self, broker: int, info: ObjectInfo, frame: Frame | None) -> list[int]:
+        """The values of an object that came, or that lies in the memory of a node."""
+        if info.location is not None:
+            node = self._cluster.node_of(self, broker)
+            if node is None:
+                raise InternalError(f"object {info.first} is on node {broker}, which is gone")
+            frame = node.memory.read(info.location)
+        if frame is None:
+            raise InternalError(f"object {info.first} came without bytes")
+        loaded = pickle.loads(frame)
+        return loaded if info.count > 1 else [loaded]

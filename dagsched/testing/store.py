@@ -1,0 +1,180 @@
+"""The metadata store in simulated time, with all that stores do to their users; and its journal.
+
+The records, the batches, the fold and the rules for a store that is away are the product's own:
+`SimJournal` is the real `Journal`, whose thread is a step now and then.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dagsched.config import Config
+from dagsched.errors import StoreUnavailable
+from dagsched.master.journaling import stored_record
+from dagsched.metastore.fold import Entry
+from dagsched.metastore.journal import Journal
+from dagsched.metastore.memory import MemoryStore
+from dagsched.metastore.port import Batch, Refusal
+from dagsched.testing.clock import SimClock
+from dagsched.testing.process import SimProcess
+
+
+class SimStore(MemoryStore):
+    """A store that may be away, full, slow, emptied, or lose what it has written last."""
+
+    def __init__(self, clock: SimClock) -> None:
+        super().__init__()
+        self._clock = clock
+        self._refusal: str | None = None
+        self._stalled_until_s = 0.0
+        self._lost_answers = 0
+        self._written_s: dict[tuple[int, int], float] = {}  # by run and position
+        self.exchange_count = 0
+        self.on_exchange: Callable[[Sequence[Batch]], None] | None = None
+
+    # --- faults -----------------------------------------------------------------------------------
+
+    def refuse(self, words: str | None) -> None:
+        """Answer everything with an error in these words; None: not any more."""
+        self._refusal = words
+
+    def stall(self, seconds: float) -> None:
+        """Answer nothing for so long."""
+        self._stalled_until_s = self._clock.now + seconds
+
+    def lose_answers(self, count: int) -> None:
+        """Do the next appends, but reset the connection before the answer."""
+        self._lost_answers += count
+
+    def lose_tail(self, seconds: float) -> None:
+        """Start again from a file that lacks its end: what was written last is gone."""
+        since_s = self._clock.now - seconds
+        for run in self.runs():
+            late = [p for p in self._positions(run) if self._written_s.get((run, p), 0.0) > since_s]
+            if late:
+                self.truncate(run, min(late))
+                if not self.read(run):
+                    self.drop(run)
+
+    def empty(self) -> None:
+        """Lose everything (FLUSHALL)."""
+        self.drop_all()
+
+    def cut_entry(self, run: int, byte_count: int) -> None:
+        """Leave only so many bytes of a run's last entry."""
+        last = self.read(run)[-1]
+        self.truncate(run, last.position)
+        if byte_count:
+            kept = bytes(last.data)[:byte_count]
+            super().append([Batch(run, last.position, kept, last.position == 1)])
+
+    # --- what the journal does --------------------------------------------------------------------
+
+    @property
+    def stalled_s(self) -> float:
+        """How long whoever calls now has to wait."""
+        return max(0.0, self._stalled_until_s - self._clock.now)
+
+    def open(self) -> None:
+        """See `MetaStore.open`."""
+        self._check()
+
+    def append(self, batches: Sequence[Batch]) -> list[Refusal]:
+        """See `MetaStore.append`."""
+        self._check()
+        self.exchange_count += 1
+        refusals = super().append(batches)
+        for batch in batches:
+            self._written_s[batch.run, batch.position] = self._clock.now
+        if self.on_exchange is not None:
+            self.on_exchange(batches)
+        if self._lost_answers:
+            self._lost_answers -= 1
+            raise StoreUnavailable("the connection was reset")
+        return refusals
+
+    def drop(self, run: int) -> None:
+        """See `MetaStore.drop`."""
+        self._check()
+        super().drop(run)
+
+    def ping(self) -> None:
+        """See `MetaStore.ping`."""
+        self._check()
+
+    def _check(self) -> None:
+        if self._refusal is not None:
+            raise StoreUnavailable(self._refusal)
+
+    def _positions(self, run: int) -> list[int]:
+        return [entry.position for entry in self.read(run)]
+
+    def entries(self, run: int) -> list[Entry]:
+        """All that is stored of a run."""
+        return self.read(run)
+
+
+class SimJournal(Journal):
+    """The real journal; what its thread does is done in steps of the simulation.
+
+    Args:
+        store: where to.
+        config: limits and times.
+        process: the master, whose end is the journal's.
+        rewrite: asks the master for the records of a run whose journal is torn.
+    """
+
+    def __init__(
+        self,
+        store: SimStore,
+        config: Config,
+        process: SimProcess,
+        rewrite: Callable[[int], None],
+    ) -> None:
+        super().__init__(store, config, convert=stored_record, on_torn=self._is_torn_now)
+        self._sim_store = store
+        self._process = process
+        self._rewrite = rewrite
+        self._is_due = False
+
+    def _is_torn_now(self, run: int) -> None:
+        self._process.after(1e-4, lambda: self._rewrite(run))
+
+    def put(self, run: int, record: Any) -> None:
+        """See `Journal.put`."""
+        super().put(run, record)
+        self._wake_up(self._config.journal_batch_s)
+
+    def restart(self, run: int, records: Sequence[Any]) -> None:
+        """See `Journal.restart`."""
+        super().restart(run, records)
+        self._wake_up(self._config.journal_batch_s)
+
+    def forget(self, run: int) -> None:
+        """See `Journal.forget`."""
+        super().forget(run)
+        self._wake_up(self._config.journal_batch_s)
+
+    def _wake_up(self, delay_s: float) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._process.after(delay_s, self._step)
+
+    def _step(self) -> None:
+        """One round of the thread: take what was put, send it, wait for more or for the store."""
+        self._is_due = False
+        stalled_s = self._sim_store.stalled_s
+        if stalled_s > 0:
+            if stalled_s <= self._config.store_timeout_s:
+                self._wake_up(stalled_s)  # the call takes that long
+                return
+            self._try(_time_out)
+            self._wake_up(self._config.store_timeout_s)
+            return
+        self._take_queue()
+        self._send()
+        if self._pending:
+            self._wake_up(self._backoff_s)
+
+
+def _time_out() -> None:
+    raise StoreUnavailable("no answer in time")
