@@ -153,7 +153,7 @@ class Accounts:
                 )
             unmade = run.bundle_of[subtree.lo : subtree.hi] == bundling.RETURNED_GRAPH
             unmade &= run.object_of[subtree.lo : subtree.hi] < 0
-            remaining = subtree.hi - subtree.cursor + sum(len(b.positions) for b in mine)
+            remaining = len(subtree.uncut()) + sum(len(b.positions) for b in mine)
             if subtree.remaining_count < remaining or (
                 subtree.remaining_count > remaining + int(unmade.sum())
             ):

@@ -40,13 +40,19 @@ BUNDLE_TASKS_MAX = 16_384
 
 
 def make_subtree(message: PlaceSubtree, arrays: Sequence[Int32], flags: bytes) -> Subtree:
-    """A subtree as placed; `arrays`: indptr, deps, function_of, levels of its message."""
-    indptr, deps, function_of, levels = arrays
+    """A subtree as placed; `arrays`: members, indptr, deps, function_of, levels of its message."""
+    members, indptr, deps, function_of, levels = arrays
     lo, hi = message.lo, message.hi
+    mask: np.ndarray | None = None
+    if len(members):
+        mask = np.zeros(hi - lo, np.bool_)
+        mask[members - lo] = True
     first = np.full(hi - lo, -1, np.int32)
     last = np.full(hi - lo, -1, np.int32)
     owners = np.repeat(np.arange(lo, hi, dtype=np.int32), np.diff(indptr))
     inside = (deps >= lo) & (deps < hi)
+    if mask is not None:
+        inside[inside] = mask[deps[inside] - lo]
     inner_deps, inner_owners = deps[inside] - lo, owners[inside]
     last[inner_deps] = inner_owners  # owners rise, so the last assignment is the largest
     first[inner_deps[::-1]] = inner_owners[::-1]
@@ -57,7 +63,7 @@ def make_subtree(message: PlaceSubtree, arrays: Sequence[Int32], flags: bytes) -
     return Subtree(
         SubtreeNo(message.subtree), message.attempt, message.epoch, lo, hi, indptr, deps,
         function_of, np.frombuffer(flags, np.uint8), levels, import_levels, first, last,
-        cursor=lo, remaining_count=hi - lo,
+        cursor=lo, remaining_count=hi - lo if mask is None else len(members), members=mask,
     )  # fmt: skip
 
 
@@ -68,7 +74,8 @@ def count_uses(run: BrokerRun, subtree: Subtree) -> None:
     run.left[lo:hi] += np.bincount(deps[inside] - lo, minlength=hi - lo).astype(np.int32)
     outside, counts = np.unique(deps[~inside], return_counts=True)
     run.left[outside] += counts.astype(np.int32)
-    run.hold[lo:hi] = subtree.flags & HOLDS
+    # A piece's flags are 0 where it computes nothing; what is held there already stays so.
+    run.hold[lo:hi] |= subtree.flags & HOLDS
     for local in np.flatnonzero(subtree.flags & META).tolist():
         # What a Ref may name is kept until the run ends, constants among it.
         run.hold[deps[subtree.indptr[local] : subtree.indptr[local + 1]]] |= REFERENCED
@@ -96,6 +103,8 @@ def window_end(run: BrokerRun, subtree: Subtree, executors: int, config: Config)
     limit = min(hi, start + WINDOW_TASKS_MAX)
     local = slice(start - subtree.lo, limit - subtree.lo)
     weights = task_seconds(run, subtree.function_of[local], config)
+    if subtree.members is not None:
+        weights = weights * subtree.members[local]
     budget_s = 3 * executors * config.bundle_s
     end = start + int(np.searchsorted(np.cumsum(weights), budget_s)) + 1
     end = min(limit, max(end, start + 2 * executors))
@@ -130,6 +139,10 @@ def cut_next_window(
     deps = subtree.deps[offsets[0] : offsets[-1]] - start
     deps[(deps >= end - start) | (deps < 0)] = -1
     weights = task_seconds(run, subtree.function_of[local], config)
+    members = None if subtree.members is None else subtree.members[local]
+    if members is not None:
+        deps[(deps >= 0) & ~members[deps]] = -1
+        weights = weights * members
     levels = subtree.level_starts
     if len(levels):
         levels = levels[(levels > start) & (levels < end)] - start
@@ -139,6 +152,9 @@ def cut_next_window(
     )
     if len(subtree.import_levels):
         parts = split_at(parts, subtree.import_levels - np.int32(start))
+    if members is not None:
+        # Who is no member has no member before it that needs it, so parts stay convex without.
+        parts = [inner for part in parts if len(inner := part[members[part]])]
     parts = split_solo(parts, subtree.flags[local])
     return make_bundles(
         run, subtree, [part + np.int32(start) for part in parts], config, first_number
@@ -234,6 +250,8 @@ def make_bundles(
     bundle waits: for the bundle that will make it, or else for the position itself. All that its
     message needs is made here, ahead of the moment when an executor waits for it.
     """
+    if not parts:
+        return []
     whole = Parts.of(subtree, parts)
     run.bundle_of[whole.positions] = whole.labels + first_number
     inside = run.bundle_of[whole.deps] == whole.consumers + first_number
@@ -290,6 +308,7 @@ def _bundles(
                 function_of[start:end].tobytes(),
                 exports[export_borders[label] : export_borders[label + 1]].tobytes(),
             ),
+            attempt=subtree.attempt,
         )  # fmt: skip
         if is_special[label]:
             bundle.flags = flags[start:end]

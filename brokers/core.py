@@ -12,14 +12,15 @@ turn. Rules for whoever edits this:
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import assert_never
 
 import numpy as np
 
 from dagsched.brokers import bundling, dispatch
 from dagsched.brokers.accounts import Accounts
+from dagsched.brokers.actions import BrokerActions
 from dagsched.brokers.exchange import Exchange
+from dagsched.brokers.holdings import Holder
 from dagsched.brokers.ledger import Ledger
 from dagsched.brokers.state import (
     BrokerRun,
@@ -31,14 +32,18 @@ from dagsched.brokers.table import ObjectTable
 from dagsched.config import Config
 from dagsched.errors import InternalError
 from dagsched.ids import ProcessId, RunNo, SubtreeNo
+from dagsched.protocol.asking import AskTask
 from dagsched.protocol.messages import (
     CHUNK_TASKS,
     EXPORTED,
+    AskHoldings,
     AskStats,
+    BrokerHello,
     BrokerToBroker,
     BrokerToMaster,
     BundleDone,
     CancelRun,
+    DrainRun,
     EndRun,
     ExecutorChanged,
     ExecutorHello,
@@ -50,7 +55,6 @@ from dagsched.protocol.messages import (
     Frame,
     FreeExtents,
     GetValue,
-    Location,
     MasterToBroker,
     ObjectInfo,
     ObjectsData,
@@ -63,12 +67,15 @@ from dagsched.protocol.messages import (
     PutObjects,
     Redirect,
     Release,
+    Relocate,
     RunClosed,
     SetExecutors,
     SetPeers,
     Shutdown,
     Stats,
     Stop,
+    TakeObjects,
+    TellOutputs,
     Welcome,
 )
 
@@ -76,31 +83,6 @@ PROBE_S = 0.002  # after this long without a first measurement the next window i
 ENDED_RUNS_MAX = 1_000  # remembered, so that late messages of theirs are known as such
 PROGRESS_S = 0.1
 LOOKAHEAD_WINDOWS = 4  # windows cut in one turn for idle executors
-
-
-@dataclass(slots=True)
-class BrokerActions:
-    """What the shell must do now, in this order of fields; each turn's are pulled once."""
-
-    to_master: list[Parcel] = field(default_factory=list)
-    to_peers: dict[int, list[Parcel]] = field(default_factory=dict)
-    to_executors: dict[int, list[Parcel]] = field(default_factory=dict)
-    transfers: list[tuple[int, int, ObjectInfo]] = field(default_factory=list)
-    store: list[tuple[int, int, Frame]] = field(default_factory=list)
-    start: list[int] = field(default_factory=list)
-    kill: list[int] = field(default_factory=list)
-    stop_bundles: list[tuple[int, int]] = field(default_factory=list)
-    free: list[Location] = field(default_factory=list)
-    reclaim: list[tuple[int, int, frozenset[str]]] = field(default_factory=list)
-    shutdown: bool = False
-
-    def send_executor(self, executor: int, parcel: Parcel) -> None:
-        """Queue a message for an executor."""
-        self.to_executors.setdefault(executor, []).append(parcel)
-
-    def send_peer(self, peer: int, parcel: Parcel) -> None:
-        """Queue a message for another broker."""
-        self.to_peers.setdefault(peer, []).append(parcel)
 
 
 class BrokerCore:
@@ -124,6 +106,8 @@ class BrokerCore:
         self.exchange = Exchange(self)
         self.ledger = Ledger(self)
         self.accounts = Accounts(self)
+        self.holder = Holder(self)
+        self.is_orphan = False  # its master is gone, and there is no other yet
         self._now = 0.0
         self.estimates: dict[bytes, float] = {}  # digest of function: mean seconds of a call
         self.ended_runs: dict[RunNo, int] = {}  # lately, in order: the epoch that has ended
@@ -152,17 +136,33 @@ class BrokerCore:
                 self.exchange.redirect(message)
             case FetchValue():
                 self.exchange.fetch_value(message)
+            case AskHoldings():
+                self.holder.answer(message)
+            case Relocate():
+                positions, brokers = (np.frombuffer(frame, np.int32) for frame in frames)
+                self.exchange.relocate(RunNo(message.run), positions.tolist(), brokers.tolist())
+            case TakeObjects():
+                self.holder.take(message, np.frombuffer(frames[0], np.int32).tolist(), now)
+            case TellOutputs():
+                self.holder.tell_outputs(message, np.frombuffer(frames[0], np.int32).tolist())
+            case DrainRun():
+                self.holder.drain(message)
             case SetPeers():
-                self.exchange.set_peers([peer for peer, _, _ in message.peers])
+                self.exchange.set_peers({peer: epoch for peer, epoch, _ in message.peers})
             case SetExecutors():
                 self._set_executors(message.executors)
             case AskStats():
                 stats = self.accounts.node_stats(None, now)
                 self.tell_master(Stats(message.request, stats))
+            case AskTask():
+                pass
             case Ping():
                 self.tell_master(Pong(message.number))
             case Welcome():
                 self.epoch = message.epoch
+                if self.is_orphan:
+                    self.is_orphan = False
+                    self.holder.welcomed()
             case Shutdown():
                 self.actions.shutdown = True
             case _:
@@ -170,7 +170,28 @@ class BrokerCore:
 
     def tell_master(self, message: BrokerToMaster, frames: Sequence[Frame] = ()) -> None:
         """Queue a message for the master."""
-        self.actions.to_master.append(Parcel(message, frames))
+        self.tell_parcel(Parcel(message, frames))
+
+    def tell_parcel(self, parcel: Parcel) -> None:
+        """The same, with its frames; without a master it is dropped: the next one will ask."""
+        if not self.is_orphan:
+            self.actions.to_master.append(parcel)
+
+    def become_orphan(self, new_id: int, now: float) -> None:
+        """The master is gone: go on under another id, unknown to all who were peers."""
+        self._now = max(self._now, now)
+        self.is_orphan = True
+        self.actions.to_master.clear()
+        old, self.broker = self.broker, ProcessId(new_id)
+        self.table.rename(old, self.broker, self.runs.values())
+        self.exchange.set_peers({})
+        self.exchange.master_lost()
+
+    def orphan_hello(self, pid: int, address: str, version: tuple[str, str, int]) -> BrokerHello:
+        """What an orphan says to the next master."""
+        runs = sorted({*self.runs, *(number for number, _ in self.table.kept)})
+        executors = [e.id for e in self.executors.values() if not e.draining]
+        return BrokerHello(self.broker, pid, self.host, address, version, runs, executors)
 
     def _set_executors(self, wanted: Sequence[int]) -> None:
         for number in wanted:
@@ -198,13 +219,14 @@ class BrokerCore:
             self._drop_run(run, (), now)  # the master has begun the run anew
             run = None
         if run is None:
-            run = self._open_run(message, now)
+            run = self.open_run(number, message.epoch, message.priority, message.total, now)
+        run.priority = message.priority
         if SubtreeNo(message.subtree) in run.subtrees or run.cancelled:
             run.counters.stale_count += 1
             return
-        arrays = [np.frombuffer(frame, np.int32) for frame in frames[:3]]
-        levels, imports, brokers = (np.frombuffer(frame, np.int32) for frame in frames[4:7])
-        subtree = bundling.make_subtree(message, [*arrays, levels], bytes(frames[3]))
+        arrays = [np.frombuffer(frame, np.int32) for frame in frames[:4]]
+        levels, imports, brokers = (np.frombuffer(frame, np.int32) for frame in frames[5:8])
+        subtree = bundling.make_subtree(message, [*arrays, levels], bytes(frames[4]))
         run.subtrees[subtree.number] = subtree
         run.counters.received_count += 1
         self._take_definitions(run, message, frames)
@@ -213,12 +235,14 @@ class BrokerCore:
         if not subtree.remaining_count:
             self.ledger.subtree_ended(run, subtree)
 
-    def _open_run(self, message: PlaceSubtree, now: float) -> BrokerRun:
-        total = message.total
+    def open_run(
+        self, number: RunNo, epoch: int, priority: int, total: int, now: float
+    ) -> BrokerRun:
+        """Begin the record of a run that has a part here."""
         run = BrokerRun(
-            RunNo(message.run),
-            message.epoch,
-            message.priority,
+            number,
+            epoch,
+            priority,
             object_of=np.full(total, -1, np.int32),
             bundle_of=np.full(total, -1, np.int32),
             left=np.zeros(total, np.int32),
@@ -237,7 +261,7 @@ class BrokerCore:
     ) -> None:
         first_chunk = message.lo // CHUNK_TASKS
         last_chunk = (message.hi - 1) // CHUNK_TASKS
-        rest = iter(frames[7:])
+        rest = iter(frames[8:])
         for chunk in range(first_chunk, last_chunk + 1):
             run.chunks[chunk] = next(rest)
         for function, has_pickle in message.functions:
@@ -457,7 +481,7 @@ class BrokerCore:
         ready_executors = [e for e in self.executors.values() if e.pid and not e.draining]
         count = max(1, len(ready_executors))
         for run in self.runs.values():
-            if run.cancelled:
+            if run.cancelled or run.draining:
                 continue
             for subtree in run.subtrees.values():
                 if subtree.cursor < subtree.hi and subtree.open_bundle_count < 2 * count:
@@ -472,7 +496,7 @@ class BrokerCore:
 
     def _cut_ahead(self, count: int, now: float) -> bool:
         for run in self.runs.values():
-            if run.cancelled:
+            if run.cancelled or run.draining:
                 continue
             for subtree in run.subtrees.values():
                 if subtree.cursor < subtree.hi and self._cut_window(run, subtree, count, now):
@@ -535,8 +559,10 @@ class BrokerCore:
         self._cut(now)
         self._dispatch(now)
         self._tell_progress(now)
-        for run in self.runs.values():
-            self.exchange.flush_outputs(run)
+        if not self.is_orphan:
+            for run in self.runs.values():
+                self.exchange.flush_outputs(run)
+            self.holder.flush()
         actions = self.actions
         for executor, locations in sorted(self.table.take_freed_by_executor().items()):
             living = self.executors.get(executor)

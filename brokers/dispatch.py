@@ -50,7 +50,7 @@ def next_run(runs: Iterable[BrokerRun]) -> BrokerRun | None:
     """The run whose turn it is: highest priority, then least served, then oldest."""
     best: BrokerRun | None = None
     for run in runs:
-        if run.cancelled or peek_ready(run) is None:
+        if run.cancelled or run.draining or peek_ready(run) is None:
             continue
         if best is None or (-run.priority, run.served_s) < (-best.priority, best.served_s):
             best = run

@@ -4,7 +4,7 @@ Who asks for a value that isn't there yet is written down and answered when it b
 all answers of a turn to one peer are one message.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ from dagsched.protocol.messages import (
     EXPORTED,
     META,
     OUTPUT,
+    AskWhere,
     BundleDone,
     Failure,
     FetchObjects,
@@ -34,7 +35,8 @@ from dagsched.protocol.messages import (
 )
 
 if TYPE_CHECKING:
-    from dagsched.brokers.core import BrokerActions, BrokerCore
+    from dagsched.brokers.actions import BrokerActions
+    from dagsched.brokers.core import BrokerCore
 
 ASKED_INFO, ASKED_DATA = 1, 2  # in BrokerRun.asked
 EARLY_MAX = 10_000  # requests kept for runs that this node hasn't heard of yet
@@ -47,7 +49,7 @@ class Exchange:
 
     def __init__(self, core: "BrokerCore") -> None:
         self.core = core
-        self.peers: set[ProcessId] = set()
+        self.peers: dict[ProcessId, int] = {}  # the other nodes, with their epochs
         self._data: dict[tuple[ProcessId, RunNo, bool], list[tuple[ObjectInfo, Frame]]] = {}
         self._missing: dict[tuple[ProcessId, RunNo], list[int]] = {}
         self._wanted: dict[tuple[ProcessId, RunNo, bool], list[int]] = {}
@@ -56,6 +58,7 @@ class Exchange:
         self._early_stored: dict[RunNo, list[ObjectInfo]] = {}
         self._early_redirects: dict[RunNo, list[Redirect]] = {}
         self._redirects: dict[Key, list[tuple[RunNo, int]]] = {}
+        self._redirect_holders: dict[Key, ProcessId] = {}  # who was asked for those
         self._requests: dict[Key, list[int]] = {}  # of the master
         self._collecting: dict[Key, list[tuple[Executor, int]]] = {}
 
@@ -93,13 +96,47 @@ class Exchange:
         wanted = ASKED_INFO if info_only else ASKED_DATA
         if run.asked[position] < wanted:
             run.asked[position] = wanted
+            run.sought[position] = broker
+            run.lacking.discard(position)
             self._wanted.setdefault((broker, run.number, info_only), []).append(position)
+
+    def ask(self, broker: ProcessId, number: RunNo, positions: Sequence[int]) -> None:
+        """Ask a node for objects that are to be held here for others."""
+        if positions:
+            self._wanted.setdefault((broker, number, False), []).extend(positions)
+
+    def relocate(self, number: RunNo, positions: Sequence[int], brokers: Sequence[int]) -> None:
+        """Values have, or will have, another holder: ask it for those that are needed here."""
+        run = self.core.runs.get(number)
+        for position, holder in zip(positions, brokers, strict=True):
+            broker = ProcessId(holder)
+            collecting = self._collecting.get((number, position))
+            if collecting:
+                if holder == 0:
+                    self.missing(number, [position])
+                elif broker != self.core.broker:
+                    self._wanted.setdefault((broker, number, False), []).append(position)
+            if run is None or run.object_of[position] >= 0:
+                continue
+            run.lacking.discard(position)
+            if not run.left[position]:
+                continue
+            info_only = bool(run.asked[position] == ASKED_INFO)
+            run.asked[position] = 0
+            run.sought.pop(position, None)
+            if broker != self.core.broker:  # else it will be made here
+                self._want(run, position, broker, info_only)
 
     # --- an object is there -----------------------------------------------------------------------
 
     def available(self, run: BrokerRun, stored: StoredObject) -> None:
         """Wake the bundles that wait for the object's positions, answer who asked for them."""
         info = stored.info
+        if run.sought or run.lacking:
+            for position in range(info.first, info.first + info.count):
+                run.sought.pop(position, None)
+                run.lacking.discard(position)
+        self.core.holder.arrived(run.number, info)
         if run.hold[info.first] & OUTPUT:
             run.outputs_ready.append(stored)
         if run.waiters:
@@ -142,6 +179,7 @@ class Exchange:
             return
         key = (number, info.first)
         targets = self._redirects.pop(key, ())
+        self._redirect_holders.pop(key, None)
         # A value of an ended run comes for the run that was given a reference to it.
         reader = core.runs.get(targets[0][0]) if targets else run
         if reader is not None and peer != core.broker and not info_only:
@@ -152,10 +190,14 @@ class Exchange:
             stored = self._enter(run, info, frame, peer, info_only)
         if info_only:
             return
-        if stored is None and (targets or collecting or info.location is not None):
+        is_taken = run is None and core.holder.wants(number, info.first)
+        if stored is None and (targets or collecting or is_taken or info.location is not None):
             stored = core.table.add_loose(number, info, frame, peer)
         if stored is None:
             return
+        if is_taken:
+            stored.broker = core.broker
+            core.holder.keep(stored)
         core.table.pin(stored)
         for target_number, position in targets:
             target = core.runs.get(target_number)
@@ -189,9 +231,12 @@ class Exchange:
 
     # --- other nodes ask --------------------------------------------------------------------------
 
-    def set_peers(self, peers: Sequence[int]) -> None:
-        """These are the other nodes now."""
-        self.peers = {ProcessId(peer) for peer in peers}
+    def set_peers(self, peers: Mapping[int, int]) -> None:
+        """These are the other nodes now, with their epochs; those before of another are gone."""
+        for peer, epoch in list(self.peers.items()):
+            if peers.get(peer) != epoch:
+                self.peer_lost(peer)
+        self.peers = {ProcessId(peer): epoch for peer, epoch in peers.items()}
 
     def fetch_asked(
         self,
@@ -256,11 +301,19 @@ class Exchange:
 
     def missing(self, number: RunNo, positions: Sequence[int]) -> None:
         """Another node does not have these: who collects them is told so."""
+        run = self.core.runs.get(number)
         for position in positions:
+            self.core.holder.missing(number, position)
             for executor, request in self._collecting.pop((number, position), ()):
                 self._reply(executor, request, None)
+            self._redirect_holders.pop((number, position), None)
             for target, target_position in self._redirects.pop((number, position), ()):
                 self._lost(target, target_position)
+            if run is not None and run.sought.pop(position, None) is not None:
+                # The master thought otherwise: it finds out where the value is, or has it made.
+                run.lacking.add(position)
+                if run.object_of[position] < 0 and run.left[position] and not run.cancelled:
+                    self.core.tell_master(AskWhere(number, position))
 
     def _lost(self, number: RunNo, position: int) -> None:
         run = self.core.runs.get(number)
@@ -272,15 +325,30 @@ class Exchange:
 
     def peer_lost(self, peer: ProcessId) -> None:
         """Forget what a node that is gone asked for."""
-        self.peers.discard(peer)
+        self.peers.pop(peer, None)
         for sent in [sent for sent in self._sending if sent[0] == peer]:
             self.core.table.unpin(self._sending.pop(sent))
         for run in self.core.runs.values():
             for position in list(run.fetchers):
                 run.fetchers[position] = [f for f in run.fetchers[position] if f[0] != peer]
+            for position in [p for p, broker in run.sought.items() if broker == peer]:
+                del run.sought[position]
+                run.lacking.add(position)
+        for key in [key for key, broker in self._redirect_holders.items() if broker == peer]:
+            del self._redirect_holders[key]
+            for number, position in self._redirects.pop(key, ()):
+                target = self.core.runs.get(number)
+                if target is not None:
+                    target.lacking.add(position)
+        for number, position in self._collecting:
+            self.core.tell_master(AskWhere(number, position))
         self._data = {key: data for key, data in self._data.items() if key[0] != peer}
         self._wanted = {key: wanted for key, wanted in self._wanted.items() if key[0] != peer}
         self._missing = {key: lost for key, lost in self._missing.items() if key[0] != peer}
+
+    def master_lost(self) -> None:
+        """Nobody waits for these answers any more; another master counts its requests anew."""
+        self._requests.clear()
 
     # --- redirects, collects, outputs -------------------------------------------------------------
 
@@ -302,8 +370,12 @@ class Exchange:
             self._lost(number, message.position)
         else:
             key = (source, message.source_position)
-            self._redirects.setdefault(key, []).append((number, message.position))
+            targets = self._redirects.setdefault(key, [])
+            if (number, message.position) not in targets:
+                targets.append((number, message.position))
+            run.lacking.discard(message.position)
             broker = ProcessId(message.source_broker)
+            self._redirect_holders[key] = broker
             self._wanted.setdefault((broker, source, False), []).append(message.source_position)
 
     def _alias(self, run: BrokerRun, position: int, source: StoredObject) -> None:
@@ -315,6 +387,8 @@ class Exchange:
         stored = self.core.table.alias(run, position, source)
         self.available(run, stored)
         if returned_graph:
+            run.bundle_of[position] = -1  # so that a second redirect finds nothing to end
+            run.expansions.pop(position, None)
             self.core.ledger.task_redirected(run, position)
             self.core.table.maybe_drop(run, stored)
 
@@ -341,6 +415,10 @@ class Exchange:
         stored = self.core.table.find(run, number, position)
         if stored is not None and stored.storage is not None:
             self._reply(executor, message.request, stored)
+        elif message.broker not in (0, self.core.broker) and message.broker not in self.peers:
+            # Its holder has gone; the value may have moved, or is being made anew.
+            self._collecting.setdefault((number, position), []).append((executor, message.request))
+            self.core.tell_master(AskWhere(number, position))
         elif message.broker not in (0, self.core.broker):
             waiting = self._collecting.setdefault((number, position), [])
             if not waiting:
@@ -398,6 +476,7 @@ class Exchange:
         self._early.pop(run.number, None)
         self._early_stored.pop(run.number, None)
         self._early_redirects.pop(run.number, None)
+        self.core.holder.run_ended(run.number)
 
     def flush(self, actions: "BrokerActions") -> None:
         """One message a peer and run for what this turn brought."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dagsched.brokers.core import BrokerCore
 
 TRACES_MAX = 64  # bundles whose times are sent to the master as one batch
+ORPHAN_TRACES_MAX = 10_000  # bundles whose times are kept while there is no master
 
 
 class Ledger:
@@ -65,11 +66,14 @@ class Ledger:
         for failure in message.failures:
             has_frame = failure.kind in ("raised", "not_exception")
             frame_list = [next(inline)] if has_frame else []
-            self.core.tell_master(TaskFailed(run.number, subtree.epoch, failure), frame_list)
+            self.tell_failure(
+                run, Parcel(TaskFailed(run.number, subtree.epoch, failure), frame_list)
+            )
         if message.failures:
             self.stop_run(run)  # the master will say the same to the other nodes
         for position, frame_count in message.expanded:
-            plan = [next(inline) for _ in range(frame_count)]
+            plan: list[Frame] = [bytes(next(inline)) for _ in range(frame_count)]
+            run.expansions[position] = plan
             self.core.tell_master(TaskExpanded(run.number, subtree.epoch, position), plan)
         successors: list[Bundle] = []
         if len(deferred) and not run.cancelled:
@@ -84,6 +88,12 @@ class Ledger:
                     self.core.table.maybe_drop(run, entered)
         if not subtree.remaining_count:
             self.subtree_ended(run, subtree)
+
+    def tell_failure(self, run: BrokerRun, parcel: Parcel) -> None:
+        """Tell the master; the first one is kept, for a master that comes later."""
+        if not run.failures:
+            run.failures.append(parcel)
+        self.core.tell_parcel(parcel)
 
     def _wake_dependents(
         self, bundle: Bundle, successors: Sequence[Bundle], expanded: Sequence[int]
@@ -165,6 +175,9 @@ class Ledger:
 
     def flush_traces(self, run: BrokerRun) -> None:
         """Send the master the times kept so far."""
+        if self.core.is_orphan:
+            del run.traces[:-ORPHAN_TRACES_MAX]
+            return
         self.core.actions.to_master += run.traces
         run.traces = []
 
@@ -192,7 +205,7 @@ class Ledger:
     def task_redirected(self, run: BrokerRun, position: int) -> None:
         """A task that had returned a graph has its value: it has ended."""
         for subtree in run.subtrees.values():
-            if subtree.lo <= position < subtree.hi:
+            if subtree.remaining_count and subtree.has(position):
                 run.done_count += 1
                 subtree.remaining_count -= 1
                 if not subtree.remaining_count:
@@ -241,7 +254,7 @@ class Ledger:
             kind = "lost"
         if count >= limit:
             failure = Failure(position, bundle.attempt, kind, executor=executor, exit=exit_info)
-            self.core.tell_master(TaskFailed(run.number, bundle.subtree.epoch, failure))
+            self.tell_failure(run, Parcel(TaskFailed(run.number, bundle.subtree.epoch, failure)))
             self.retire(bundle)
             self.stop_run(run)
             return

@@ -18,7 +18,8 @@ from typing import cast
 import zmq
 
 from dagsched._version import __version__
-from dagsched.brokers.core import BrokerActions, BrokerCore
+from dagsched.brokers.actions import BrokerActions
+from dagsched.brokers.core import BrokerCore
 from dagsched.brokers.launch import GOODBYE, BrokerSettings
 from dagsched.brokers.objects.arena import Arena, unlink_segments
 from dagsched.brokers.poller import Poller

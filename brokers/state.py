@@ -3,6 +3,7 @@
 A bundle's state moves only by `Bundle.move`, along `BUNDLE_MOVES`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -95,8 +96,22 @@ class Subtree:
     last_dependent: Int32
     cursor: int  # positions below it are cut into bundles
     remaining_count: int  # tasks not ended yet
+    members: NDArray[np.bool_] | None = None  # of a piece: which of lo:hi it computes
     probing_until_s: float = 0.0  # no further window before this while durations are unknown
     open_bundle_count: int = 0  # bundles cut and not yet dispatched
+
+    def uncut(self) -> Int32:
+        """Positions that are in no bundle yet."""
+        if self.members is None:
+            return np.arange(self.cursor, self.hi, dtype=np.int32)
+        found = np.flatnonzero(self.members[self.cursor - self.lo :]) + self.cursor
+        return found.astype(np.int32)
+
+    def has(self, position: int) -> bool:
+        """Whether the subtree computes a position."""
+        if not self.lo <= position < self.hi:
+            return False
+        return self.members is None or bool(self.members[position - self.lo])
 
 
 @dataclass(slots=True, eq=False)
@@ -141,6 +156,10 @@ class BrokerRun:
     ready: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # heap
     waiters: dict[int, list[Bundle]] = field(default_factory=dict)  # by position
     sized: dict[int, StoredObject] = field(default_factory=dict)  # by position; bytes under way
+    sought: dict[int, ProcessId] = field(default_factory=dict)  # asked of another node, not here
+    lacking: set[int] = field(default_factory=set)  # the same, but that node is gone
+    expansions: dict[int, Sequence[Frame]] = field(default_factory=dict)  # without a value yet
+    failures: list[Parcel] = field(default_factory=list)  # as told to the master
     fetchers: dict[int, list[tuple[ProcessId, bool]]] = field(default_factory=dict)
     functions: dict[int, tuple[FunctionInfo, Frame]] = field(default_factory=dict)
     chunks: dict[int, Frame] = field(default_factory=dict)
@@ -153,6 +172,8 @@ class BrokerRun:
     outputs_ready: list[StoredObject] = field(default_factory=list)
     traces: list[Parcel] = field(default_factory=list)
     cancelled: bool = False
+    draining: bool = False  # no further bundle is to begin here
+    drain_told: bool = False
     served_s: float = 0.0
     started_s: float = 0.0
     done_count: int = 0

@@ -238,6 +238,19 @@ class ObjectTable:
                 self._drop(stored)
         run.objects.clear()
 
+    def keep(self, stored: StoredObject) -> None:
+        """Keep an object of an ended run that came from elsewhere, until `release_kept`."""
+        stored.dropped = False
+        self.live_count += 1
+        self.kept[stored.run, stored.info.first] = stored
+
+    def rename(self, old: ProcessId, new: ProcessId, runs: Iterable[BrokerRun]) -> None:
+        """This node is known under another id from now on."""
+        self.broker = new
+        for stored in (*self.kept.values(), *(s for run in runs for s in run.objects if s)):
+            if stored.broker == old:
+                stored.broker = new
+
     def release_kept(self, number: RunNo, positions: Iterable[int]) -> None:
         """The client has dropped its Refs to these."""
         for position in positions:

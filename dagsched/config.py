@@ -91,6 +91,12 @@ class Config:
     nonsense_max: int = 10
     """Batches of one peer that can't be read, or make no sense, before it is closed."""
 
+    orphans_timeout_s: float = 1.5
+    """How long a resumed run waits for the brokers that it had, before it goes on without."""
+
+    recovery_limit: int = 10
+    """How often the value of one task may be lost and computed again before the run fails."""
+
     transfer_chunk_bytes: int = 4 << 20
     transfer_window_bytes: int = 16 << 20
     """Bytes of one object under way between two brokers before the receiver must confirm."""

@@ -23,24 +23,29 @@ from dagsched.config import Config
 from dagsched.errors import InternalError, ProtocolError
 from dagsched.ids import ProcessId, RunNo
 from dagsched.master.events import RunProgressed, StatsArrived, TracesArrived, ValueArrived
-from dagsched.master.journal import ClientPart, SubtreeEnded
+from dagsched.master.journal import ClientPart, RunPast, SubtreeEnded
 from dagsched.master.kept import KeptObjects
 from dagsched.master.lives import Lives
 from dagsched.master.members import Members, Version, WantedNode
 from dagsched.master.outbox import MasterActions, Outbox
 from dagsched.master.placing import Placer
 from dagsched.master.slices import positions_frame
-from dagsched.master.state import MasterRun, RunState, Subtree, SubtreeState
+from dagsched.master.state import SOURCE, MasterRun, RunState, RunTerms, Subtree, SubtreeState
 from dagsched.plan import RunPlan
+from dagsched.protocol.asking import TaskAnswer, TaskRetried
 from dagsched.protocol.codec import PROTOCOL_VERSION
 from dagsched.protocol.messages import (
     AskStats,
+    AskWhere,
     BrokerHello,
     BrokerToMaster,
+    Drained,
     ExecutorChanged,
     FetchValue,
     Frame,
+    Holdings,
     NodeStats,
+    ObjectsTaken,
     OutputsReady,
     Pong,
     Progress,
@@ -73,15 +78,18 @@ class MasterCore:
     Args:
         config: limits and defaults.
         version: what brokers must tell; by default what this process has itself.
+        base: where numbers of runs begin: different in each environment, so that runs keep theirs
+            when another master goes on with them.
     """
 
-    def __init__(self, config: Config, *, version: Version | None = None) -> None:
+    def __init__(self, config: Config, *, version: Version | None = None, base: int = 0) -> None:
         self.stale_count = 0
+        self._loss_count = 0
         self._outbox = Outbox()
         self._members = Members(config, version or own_version(), self._outbox)
         self._kept = KeptObjects(self._outbox)
         self._estimates: dict[bytes, float] = {}
-        self._lives = Lives(config, self._members, self._kept, self._outbox, self._estimates)
+        self._lives = Lives(config, self._members, self._kept, self._outbox, self._estimates, base)
         self._fetches: dict[int, ProcessId] = {}  # by request: the broker that was asked
         self._asked: dict[int, dict[ProcessId, NodeStats | None]] = {}  # by request
         self._closed = False
@@ -92,18 +100,37 @@ class MasterCore:
         return self._estimates
 
     @property
+    def counters(self) -> dict[str, int]:
+        """Losses of nodes, recoveries, tasks placed again, objects moved, stale messages."""
+        return {
+            "node_losses": self._loss_count,
+            **self._lives.recoveries.counters,
+            "stale_messages": self.stale_count,
+        }
+
+    @property
     def _placer(self) -> Placer:
         return self._lives.placer
 
     # --- from the client --------------------------------------------------------------------------
 
-    def set_nodes(self, nodes: Sequence[WantedNode], now: float) -> None:
-        """Say which nodes the cluster shall have: (broker, host, executors) of each."""
+    def set_nodes(self, nodes: Sequence[WantedNode], now: float, *, drop: bool = False) -> None:
+        """Say which nodes the cluster shall have: (broker, host, executors) of each.
+
+        Others leave when what they run has ended and what they hold is elsewhere; with `drop` at
+        once, and what is lost with them is computed again.
+        """
         leaving = self._members.set_wanted(nodes, now)
         for run in self._lives.running():
             self._placer.empty_queues(run, leaving)
-        self._lives.let_leavers_go(now)
+        for broker in leaving if drop else ():
+            self._lives.remove_node(self._members.nodes[broker], now)
+        self._lives.departures.step(now)
         self._lives.place_all(now)
+
+    def expect_orphans(self, count: int) -> None:
+        """Take in brokers whose master is gone; runs resumed from now on wait for so many."""
+        self._members.expect_orphans(count)
 
     def submit(
         self,
@@ -125,11 +152,41 @@ class MasterCore:
             raise InternalError(f"run {run} was submitted after the environment was closed")
         number = RunNo(run)
         above = None if parent is None else (RunNo(parent[0]), parent[1])
-        self._lives.open(
-            number, plan, now, priority=priority, timeout_s=timeout_s, parent=above, client=client
-        )
+        self._lives.open(number, plan, now, RunTerms(priority, timeout_s, above, client))
         if self._members.gave_up:
             self._lives.end_without_nodes(now)
+
+    def resume(
+        self,
+        run: int,
+        plan: RunPlan,
+        past: RunPast,
+        now: float,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        parent: tuple[int, int] | None = None,
+        client: ClientPart = b"",
+    ) -> None:
+        """Go on with a run whose master is gone, under the number that it had.
+
+        It waits for the orphans that are expected, for `orphans_timeout_s` at most; what no broker
+        holds is computed again. A graph that a task returned comes after its `parent`.
+
+        Raises:
+            GraphError: the plan is inconsistent.
+        """
+        above = None if parent is None else (RunNo(parent[0]), parent[1])
+        number = RunNo(run)
+        self._lives.resume(number, plan, past, now, RunTerms(priority, timeout_s, above, client))
+        self._note_orphan_runs()
+
+    def _note_orphan_runs(self) -> None:
+        """Orphans that are there have parts of runs that are resumed only now."""
+        for broker, node in self._members.nodes.items():
+            for number in [n for n in node.foreign_runs if n in self._lives.runs]:
+                node.foreign_runs.discard(number)
+                self._lives.runs[number].share(broker).took_part = True
 
     def cancel(self, run: int, now: float) -> None:
         """Stop a run; nothing happens if it has ended or is about to."""
@@ -212,7 +269,21 @@ class MasterCore:
             case TaskExpanded():
                 run = self._current(message.run, message.epoch)
                 if run is not None:
-                    self._lives.expand(run, sender, message.position, frames, now)
+                    self._lives.families.expand(run, sender, message.position, frames, now)
+            case Holdings():
+                run = self._lives.runs.get(RunNo(message.run))
+                if run is None or not self._lives.recoveries.take(
+                    run, sender, message, frames, now
+                ):
+                    self.stale_count += 1
+            case ObjectsTaken():
+                there, gone = (np.frombuffer(frame, "<i4").tolist() for frame in frames)
+                number = RunNo(message.run)
+                self._lives.departures.taken(sender, number, there, gone, now)
+            case Drained():
+                self._lives.departures.drained(sender, RunNo(message.run), now)
+            case AskWhere():
+                self._lives.where(sender, RunNo(message.run), message.position, now)
             case RunClosed():
                 if not self._lives.closed(RunNo(message.run), sender, message.stats, now):
                     self.stale_count += 1
@@ -223,6 +294,8 @@ class MasterCore:
             case ExecutorChanged():
                 self._members.executor_changed(sender, message, now)
                 self._lives.place_all(now)
+            case TaskRetried() | TaskAnswer():
+                pass
             case Pong():
                 pass  # `heard` is all that it is for
             case _:
@@ -240,16 +313,30 @@ class MasterCore:
         for request in [r for r, waiting in self._asked.items() if lost in waiting]:
             del self._asked[request][lost]
             self._maybe_answer_stats(request)
-        self._lives.node_lost(lost, now)
+        self._loss_count += 1
+        self._lives.node_gone(lost, now)
 
     def _welcome(self, message: BrokerHello, now: float) -> None:
         broker = message.broker
         if broker in self._members.nodes:
             # Faster back than we noticed its end: what it had is gone.
             self.peer_lost(broker, f"node {broker} was started anew", now)
-        self._members.hello(message, now)
+        if self._members.hello(message, now) and message.runs:
+            self._orphan_came(ProcessId(broker), now)
         if self._members.gave_up:
             self._lives.end_without_nodes(now)
+
+    def _orphan_came(self, broker: ProcessId, now: float) -> None:
+        """It may bring what runs wait for, or are computing again for want of it."""
+        self._note_orphan_runs()
+        for run in self._lives.running():
+            if run.parent is None and any(
+                broker in member.shares and member.shares[broker].took_part
+                for member in self._lives.family(run)
+            ):
+                if run.recovery is None or run.recovery.orphans_by_s is None:
+                    self._lives.recoveries.begin(run, now, retell=True)
+        self._lives.recoveries.handle_timer(now)
 
     def _current(self, number: int, epoch: int) -> MasterRun | None:
         """The run that a message belongs to, if it still wants to hear of it."""
@@ -282,7 +369,7 @@ class MasterCore:
             )
         )  # fmt: skip
         self._release_imports(run, subtree)
-        self._lives.end_bare_children(run, subtree, now)
+        self._lives.families.end_bare_children(run, subtree, now)
         self._placer.place_at(run, broker, now)
         self._lives.maybe_finish(run, now)
 
@@ -294,7 +381,7 @@ class MasterCore:
             len(firsts) and not subtree.lo <= firsts.min() <= firsts.max() < subtree.hi
         ):
             raise ProtocolError(f"subtree {subtree.number} of run {run.number}: sizes don't fit")
-        run.sizes[subtree.lo : subtree.hi] = 0  # a block's bytes count for its first position
+        run.sizes[subtree.positions()] = 0  # a block's bytes count for its first position
         run.sizes[firsts] = sizes
 
     def _note_seconds(self, run: MasterRun, seconds: Sequence[tuple[int, int, float]]) -> None:
@@ -315,19 +402,21 @@ class MasterCore:
             return
         run.importers[imports] -= 1
         spent = run.importers[imports] == 0
+        if run.recovering:
+            return  # what is still needed is being found out
         positions, producers = imports[spent], subtree.producers[spent]
-        for producer in np.unique(producers).tolist():
-            mine = positions[producers == producer]
-            if producer >= 0:
-                home = run.subtrees[producer].home
-                if home is not None:
-                    self._outbox.send(home, Release(run.number), [positions_frame(mine)])
-                continue
-            for holder in run.brokers():
-                given = run.shares[holder].sources
-                theirs = mine[np.array([position in given for position in mine.tolist()], bool)]
-                if len(theirs):
-                    self._outbox.send(holder, Release(run.number), [positions_frame(theirs)])
+        is_task = producers != SOURCE
+        tasks, sources = positions[is_task], positions[~is_task]
+        holders = run.locations(tasks, producers[is_task])
+        for holder in np.unique(holders).tolist():
+            if holder in self._members.nodes:
+                frame = positions_frame(tasks[holders == holder])
+                self._outbox.send(ProcessId(holder), Release(run.number), [frame])
+        for broker in run.brokers() if len(sources) else ():
+            given = run.shares[broker].sources
+            theirs = sources[np.array([p in given for p in sources.tolist()], bool)]
+            if len(theirs):
+                self._outbox.send(broker, Release(run.number), [positions_frame(theirs)])
 
     def _traced(self, broker: ProcessId, message: TaskTrace, frames: Sequence[Frame]) -> None:
         run = self._lives.runs.get(RunNo(message.run))

@@ -3,8 +3,8 @@
 Pure data; the master's shell hands each event to the run or the environment that it concerns.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dagsched.protocol.messages import Failure, Frame, NodeStats, ObjectInfo
@@ -70,6 +70,18 @@ class RunEnded:
     node: int | None
     stats: Sequence[NodeStats]
     subtree_brokers: Sequence[int]
+    kept_brokers: Mapping[int, int] = field(
+        default_factory=dict
+    )  # of persisted values, by position
+
+
+@dataclass(frozen=True, slots=True)
+class KeptMoved:
+    """The object of a Ref is at another broker now."""
+
+    run: int
+    position: int
+    broker: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,5 +129,5 @@ class ExecutorMoved:
 
 ClientEvent = (
     RunStarted | RunProgressed | OutputsComplete | TracesArrived | RunEnded | ValueArrived
-    | StatsArrived | NodeJoined | NodeRemoved | ExecutorMoved
+    | StatsArrived | KeptMoved | NodeJoined | NodeRemoved | ExecutorMoved
 )  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dagsched.master.events import HeldObject, RunOutcome
 from dagsched.plan import RunPlan
-from dagsched.protocol.messages import Failure, Frame
+from dagsched.protocol.messages import Failure, Frame, ObjectInfo
 
 ClientPart = Frame | Callable[[], Frame]
 """What the client wants back with the run when it is resumed; nobody else looks inside.
@@ -31,6 +31,13 @@ class Submitted:
     plan: RunPlan | None
     parent: tuple[int, int] | None  # run and position of the task that returned this graph
     client: ClientPart = b""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPast:
+    """What a journal knows of a run beyond its plan: outputs that came inline, with their bytes."""
+
+    outputs: Sequence[tuple[ObjectInfo, Frame]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,32 @@ class KeptObjects:
             self._remove(key)
         return {key for key, kept in lost.items() if kept.user_count}
 
+    def on(self, broker: ProcessId) -> list[RefKey]:
+        """All that a broker keeps of ended runs."""
+        return [
+            (run, position)
+            for run, of_run in self._kept.items()
+            for position, kept in of_run.items()
+            if kept.broker == broker and kept.settled
+        ]
+
+    def move(self, key: RefKey, broker: ProcessId) -> bool:
+        """Another broker has it now, settled; False: nobody wants it any more."""
+        kept = self._find(key)
+        if kept is not None:
+            kept.broker = broker
+        return kept is not None
+
+    def release_at(self, key: RefKey, broker: ProcessId) -> None:
+        """A broker took over what nobody wants any more."""
+        frame = positions_frame(np.array([key[1]], np.int32))
+        self._outbox.send(broker, Release(key[0]), [frame])
+
+    def lose(self, key: RefKey) -> None:
+        """Nobody has it any more."""
+        if self._find(key) is not None:
+            self._remove(key)
+
     def is_used_on(self, broker: ProcessId) -> bool:
         """Running runs have objects of this broker as sources."""
         return any(

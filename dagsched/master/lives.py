@@ -1,7 +1,7 @@
-"""The lives of runs: opened, restarted after the loss of a node, ended everywhere. Pure.
+"""The lives of runs: opened, announced, ended everywhere; what the loss of a node means. Pure.
 
 A *family* is a run of the client (its root) and the runs of graphs that its tasks returned, at
-any depth. It fails, restarts and ends as one; a member whose value has been copied ends earlier.
+any depth. It fails, recovers and ends as one; a member whose value has been copied ends earlier.
 """
 
 import heapq
@@ -10,29 +10,38 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dagsched.config import Config
-from dagsched.errors import GraphError, InternalError, ProtocolError
+from dagsched.errors import InternalError, ProtocolError
 from dagsched.ids import ProcessId, RunNo
+from dagsched.master.departures import Departures
 from dagsched.master.events import OutputsComplete, RunEnded, RunOutcome
-from dagsched.master.journal import ClientPart, Ended, Failed, OutputsReached, Submitted
+from dagsched.master.families import Families
+from dagsched.master.journal import (
+    Ended,
+    Failed,
+    OutputsReached,
+    RunPast,
+    Submitted,
+)
 from dagsched.master.kept import KeptObjects
 from dagsched.master.members import Members
 from dagsched.master.outbox import Outbox
 from dagsched.master.placing import Placer
+from dagsched.master.recovery import Recoveries
 from dagsched.master.slices import (
     check_plan,
     function_seconds,
     holder_of_constant,
     importer_counts,
-    is_needed_on,
-    subtree_at,
     subtrees_of,
     successors_of,
 )
 from dagsched.master.state import (
+    UNFINISHED,
     Child,
     MasterRun,
+    Node,
     RunState,
-    Subtree,
+    RunTerms,
     SubtreeState,
     merged_stats,
 )
@@ -44,15 +53,10 @@ from dagsched.protocol.messages import (
     Failure,
     Frame,
     NodeStats,
+    ObjectInfo,
     OutputsReady,
-    Redirect,
+    Relocate,
 )
-from dagsched.protocol.plans import decode_plan
-
-CHILD_RUNS_FROM = 1 << 40
-"""Numbers of runs that tasks started; below it are the client's."""
-
-ACTIVE = (RunState.RUNNING, RunState.RESTARTING)
 
 
 class Lives:
@@ -65,6 +69,7 @@ class Lives:
         kept: KeptObjects,
         outbox: Outbox,
         estimates: Mapping[bytes, float],
+        base: int,
     ) -> None:
         self.runs: dict[RunNo, MasterRun] = {}  # in the order they were opened
         self.placer = Placer(config, members, outbox, self.locate)
@@ -73,7 +78,9 @@ class Lives:
         self._kept = kept
         self._outbox = outbox
         self._estimates = estimates
-        self._child_count = 0
+        self.families = Families(self, members, outbox, base)
+        self.departures = Departures(self, members, kept, outbox)
+        self.recoveries = Recoveries(self, members, outbox, self.placer, config.recovery_limit)
         self._deadlines: list[tuple[float, RunNo]] = []  # heap
 
     # --- asked by the core ------------------------------------------------------------------------
@@ -89,9 +96,17 @@ class Lives:
     def find_active(self, number: RunNo) -> MasterRun | None:
         """A run of the client that isn't ending."""
         run = self.runs.get(number)
-        if run is None or run.parent is not None or run.state not in ACTIVE:
+        if run is None or run.parent is not None or run.state is not RunState.RUNNING:
             return None
         return run
+
+    def family(self, root: MasterRun) -> list[MasterRun]:
+        """A root and all below it, parents first."""
+        return [self.runs[number] for number in root.family]
+
+    def seconds_of(self, run: MasterRun) -> "np.ndarray":
+        """Mean seconds of one call, by function."""
+        return function_seconds(run.plan, self._estimates, self._config.unknown_task_s)
 
     def locate(self, run: int, position: int) -> ProcessId | None:
         """The broker that has, or will have, the value of (run, position)."""
@@ -102,7 +117,7 @@ class Lives:
                 return broker
             index = position - found.plan.task_count
             if index < 0:
-                return subtree_at(found, position).home
+                return found.location(position)
             if index >= len(found.plan.sources):
                 return None
             source = found.plan.sources[index]
@@ -117,17 +132,49 @@ class Lives:
         number: RunNo,
         plan: RunPlan,
         now: float,
-        *,
-        priority: int,
-        timeout_s: float | None,
-        parent: tuple[RunNo, int] | None,
-        client: ClientPart = b"",
+        terms: RunTerms,
     ) -> None:
         """Take a run in and place what can be placed.
 
         Raises:
             GraphError: the plan is inconsistent.
         """
+        run = self._enter(number, plan, now, terms)
+        self._outbox.write(Submitted(number, *terms[:2], plan, *terms[2:]))
+        if self._pin_sources(run, now):
+            self._start(run, now)
+
+    def resume(
+        self,
+        number: RunNo,
+        plan: RunPlan,
+        past: RunPast,
+        now: float,
+        terms: RunTerms,
+    ) -> None:
+        """Take in a run whose master is gone; it goes on once its brokers have told what they have.
+
+        Raises:
+            GraphError: the plan is inconsistent.
+        """
+        run = self._enter(number, plan, now, terms)
+        if terms.parent is not None:
+            self.runs[terms.parent[0]].children[terms.parent[1]] = Child(number)
+        self._begin_counts(run)
+        run.recovering = True
+        if not self._pin_sources(run, now):
+            return
+        for info, frame in past.outputs:
+            self._take_output(run, ProcessId(0), info, frame)
+        self.recoveries.await_orphans(self.runs[run.root], now + self._config.orphans_timeout_s)
+
+    def _enter(
+        self,
+        number: RunNo,
+        plan: RunPlan,
+        now: float,
+        terms: RunTerms,
+    ) -> MasterRun:
         if number in self.runs:
             raise InternalError(f"run {number} exists already")
         check_plan(plan)
@@ -136,12 +183,12 @@ class Lives:
         run = MasterRun(
             number=number,
             plan=plan,
-            priority=priority,
-            parent=parent,
-            client=client,
-            root=number if parent is None else self.runs[parent[0]].root,
+            priority=terms.priority,
+            parent=terms.parent,
+            client=terms.client,
+            root=number if terms.parent is None else self.runs[terms.parent[0]].root,
             submitted_s=now,
-            deadline_s=None if timeout_s is None else now + timeout_s,
+            deadline_s=None if terms.timeout_s is None else now + terms.timeout_s,
             subtrees=subtrees,
             successors=successors_of(subtrees),
             importers=importer_counts(plan, subtrees),
@@ -153,11 +200,9 @@ class Lives:
         root = self.runs[run.root]
         root.family[number] = None
         root.progress_total += plan.task_count
-        self._outbox.write(Submitted(number, priority, timeout_s, plan, parent, client))
         if run.deadline_s is not None:
             heapq.heappush(self._deadlines, (run.deadline_s, number))
-        if self._pin_sources(run, now):
-            self._start(run, now)
+        return run
 
     def _pin_sources(self, run: MasterRun, now: float) -> bool:
         """Keep objects of earlier runs while this one needs them; False if one is gone."""
@@ -168,12 +213,18 @@ class Lives:
             if self._kept.use(key):
                 run.pinned.append(key)
             elif self.locate(*key) is None:
-                self._lose(self.runs[run.root], "ObjectLost", _lost_text(*key), now)
+                self.lose(self.runs[run.root], "ObjectLost", _lost_text(*key), now)
                 return False
         return True
 
     def _start(self, run: MasterRun, now: float) -> None:
-        """Place the run's subtrees, for the first time or anew; nothing of it is anywhere."""
+        """Place the run's subtrees; nothing of it is anywhere."""
+        self._begin_counts(run)
+        self.placer.begin(run)
+        self.placer.place(run, now)
+        self.maybe_announce(run, now)
+
+    def _begin_counts(self, run: MasterRun) -> None:
         plan = run.plan
         missing = np.zeros(plan.task_count, np.uint8)
         missing[plan.outputs[plan.outputs < plan.task_count]] = 1
@@ -186,10 +237,6 @@ class Lives:
                     source.size_bytes if isinstance(source, RefSource) else len(source.data)
                 )
         run.unfinished_count = len(run.subtrees)
-        self.placer.begin(run)
-        self.placer.place(run, now)
-        if not run.missing_count:
-            self._announce(run, now)
 
     # --- outputs ----------------------------------------------------------------------------------
 
@@ -207,18 +254,28 @@ class Lives:
             ProtocolError: they aren't of this run, or lack their frames.
         """
         inline = iter(frames)
-        missing = run.missing
         for info in message.objects:
             frame = next(inline, None) if info.location is None else None
             first, end = info.first, info.first + info.count
             lacks_bytes = frame is None and info.location is None
-            if not 0 <= first < end <= len(missing) or lacks_bytes:
+            if not 0 <= first < end <= len(run.missing) or lacks_bytes:
                 raise ProtocolError(f"broker {broker}, run {run.number}: no output at {first}")
-            new_count = missing[first] if info.count == 1 else missing.count(1, first, end)
-            if new_count:
-                missing[first:end] = bytes(info.count)
-                run.missing_count -= new_count
-                run.objects.append((broker, info, frame))
+            self._take_output(run, broker, info, frame)
+        if not run.recovering:
+            self.maybe_announce(run, now)
+
+    def _take_output(
+        self, run: MasterRun, broker: ProcessId, info: ObjectInfo, frame: Frame | None
+    ) -> None:
+        missing, first, end = run.missing, info.first, info.first + info.count
+        new_count = missing[first] if info.count == 1 else missing.count(1, first, end)
+        if new_count:
+            missing[first:end] = bytes(info.count)
+            run.missing_count -= new_count
+            run.objects.append((broker, info, frame))
+
+    def maybe_announce(self, run: MasterRun, now: float) -> None:
+        """Tell that all outputs are there, if they are."""
         if not run.missing_count and not run.announced:
             self._announce(run, now)
 
@@ -227,7 +284,7 @@ class Lives:
         run.announced = True
         self._outbox.write(OutputsReached(run.number, run.epoch, run.objects))
         if run.parent is not None:
-            self._link(run, run.parent, now)
+            self.families.link(run, run.parent, now)
             return
         for _, info, _ in run.objects:
             for number, position in info.refs:
@@ -245,78 +302,11 @@ class Lives:
         if broker is not None:
             self._kept.keep((RunNo(number), position), broker)
 
-    def _link(self, run: MasterRun, parent: tuple[RunNo, int], now: float) -> None:
-        """Tell the broker of the task that returned this graph where its value is."""
-        above, position = self.runs[parent[0]], parent[1]
-        home = subtree_at(above, position).home
-        if home is None:
-            raise InternalError(f"run {above.number}: the task at {position} ended nowhere")
-        output = int(run.plan.outputs[0])
-        source_run, source_position, holder = int(run.number), output, None
-        if output < run.plan.task_count:
-            holder, info, _ = run.objects[0]
-            above.children[position].bare = not info.refs
-        else:
-            source = run.plan.sources[output - run.plan.task_count]
-            if isinstance(source, RefSource):
-                source_run, source_position = source.run, source.position
-                holder = self.locate(source_run, source_position)
-        if holder is None:
-            text = "the task returned a graph whose value nobody has"
-            self.fail(above, home, Failure(position, 1, "result", text=text), None, now)
-            return
-        redirect = Redirect(above.number, position, source_run, source_position, holder)
-        self._outbox.send(home, redirect)
-
-    def expand(
-        self,
-        run: MasterRun,
-        broker: ProcessId,
-        position: int,
-        frames: Sequence[Frame],
-        now: float,
-    ) -> None:
-        """A task returned a graph: run it, and make its value the task's."""
-        if position in run.children:
-            return  # it ran again, its executor having died; the first graph stands
-        number = RunNo(CHILD_RUNS_FROM + self._child_count)
-        self._child_count += 1
-        try:
-            if not 0 <= position < run.plan.task_count:
-                raise ProtocolError(f"there is no task at {position}")
-            plan = decode_plan(frames)
-            if len(plan.outputs) != 1:
-                raise ProtocolError(f"a returned graph has one value, not {len(plan.outputs)}")
-            run.children[position] = Child(number)
-            parent = (run.number, position)
-            self.open(number, plan, now, priority=run.priority, timeout_s=None, parent=parent)
-        except (ProtocolError, GraphError) as error:
-            text = f"the graph that the task returned can't be run: {error}"
-            self.fail(run, broker, Failure(position, 1, "result", text=text), None, now)
-
-    def end_bare_children(self, run: MasterRun, subtree: Subtree, now: float) -> None:
-        """The subtree's tasks have their values: graphs that they returned are over."""
-        if not run.children:
-            return
-        ready = [
-            child.run
-            for position, child in run.children.items()
-            if child.bare and subtree.lo <= position < subtree.hi
-        ]
-        below: list[RunNo] = []
-        while ready:
-            number = ready.pop()
-            child_run = self.runs.get(number)
-            if child_run is not None:
-                below.append(number)
-                ready += [child.run for child in child_run.children.values()]
-        self._close_runs(below, keeps=False, grace_s=None, now=now)
-
     # --- ending -----------------------------------------------------------------------------------
 
     def maybe_finish(self, run: MasterRun, now: float) -> None:
         """End a run of the client whose tasks have ended and whose outputs are copied."""
-        if run.parent is None and run.taken and not run.unfinished_count:
+        if run.parent is None and run.taken and not run.unfinished_count and not run.recovering:
             self._end(run, "done", None, now)
 
     def stop(self, root: MasterRun, outcome: RunOutcome, now: float) -> None:
@@ -339,7 +329,7 @@ class Lives:
         while above is not None:
             root, position = self.runs[above[0]], above[1]
             above = root.parent
-        if root.state not in ACTIVE:
+        if root.state is not RunState.RUNNING:
             return
         if root is not run:
             values = {name: getattr(failure, name) for name in failure.__struct_fields__}
@@ -348,9 +338,9 @@ class Lives:
         self._outbox.write(Failed(root.number, failure, frame, broker))
         self.stop(root, "failed", now)
 
-    def _lose(self, root: MasterRun, type_name: str, text: str, now: float) -> None:
+    def lose(self, root: MasterRun, type_name: str, text: str, now: float) -> None:
         """The run can't go on, and no task of it is to blame."""
-        if root.state in ACTIVE:
+        if root.state is RunState.RUNNING:
             root.failure = Failure(-1, 0, "lost", type_name=type_name, text=text)
             self._outbox.write(Failed(root.number, root.failure))
             self.stop(root, "lost", now)
@@ -358,19 +348,19 @@ class Lives:
     def _end(self, root: MasterRun, outcome: RunOutcome, grace_s: float | None, now: float) -> None:
         root.outcome = outcome
         keeps = outcome == "done"
-        self._close_runs([*root.family], keeps=keeps, grace_s=grace_s, now=now)
+        self.close_runs([*root.family], keeps=keeps, grace_s=grace_s, now=now)
 
-    def _close_runs(
+    def close_runs(
         self, numbers: Sequence[RunNo], *, keeps: bool, grace_s: float | None, now: float
     ) -> None:
         """Have brokers release these runs; `grace_s`: after stopping what still runs."""
         for number in numbers:
             run = self.runs[number]
-            if run.state not in ACTIVE:
+            if run.state is not RunState.RUNNING:
                 continue
-            if run.state is RunState.RUNNING:  # else brokers have been told already
-                self.placer.end_loads(run)
-                self._tell_end(run, keeps=keeps, grace_s=grace_s)
+            self.placer.end_loads(run)
+            self._tell_end(run, keeps=keeps, grace_s=grace_s)
+            run.recovery = None
             run.move(RunState.ENDING)
         for number in numbers:
             ending = self.runs.get(number)
@@ -406,12 +396,10 @@ class Lives:
             self._forget(run)
         if root.closing or len(root.family) > 1:
             return
-        if root.state is RunState.RESTARTING:
-            self._relaunch(root, now)
-        elif root.state is RunState.ENDING:
+        if root.state is RunState.ENDING:
             self._forget(root)
             self._report(root)
-            self.let_leavers_go(now)
+            self.departures.step(now)
 
     def _forget(self, run: MasterRun) -> None:
         run.move(RunState.ENDED)
@@ -432,9 +420,17 @@ class Lives:
                 failure_frame=root.failure_frame,
                 node=root.failed_node,
                 stats=[root.stats[broker] for broker in sorted(root.stats)],
-                subtree_brokers=[subtree.home or 0 for subtree in root.subtrees],
+                subtree_brokers=[
+                    root.location(lo) or 0 for lo in root.plan.subtree_starts[:-1].tolist()
+                ],
+                kept_brokers=self._persisted(root),
             )
         )
+
+    def _persisted(self, root: MasterRun) -> dict[int, int]:
+        flags = root.plan.flags[: root.plan.task_count]
+        positions = np.flatnonzero(flags & PERSISTED).tolist()
+        return {position: root.location(position) or 0 for position in positions}
 
     def abandon_all(self) -> None:
         """The environment is being closed: tell the client so of each of its runs."""
@@ -454,80 +450,90 @@ class Lives:
         for run in self.running():
             self.placer.place(run, now)
 
-    def let_leavers_go(self, now: float) -> None:
-        """Shut down nodes that aren't wanted any more and that no run needs."""
-        for broker in [b for b, node in self._members.nodes.items() if node.leaving]:
-            shares = [run.shares.get(broker) for run in self.runs.values()]
-            is_needed = any(share is not None and share.took_part for share in shares)
-            if not is_needed and not self._kept.is_used_on(broker):
-                self._kept.forget_broker(broker)
-                for run in self.runs.values():
-                    run.shares.pop(broker, None)
-                self._members.remove(broker, f"node {broker} was removed", now, is_lost=False)
+    def remove_node(self, node: Node, now: float) -> None:
+        """Let a node go that others don't need any more, or that is to go all the same."""
+        broker = node.broker
+        self._members.remove(broker, f"node {broker} was removed", now, is_lost=False)
+        self.node_gone(broker, now)
 
-    def node_lost(self, broker: ProcessId, now: float) -> None:
-        """A node is gone with all that it had: restart the families that needed it."""
+    def node_gone(self, broker: ProcessId, now: float) -> None:
+        """A node is gone with all that it had: the families that it had a part in recover."""
         wanted = self._kept.forget_broker(broker)
+        self.departures.node_gone(broker)
         for root in self._roots():
-            family = [self.runs[number] for number in root.family]
+            family = self.family(root)
             gone = [key for run in family for key in run.pinned if key in wanted]
-            is_hurt = any(is_needed_on(run, broker) for run in family)
+            is_hurt = False
             for run in family:
-                self._forget_share(run, broker)
+                is_hurt |= self._forget_share(run, broker)
             if gone:
-                self._lose(root, "ObjectLost", _lost_text(*gone[0]), now)
+                self.lose(root, "ObjectLost", _lost_text(*gone[0]), now)
             elif root.state is RunState.RUNNING and root.taken:
                 self._end(root, "done", None, now)  # all values are there, who needs the rest
-            elif root.state is RunState.RUNNING and is_hurt:
-                self._restart(root, now)
+            elif root.state is RunState.RUNNING and (is_hurt or root.recovery is not None):
+                self.recoveries.begin(root, now)
             for run in family:
                 if run.number in self.runs:
                     self._go_on(run, now)
         self.place_all(now)
-        self.let_leavers_go(now)
+        self.departures.step(now)
 
-    def _forget_share(self, run: MasterRun, broker: ProcessId) -> None:
-        """Whoever comes back under this id knows nothing of the run."""
+    def _forget_share(self, run: MasterRun, broker: ProcessId) -> bool:
+        """Whoever comes back under this id knows nothing of the run; whether it had a part."""
         run.closing.discard(broker)
+        if run.state is RunState.RUNNING:
+            for subtree in run.subtrees:
+                if subtree.home == broker and subtree.state is SubtreeState.PLACED:
+                    self.placer.give_up(run, subtree)
+                if subtree.home == broker and subtree.state is not SubtreeState.READY:
+                    subtree.home = None
         share = run.shares.get(broker)
-        if share is not None:
-            self.placer.empty_queues(run, [broker])
-            share.took_part = False
-            share.functions.clear()
-            share.sources.clear()
-            share.done_count = 0
+        if share is None:
+            return False
+        self.placer.empty_queues(run, [broker])
+        took_part, share.took_part = share.took_part, False
+        share.functions.clear()
+        share.sources.clear()
+        share.done_count = 0
+        return took_part
 
-    def _restart(self, root: MasterRun, now: float) -> None:
-        """Do the whole run again on the nodes that are left, once they have let go of it."""
-        self._tell_end(root, keeps=False, grace_s=_AT_ONCE_S)
-        self.placer.take_back(root)
-        root.move(RunState.RESTARTING)
-        children = [number for number in root.family if number != root.number]
-        self._close_runs(children, keeps=False, grace_s=_AT_ONCE_S, now=now)
-        self._go_on(root, now)
+    def recovered(self, root: MasterRun, now: float) -> None:
+        """A family knows again where everything is."""
+        for run in self.family(root):
+            if run.state is RunState.RUNNING:
+                self.maybe_finish(run, now)
+        self.departures.step(now)
 
-    def _relaunch(self, root: MasterRun, now: float) -> None:
-        root.epoch += 1
-        root.objects = []
-        root.announced = root.taken = False
-        root.children.clear()
-        root.importers = importer_counts(root.plan, root.subtrees)
-        root.progress_count, root.progress_total = 0, root.plan.task_count
-        root.move(RunState.RUNNING)
-        self._start(root, now)
+    def where(self, broker: ProcessId, number: RunNo, position: int, now: float) -> None:
+        """A broker looks for a value whose holder doesn't have it, or is gone."""
+        run = self.runs.get(number)
+        holder = self.locate(number, position)
+        is_told = holder is not None and holder in self._members.nodes and holder != broker
+        if run is not None and run.state is RunState.RUNNING:
+            if run.recovering:
+                return  # it will be told
+            share = run.shares.get(broker)
+            if share is not None and share.took_part:
+                self.recoveries.begin(self.runs[run.root], now)
+                return
+        frames = [
+            np.array([position], np.int32).tobytes(),
+            np.array([holder if is_told else 0], np.int32).tobytes(),
+        ]
+        self._outbox.send(broker, Relocate(number), frames)
 
     def end_without_nodes(self, now: float) -> None:
         """There is no node, and none will come."""
         for root in self._roots():
             text = "no node joined in time; the reasons are in the logs of their brokers"
-            self._lose(root, "NoNodesError", text, now)
+            self.lose(root, "NoNodesError", text, now)
 
     # --- time -------------------------------------------------------------------------------------
 
     def _patience_ends_s(self, root: MasterRun) -> float | None:
         """When a run is lost for want of nodes; None: there are some."""
         since_s = self._members.empty_since_s
-        if since_s is None or root.state not in ACTIVE:
+        if since_s is None or root.state is not RunState.RUNNING:
             return None
         return max(since_s, root.submitted_s) + self._config.no_nodes_grace_s
 
@@ -536,6 +542,9 @@ class Lives:
         while self._deadlines and self.find_active(self._deadlines[0][1]) is None:
             heapq.heappop(self._deadlines)
         times = [deadline_s for deadline_s, _ in self._deadlines[:1]]
+        orphans_by_s = self.recoveries.next_timer()
+        if orphans_by_s is not None:
+            times.append(orphans_by_s)
         if self._members.empty_since_s is not None:
             ends = [self._patience_ends_s(root) for root in self._roots()]
             times += [end_s for end_s in ends if end_s is not None]
@@ -543,6 +552,7 @@ class Lives:
 
     def handle_timer(self, now: float) -> None:
         """End runs that took too long, or that have waited too long for a node."""
+        self.recoveries.handle_timer(now)
         while self._deadlines and self._deadlines[0][0] <= now:
             _, number = heapq.heappop(self._deadlines)
             root = self.find_active(number)
@@ -555,7 +565,7 @@ class Lives:
                     f"there has been no node for {self._config.no_nodes_grace_s:g} s; "
                     "add processes and reset the environment"
                 )
-                self._lose(root, "NoNodesError", text, now)
+                self.lose(root, "NoNodesError", text, now)
 
     # --- checking ---------------------------------------------------------------------------------
 
@@ -572,17 +582,14 @@ class Lives:
                 wrong.append(f"run {run.number} waits for {sorted(run.closing)} to let go of it")
             if run.closing and run.state is RunState.RUNNING:
                 wrong.append(f"run {run.number} runs and is being closed")
-            if run.state is RunState.RUNNING and len(run.importers):
+            if run.state is RunState.RUNNING and len(run.importers) and not run.recovering:
                 counts = np.zeros_like(run.importers)
                 for subtree in run.subtrees:
-                    if subtree.state is not SubtreeState.DONE:
+                    if subtree.state in UNFINISHED:
                         counts[subtree.imports] += 1
                 if (counts != run.importers).any():
                     wrong.append(f"run {run.number} has wrong counts of importers")
         return wrong
-
-
-_AT_ONCE_S = 0.001  # grace of tasks whose run starts anew: what they do is of no use
 
 
 def _lost_text(run: int, position: int) -> str:

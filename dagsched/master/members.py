@@ -6,7 +6,7 @@ Knows nothing of runs: whoever calls it moves the work of nodes that it reports 
 from collections.abc import Sequence
 
 from dagsched.config import Config
-from dagsched.ids import Epoch, ProcessId
+from dagsched.ids import Epoch, ProcessId, RunNo
 from dagsched.master.events import ExecutorMoved, NodeJoined, NodeRemoved
 from dagsched.master.outbox import Outbox
 from dagsched.master.state import Node
@@ -47,6 +47,7 @@ class Members:
         self._ping_at_s: float | None = None
         self._ping_number = 0
         self._peers_changed = False
+        self._orphans_expected: int | None = None  # None: orphans aren't taken in
 
     # --- what is wanted ---------------------------------------------------------------------------
 
@@ -58,13 +59,19 @@ class Members:
             node = self.nodes.get(broker)
             if node is None:
                 self._awaited.setdefault(broker, now + self._config.start_timeout_s)
-            elif node.leaving or node.executors != executors:
-                node.leaving = False
+            elif node.leaving:
+                # Its process is on its way out; another one will be started for this id.
+                self._awaited.setdefault(broker, now + self._config.start_timeout_s)
+            elif node.executors != executors:
                 node.executors = tuple(map(ProcessId, executors))
                 self._outbox.send(broker, SetExecutors(node.executors))
         for broker in [broker for broker in self._awaited if broker not in self.wanted]:
             del self._awaited[broker]
-        leaving = [broker for broker in self.nodes if broker not in self.wanted]
+        leaving = [
+            broker
+            for broker, node in self.nodes.items()
+            if broker not in self.wanted and not node.is_orphan
+        ]
         for broker in leaving:
             self.nodes[broker].leaving = True
         self._note_emptiness(now)
@@ -79,6 +86,9 @@ class Members:
             self._refuse(broker, message.version, now)
             return False
         wanted = self.wanted.get(broker)
+        if wanted is None and message.runs and self._orphans_expected is not None:
+            self._adopt(message, now)
+            return True
         if wanted is None:
             self._outbox.send(broker, Shutdown())
             return False
@@ -93,15 +103,47 @@ class Members:
             heard_s=now,
             usable_by_s=max(deadline_s, now + self._config.heartbeat_s),
         )
-        self.nodes = dict(sorted([*self.nodes.items(), (broker, node)]))
-        if self._ping_at_s is None:
-            self._ping_at_s = now + self._config.heartbeat_s
-        self._outbox.send(broker, Welcome(broker, node.epoch))
+        self._join(node, now)
         self._outbox.send(broker, SetExecutors(node.executors))
-        self._peers_changed = True
-        self._outbox.tell(NodeJoined(broker))
         self._note_emptiness(now)
         return True
+
+    def _join(self, node: Node, now: float) -> None:
+        self.nodes = dict(sorted([*self.nodes.items(), (node.broker, node)]))
+        if self._ping_at_s is None:
+            self._ping_at_s = now + self._config.heartbeat_s
+        self._outbox.send(node.broker, Welcome(node.broker, node.epoch))
+        self._peers_changed = True
+        self._outbox.tell(NodeJoined(node.broker))
+
+    # --- orphans ----------------------------------------------------------------------------------
+
+    def expect_orphans(self, count: int) -> None:
+        """So many brokers whose master is gone are to be taken in, and any that come later."""
+        self._orphans_expected = (self._orphans_expected or 0) + count
+
+    @property
+    def has_all_orphans(self) -> bool:
+        """All that are expected are there."""
+        count = sum(node.is_orphan for node in self.nodes.values())
+        return self._orphans_expected is not None and count >= self._orphans_expected
+
+    def _adopt(self, message: BrokerHello, now: float) -> None:
+        """Take in an orphan: it gets nothing new, and leaves with the runs that it brought."""
+        self._epoch += 1
+        node = Node(
+            broker=ProcessId(message.broker),
+            host=message.host,
+            address=message.address,
+            epoch=Epoch(self._epoch),
+            executors=tuple(map(ProcessId, message.executors)),
+            heard_s=now,
+            usable_by_s=None,
+            leaving=True,
+            is_orphan=True,
+            foreign_runs=set(map(RunNo, message.runs)),
+        )
+        self._join(node, now)
 
     def _refuse(self, broker: ProcessId, version: Version, now: float) -> None:
         def described(version: Version) -> str:

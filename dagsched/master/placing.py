@@ -17,10 +17,20 @@ from dagsched.master.journal import Placed
 from dagsched.master.members import Members
 from dagsched.master.outbox import Outbox
 from dagsched.master.placement import UNKNOWN_BYTES, Candidate, Host, homes_of
-from dagsched.master.slices import placing_parcel
-from dagsched.master.state import MasterRun, Node, RunState, Share, Subtree, SubtreeState
+from dagsched.master.slices import placing_parcel, positions_frame
+from dagsched.master.state import (
+    SOURCE,
+    UNFINISHED,
+    UNPLACED,
+    MasterRun,
+    Node,
+    RunState,
+    Share,
+    Subtree,
+    SubtreeState,
+)
 from dagsched.plan import ConstantSource, Int32, RefSource
-from dagsched.protocol.messages import PutObjects, Redirect
+from dagsched.protocol.messages import PutObjects, Redirect, Relocate
 
 Locate = Callable[[int, int], ProcessId | None]
 """The broker that has, or will have, (run, position) of any run."""
@@ -44,13 +54,14 @@ class Placer:
     def begin(self, run: MasterRun) -> None:
         """Subtrees that wait for no other may be placed."""
         for subtree in run.subtrees:
-            if run.is_interlocked or not subtree.unplaced_count:
-                self._make_ready(run, subtree)
+            if subtree.state is SubtreeState.WAITING:
+                if run.is_interlocked or not subtree.unplaced_count:
+                    self._make_ready(run, subtree)
 
     def place(self, run: MasterRun, now: float) -> None:
         """Give all READY subtrees homes, and send those for which there is credit."""
         nodes = self._members.usable(now)
-        if not nodes or run.state is not RunState.RUNNING:
+        if not nodes or run.state is not RunState.RUNNING or run.recovering:
             return
         placements: list[tuple[int, int, int]] = []
         if run.is_interlocked:
@@ -68,7 +79,7 @@ class Placer:
     def place_at(self, run: MasterRun, broker: ProcessId, now: float) -> None:
         """The broker has ended a subtree of the run: give it the next."""
         node = self._members.nodes.get(broker)
-        if node is None or not node.is_usable or run.is_interlocked:
+        if node is None or not node.is_usable or run.is_interlocked or run.recovering:
             return
         placements: list[tuple[int, int, int]] = []
         self._send_from(run, node, placements)
@@ -92,16 +103,27 @@ class Placer:
             share.queued_s = 0.0
 
     def take_back(self, run: MasterRun) -> None:
-        """Forget where everything of the run is, and let it all wait again."""
+        """Let all wait again that has not been placed."""
         for subtree in run.subtrees:
-            if subtree.state is SubtreeState.PLACED:
-                self._end_load(run, subtree)
-            if subtree.state is not SubtreeState.WAITING:
+            if subtree.state is SubtreeState.READY:
                 subtree.move(SubtreeState.WAITING)
-            subtree.home = None
-            subtree.unplaced_count = len(subtree.predecessors)
+                subtree.home = None
         run.homeless.clear()
-        run.shares.clear()
+        for share in run.shares.values():
+            share.queue.clear()
+            share.queued_s = 0.0
+
+    def give_up(self, run: MasterRun, subtree: Subtree) -> None:
+        """What it was to do is done otherwise, or not needed."""
+        if subtree.state is SubtreeState.PLACED:
+            self._end_load(run, subtree)
+        subtree.move(SubtreeState.GONE)
+
+    def adopt(self, run: MasterRun, subtree: Subtree, broker: ProcessId, attempt: int) -> None:
+        """A broker has had it of a master before us, and works on it."""
+        subtree.move(SubtreeState.PLACED)
+        subtree.home, subtree.attempt = broker, attempt
+        self._begin_load(run, subtree)
 
     def end_loads(self, run: MasterRun) -> None:
         """The run ends as it is: brokers no longer work for it."""
@@ -128,6 +150,16 @@ class Placer:
         node = self._members.nodes.get(subtree.home)
         if node is not None:
             node.load_s = max(0.0, node.load_s - subtree.weight_s)
+
+    def _begin_load(self, run: MasterRun, subtree: Subtree) -> None:
+        if subtree.home is None:
+            raise InternalError(f"subtree {subtree.number} of run {run.number} is placed nowhere")
+        share, node = run.share(subtree.home), self._members.nodes[subtree.home]
+        share.unfinished_count += 1
+        share.unfinished_tasks += subtree.task_count
+        share.unfinished_s += subtree.weight_s
+        share.took_part = True
+        node.load_s += subtree.weight_s
 
     def _make_ready(self, run: MasterRun, subtree: Subtree) -> None:
         subtree.move(SubtreeState.READY)
@@ -157,7 +189,10 @@ class Placer:
     def _enqueue(self, run: MasterRun, subtree: Subtree, home: ProcessId) -> None:
         subtree.home = home
         share = run.share(home)
-        share.queue.append(subtree.number)
+        if subtree.urgent:
+            share.queue.appendleft(subtree.number)
+        else:
+            share.queue.append(subtree.number)
         share.queued_s += subtree.weight_s
 
     def _candidate(self, run: MasterRun, subtree: Subtree) -> Candidate:
@@ -166,13 +201,11 @@ class Placer:
         if len(subtree.imports):
             sizes = run.sizes[subtree.imports]
             sizes = np.where(sizes < 0, UNKNOWN_BYTES, sizes)
-            is_task = subtree.producers >= 0
-            by_producer = np.bincount(subtree.producers[is_task], weights=sizes[is_task])
-            for producer in np.flatnonzero(by_producer).tolist():
-                home = run.subtrees[producer].home
-                if home is not None:
-                    there = bytes_by_broker.get(home, 0.0)
-                    bytes_by_broker[home] = there + float(by_producer[producer])
+            is_task = subtree.producers != SOURCE
+            places = run.locations(subtree.imports[is_task], subtree.producers[is_task])
+            for broker in np.unique(places[places != 0]).tolist():
+                there = float(sizes[is_task][places == broker].sum())
+                bytes_by_broker[ProcessId(broker)] = there
             for position in subtree.imports[~is_task].tolist():
                 source = run.plan.sources[position - run.plan.task_count]
                 if isinstance(source, RefSource):
@@ -215,8 +248,11 @@ class Placer:
     ) -> None:
         """Send from the broker's own queue while it has credit."""
         share = run.shares.get(node.broker)
-        while share is not None and share.queue and self._has_credit(share, node):
-            subtree = run.subtrees[share.queue.popleft()]
+        while share is not None and share.queue:
+            subtree = run.subtrees[share.queue[0]]
+            if not subtree.urgent and not self._has_credit(share, node):
+                return
+            share.queue.popleft()
             share.queued_s = share.queued_s - subtree.weight_s if share.queue else 0.0
             self._send(run, subtree, placements)
 
@@ -257,14 +293,10 @@ class Placer:
         home = subtree.home
         if home is None:
             raise InternalError(f"subtree {subtree.number} of run {run.number} has no home")
-        share, node = run.share(home), self._members.nodes[home]
+        share = run.share(home)
         subtree.move(SubtreeState.PLACED)
         subtree.attempt += 1
-        share.unfinished_count += 1
-        share.unfinished_tasks += subtree.task_count
-        share.unfinished_s += subtree.weight_s
-        share.took_part = True
-        node.load_s += subtree.weight_s
+        self._begin_load(run, subtree)
         parcel = placing_parcel(
             run.plan,
             subtree,
@@ -274,7 +306,9 @@ class Placer:
             known_functions=share.functions,
         )
         self._outbox.send_parcel(home, parcel)
-        self.give_sources(run, subtree.imports[subtree.producers < 0].tolist(), home)
+        self.give_sources(run, subtree.imports[subtree.producers == SOURCE].tolist(), home)
+        if run.lacking:
+            self._tell_lacking(run, subtree, home)
         placements.append((subtree.number, home, subtree.attempt))
         if not run.is_interlocked:
             for number in run.successors[subtree.number]:
@@ -286,9 +320,27 @@ class Placer:
     def _import_brokers(self, run: MasterRun, subtree: Subtree) -> Int32:
         """Who has, or will have, each import; 0 for sources, which are given."""
         brokers = np.zeros(len(subtree.imports), np.int32)
-        for producer in subtree.predecessors.tolist():
-            brokers[subtree.producers == producer] = run.subtrees[producer].home
+        is_task = subtree.producers != SOURCE
+        if is_task.any():
+            brokers[is_task] = run.locations(subtree.imports[is_task], subtree.producers[is_task])
         return brokers
+
+    def _tell_lacking(self, run: MasterRun, subtree: Subtree, home: ProcessId) -> None:
+        """Nodes wait for values of this subtree, which others had that are gone."""
+        by_broker: dict[ProcessId, list[int]] = {}
+        for position in [p for p in run.lacking if run.producer(p) is subtree]:
+            for broker in run.lacking.pop(position):
+                if broker in self._members.nodes:
+                    by_broker.setdefault(broker, []).append(position)
+        for broker, positions in by_broker.items():
+            self.tell_relocated(run, broker, positions, [home] * len(positions))
+
+    def tell_relocated(
+        self, run: MasterRun, broker: ProcessId, positions: list[int], holders: list[ProcessId]
+    ) -> None:
+        """Tell a broker where values are, or will be, that it may lack."""
+        frames = [positions_frame(np.array(column, np.int32)) for column in (positions, holders)]
+        self._outbox.send(broker, Relocate(run.number), frames)
 
     def give_sources(self, run: MasterRun, positions: list[int], broker: ProcessId) -> None:
         """Send the broker the constants that it wasn't given yet, and where Refs lead.
@@ -331,7 +383,8 @@ class Placer:
         load_s = dict.fromkeys(self._members.nodes, 0.0)
         for run in runs:
             if run.state is RunState.RUNNING:
-                wrong += _wrong_in(run)
+                if not run.recovering:
+                    wrong += _wrong_in(run)
                 for subtree in run.subtrees:
                     if subtree.state is SubtreeState.PLACED and subtree.home in load_s:
                         load_s[subtree.home] += subtree.weight_s
@@ -362,12 +415,12 @@ def _wrong_in(run: MasterRun) -> list[str]:
         ):
             wrong.append(f"run {run.number}, subtree {subtree.number}: in the wrong queue")
         unplaced = sum(
-            run.subtrees[number].state in (SubtreeState.WAITING, SubtreeState.READY)
-            for number in subtree.predecessors.tolist()
+            run.subtrees[number].state in UNPLACED for number in subtree.predecessors.tolist()
         )
-        if not run.is_interlocked and unplaced != subtree.unplaced_count:
+        is_unplaced = subtree.state in UNPLACED
+        if is_unplaced and not run.is_interlocked and unplaced != subtree.unplaced_count:
             wrong.append(f"run {run.number}, subtree {subtree.number}: waits for {unplaced}")
-    unfinished = sum(subtree.state is not SubtreeState.DONE for subtree in run.subtrees)
+    unfinished = sum(subtree.state in UNFINISHED for subtree in run.subtrees)
     if unfinished != run.unfinished_count:
         wrong.append(f"run {run.number}: {unfinished} unfinished, not {run.unfinished_count}")
     return wrong

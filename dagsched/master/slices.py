@@ -3,20 +3,18 @@
 Pure; numpy only, a few array passes a subtree, nothing per task.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dagsched.errors import GraphError
 from dagsched.ids import ProcessId, RunNo, SubtreeNo
-from dagsched.master.state import MasterRun, Subtree, SubtreeState
+from dagsched.master.state import SOURCE, MasterRun, Subtree, SubtreeState
 from dagsched.plan import Int32, Int64, RunPlan
 from dagsched.protocol.messages import (
     CHUNK_TASKS,
     META,
-    PERSISTED,
-    REFERENCED,
     Frame,
     Parcel,
     PlaceSubtree,
@@ -110,9 +108,9 @@ def _functions_of(function_of: Int32, seconds: NDArray[np.float64]) -> tuple[Int
 
 
 def producers_of(plan: RunPlan, positions: Int32) -> Int32:
-    """The subtree that computes each position; -1 for sources."""
+    """The subtree of the plan that computes each position; SOURCE for sources."""
     producers = np.searchsorted(plan.subtree_starts, positions, side="right").astype(np.int32) - 1
-    producers[positions >= plan.task_count] = -1
+    producers[positions >= plan.task_count] = SOURCE
     return producers
 
 
@@ -146,16 +144,12 @@ def placing_parcel(
 ) -> Parcel:
     """The message that hands a subtree over; adds its functions to `known_functions`."""
     lo, hi = subtree.lo, subtree.hi
-    row_starts = plan.indptr[lo : hi + 1]
-    first, last = int(row_starts[0]), int(row_starts[-1])
     levels = plan.level_starts
     if len(levels):
         levels = levels[np.searchsorted(levels, lo) : np.searchsorted(levels, hi)]
+    rows = _whole_rows(plan, lo, hi) if subtree.members is None else _piece_rows(plan, subtree)
     frames: list[Frame] = [
-        _int32_frame(row_starts - first),
-        _int32_frame(plan.deps[first:last]),
-        _int32_frame(plan.function_of[lo:hi]),
-        np.ascontiguousarray(plan.flags[lo:hi]).data,
+        *rows,
         _int32_frame(levels),
         _int32_frame(subtree.imports),
         _int32_frame(import_brokers),
@@ -183,6 +177,38 @@ def placing_parcel(
     return Parcel(message, frames)
 
 
+def _whole_rows(plan: RunPlan, lo: int, hi: int) -> list[Frame]:
+    """Members (none: all), row starts, dependencies, functions and flags of ``lo:hi``."""
+    row_starts = plan.indptr[lo : hi + 1]
+    first, last = int(row_starts[0]), int(row_starts[-1])
+    return [
+        b"",
+        _int32_frame(row_starts - first),
+        _int32_frame(plan.deps[first:last]),
+        _int32_frame(plan.function_of[lo:hi]),
+        np.ascontiguousarray(plan.flags[lo:hi]).data,
+    ]
+
+
+def _piece_rows(plan: RunPlan, piece: Subtree) -> list[Frame]:
+    """The same of a piece: rows of tasks that are no members are empty, their flags 0."""
+    members, size = piece.positions(), piece.hi - piece.lo
+    counts, deps = dependencies_of(plan, members)
+    row_starts = np.zeros(size + 1, np.int64)
+    row_starts[members - piece.lo + 1] = counts
+    function_of = np.full(size, plan.function_of[members[0]], np.int32)
+    function_of[members - piece.lo] = plan.function_of[members]
+    flags = np.zeros(size, np.uint8)
+    flags[members - piece.lo] = plan.flags[members]
+    return [
+        _int32_frame(members),
+        _int32_frame(np.cumsum(row_starts)),
+        _int32_frame(deps),
+        _int32_frame(function_of),
+        flags.data,
+    ]
+
+
 def _options_between(options: Mapping[int, TaskOptions], lo: int, hi: int) -> list[TaskOptions]:
     """Those of tasks in ``lo:hi``, by rising position."""
     if len(options) <= hi - lo:
@@ -202,38 +228,90 @@ def positions_frame(positions: Int32) -> bytes:
     return positions.astype("<i4", copy=False).tobytes()
 
 
-def subtree_at(run: MasterRun, position: int) -> Subtree:
-    """The subtree that computes a position."""
-    starts = run.plan.subtree_starts
-    return run.subtrees[int(np.searchsorted(starts, position, side="right")) - 1]
-
-
-def is_needed_on(run: MasterRun, broker: ProcessId) -> bool:
-    """What the broker has, or does, of this run is still needed."""
-    is_child = run.parent is not None
-    for holder, info, _ in run.objects:
-        if holder == broker and (is_child or info.location is not None):
-            return True
-    for subtree in run.subtrees:
-        if subtree.home != broker or subtree.state is SubtreeState.READY:
-            continue
-        lo, hi = subtree.lo, subtree.hi
-        if subtree.state is SubtreeState.PLACED or run.missing.count(1, lo, hi):
-            return True
-        if len(run.importers) and run.importers[lo:hi].any():
-            return True
-        if (run.plan.flags[lo:hi] & (REFERENCED | PERSISTED)).any():
-            return True
-    return False
-
-
 def holder_of_constant(run: MasterRun, position: int) -> ProcessId | None:
     """A broker that has a constant: where a task got a Ref to it, others may have dropped it."""
     readers = np.searchsorted(run.plan.indptr, np.flatnonzero(run.plan.deps == position), "right")
     readers -= 1
     for reader in readers[(run.plan.flags[readers] & META) != 0].tolist():
-        home = subtree_at(run, reader).home
+        home = run.producer(reader).home
         if home is not None:
             return home
     given = [broker for broker in run.brokers() if position in run.shares[broker].sources]
     return given[0] if given else None
+
+
+# --- pieces ---------------------------------------------------------------------------------------
+
+
+def dependencies_of(plan: RunPlan, members: Int32) -> tuple[Int64, Int32]:
+    """How many dependencies each of these tasks has, and all of them in order."""
+    starts = plan.indptr[members]
+    counts = plan.indptr[members + 1] - starts
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    offsets = np.arange(total) + np.repeat(starts - (ends - counts), counts)
+    return counts, plan.deps[offsets]
+
+
+def imports_of(plan: RunPlan, members: Int32) -> Int32:
+    """What these tasks, rising, need from outside of them."""
+    _, deps = dependencies_of(plan, members)
+    deps = np.unique(deps)
+    return deps[~np.isin(deps, members, assume_unique=True)]
+
+
+def piece_of(
+    run: RunNo, number: int, plan: RunPlan, members: Int32, seconds: NDArray[np.float64]
+) -> Subtree:
+    """A subtree of just these tasks, rising; what it imports is set by `link_up`."""
+    functions, weight_s = _functions_of(plan.function_of[members], seconds)
+    return Subtree(
+        number=SubtreeNo(number),
+        run=run,
+        lo=int(members[0]),
+        hi=int(members[-1]) + 1,
+        weight_s=weight_s,
+        imports=imports_of(plan, members),
+        producers=_NO_POSITIONS,
+        functions=functions,
+        predecessors=_NO_POSITIONS,
+        unplaced_count=0,
+        members=members,
+    )
+
+
+def empty_slot(run: RunNo, number: int) -> Subtree:
+    """Takes a number that a former master had given away."""
+    none = _NO_POSITIONS
+    slot = Subtree(SubtreeNo(number), run, 0, 0, 0.0, none, none, none, none, 0, members=none)
+    slot.move(SubtreeState.GONE)
+    return slot
+
+
+def least_set(plan: RunPlan, is_there: NDArray[np.bool_], wanted: Iterable[int]) -> Int32:
+    """The tasks that must be computed so that all of `wanted` are there; rising.
+
+    Args:
+        plan: its arrays.
+        is_there: by task, whether its value lives somewhere, or is being computed.
+        wanted: tasks whose values are needed.
+
+    Walks backwards from what is wanted and stops at what is there, each task once: linear in the
+    tasks that it names and their dependencies.
+    """
+    count = plan.task_count
+    seen = bytearray(is_there.astype(np.uint8).tobytes())
+    stack = [position for position in wanted if position < count and not seen[position]]
+    if not stack:
+        return _NO_POSITIONS
+    indptr, deps = plan.indptr.tolist(), plan.deps.tolist()
+    found: list[int] = []
+    while stack:
+        position = stack.pop()
+        if seen[position]:
+            continue
+        seen[position] = 1
+        found.append(position)
+        row = deps[indptr[position] : indptr[position + 1]]
+        stack += [dep for dep in row if dep < count and not seen[dep]]
+    return np.sort(np.array(found, np.int32))

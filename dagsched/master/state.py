@@ -5,8 +5,13 @@ A subtree's state moves only by `Subtree.move`, along `SUBTREE_MOVES`; a run's o
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dagsched.errors import InternalError
 from dagsched.ids import ProcessId, RunNo, SubtreeNo
@@ -23,36 +28,46 @@ class SubtreeState(Enum):
     READY = auto()  # in the queue of a broker, its home, or of none while there is no node
     PLACED = auto()  # sent to its broker
     DONE = auto()  # its broker says that all its tasks have ended
+    GONE = auto()  # lost with its node, or not needed any more; pieces do what is still to be done
 
 
 SUBTREE_MOVES = {
-    SubtreeState.WAITING: {SubtreeState.READY},
+    # To PLACED at once: an orphan says that it has it.
+    SubtreeState.WAITING: {SubtreeState.READY, SubtreeState.PLACED, SubtreeState.GONE},
     SubtreeState.READY: {SubtreeState.PLACED, SubtreeState.WAITING},
-    SubtreeState.PLACED: {SubtreeState.DONE, SubtreeState.WAITING},
-    SubtreeState.DONE: {SubtreeState.WAITING},  # a restart; its objects went with a node
+    SubtreeState.PLACED: {SubtreeState.DONE, SubtreeState.GONE},
+    SubtreeState.DONE: set(),
+    SubtreeState.GONE: set(),
 }
+UNPLACED = (SubtreeState.WAITING, SubtreeState.READY)
+UNFINISHED = (*UNPLACED, SubtreeState.PLACED)
 
 
 class RunState(Enum):
     """Where a run is in its life."""
 
     RUNNING = auto()
-    RESTARTING = auto()  # a node was lost; brokers are clearing what they have of the run
     ENDING = auto()  # brokers have been told to release all of it
     ENDED = auto()
 
 
 RUN_MOVES = {
-    RunState.RUNNING: {RunState.RESTARTING, RunState.ENDING},
-    RunState.RESTARTING: {RunState.RUNNING, RunState.ENDING},
+    RunState.RUNNING: {RunState.ENDING},
     RunState.ENDING: {RunState.ENDED},
     RunState.ENDED: set(),
 }
 
 
+SOURCE = -1
+"""In place of a producer: no task computes it."""
+
+HELD = -2
+"""In place of a producer: its value is there, at the broker that `MasterRun.holder_of` names."""
+
+
 @dataclass(slots=True, eq=False)
 class Subtree:
-    """A range of positions that is placed as one thing."""
+    """A range of positions, or some of a range (a *piece*), that is placed as one thing."""
 
     number: SubtreeNo
     run: RunNo
@@ -60,18 +75,26 @@ class Subtree:
     hi: int
     weight_s: float
     imports: Int32  # positions and sources from outside, rising, unique
-    producers: Int32  # the subtree that computes each of `imports`; -1 for sources
+    producers: Int32  # the subtree that computes each of `imports`; SOURCE, HELD
     functions: Int32  # indices that its tasks use
     predecessors: Int32  # subtrees that compute something it imports
     unplaced_count: int  # of its predecessors
     state: SubtreeState = SubtreeState.WAITING
     home: ProcessId | None = None  # while READY or PLACED, and of its objects when DONE
     attempt: int = 0
+    members: Int32 | None = None  # of a piece: what of lo:hi it computes, rising
+    urgent: bool = False  # what is placed already may wait for it: goes without credit
 
     @property
     def task_count(self) -> int:
         """Tasks in it."""
-        return self.hi - self.lo
+        return self.hi - self.lo if self.members is None else len(self.members)
+
+    def positions(self) -> Int32:
+        """Its tasks, rising."""
+        if self.members is not None:
+            return self.members
+        return np.arange(self.lo, self.hi, dtype=np.int32)
 
     def move(self, state: SubtreeState) -> None:
         """Change the state; the only place that does.
@@ -109,6 +132,17 @@ class Child:
 
     run: RunNo
     bare: bool = False  # its value is there and holds no Refs: once copied the run can end
+    waits: bool = True  # the task has returned it, where it is now, and waits for its value
+    wanted: bool = True  # the task waits for its value, or will
+
+
+class RunTerms(NamedTuple):
+    """What a run was submitted with, beside its plan."""
+
+    priority: int = 0
+    timeout_s: float | None = None
+    parent: tuple[RunNo, int] | None = None
+    client: ClientPart = b""
 
 
 @dataclass(slots=True, eq=False)
@@ -131,6 +165,11 @@ class MasterRun:
     missing_count: int
     state: RunState = RunState.RUNNING
     epoch: int = 1
+    recovering: bool = False  # brokers have been asked what they hold; nothing is placed meanwhile
+    producer_of: Int32 | None = None  # subtree that computes each task; None: as in the plan
+    holder_of: Int32 | None = None  # where a value is, if not at its subtree's home; 0: there
+    lacking: dict[int, list[ProcessId]] = field(default_factory=dict)  # wait for an unplaced task
+    loss_counts: NDArray[np.uint16] | None = None  # how often each value was lost
     shares: dict[ProcessId, Share] = field(default_factory=dict)
     homeless: deque[SubtreeNo] = field(default_factory=deque)  # READY, without a broker
     unfinished_count: int = 0  # subtrees not DONE
@@ -138,6 +177,7 @@ class MasterRun:
     announced: bool = False  # OutputsComplete went out
     taken: bool = False
     started: bool = False
+    recovery: "Recovery | None" = None  # of a root
     children: dict[int, Child] = field(default_factory=dict)  # by position of the task
     family: dict[RunNo, None] = field(default_factory=dict)  # of a root: itself, all below; living
     pinned: list[tuple[RunNo, int]] = field(default_factory=list)  # kept objects that it uses
@@ -176,6 +216,28 @@ class MasterRun:
             share = self.shares[broker] = Share()
         return share
 
+    def producer(self, position: int) -> Subtree:
+        """The subtree that computes a task's value, or did so last."""
+        if self.producer_of is not None:
+            return self.subtrees[int(self.producer_of[position])]
+        index = int(np.searchsorted(self.plan.subtree_starts, position, side="right")) - 1
+        return self.subtrees[index]
+
+    def location(self, position: int) -> ProcessId | None:
+        """The broker that has, or will have, the value of a task."""
+        if self.holder_of is not None and self.holder_of[position]:
+            return ProcessId(int(self.holder_of[position]))
+        return self.producer(position).home
+
+    def locations(self, positions: Int32, producers: Int32) -> Int32:
+        """The same for several tasks with their producers (or HELD); 0: nobody yet."""
+        homes = np.array([subtree.home or 0 for subtree in self.subtrees], np.int32)
+        brokers = np.where(producers >= 0, homes[producers], 0).astype(np.int32)
+        if self.holder_of is not None:
+            held = self.holder_of[positions]
+            brokers = np.where(held != 0, held, brokers).astype(np.int32)
+        return brokers
+
     def brokers(self) -> list[ProcessId]:
         """Those that know it, by rising id."""
         return sorted(broker for broker, share in self.shares.items() if share.took_part)
@@ -194,12 +256,48 @@ class Node:
     usable_by_s: float | None  # it is lost if it has no executor by then; None: it had one
     pid_by_executor: dict[ProcessId, int] = field(default_factory=dict)  # those that are there
     load_s: float = 0.0  # work of PLACED subtrees of all runs
-    leaving: bool = False  # no longer wanted; goes when the runs that it is part of have ended
+    leaving: bool = False  # no longer wanted; goes when nothing that it has is needed
+    is_orphan: bool = False  # of another master that is gone: leaves with the runs it brought
+    foreign_runs: set[RunNo] = field(default_factory=set)  # of an orphan: not resumed here
+    draining: set[RunNo] = field(default_factory=set)  # asked to begin nothing more of these
+    drained: set[RunNo] = field(default_factory=set)  # no executor has anything of these
+    is_asked: bool = False  # a recovery has looked for what must move to other nodes
+    moving: dict[tuple[RunNo, int], ProcessId] = field(default_factory=dict)  # objects, where to
 
     @property
     def is_usable(self) -> bool:
         """New subtrees may go there."""
         return bool(self.pid_by_executor) and not self.leaving
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a broker holds of a run, as it says; arrays as in `Holdings`."""
+
+    firsts: Int32
+    counts: Int32
+    sizes: Int64
+    lacking: Int32
+    awaited: Int32
+    subtrees: Sequence[tuple[int, int, Int32]]  # number, attempt, tasks not ended
+
+    def positions(self) -> Int32:
+        """All positions whose values it has, in the order of its objects."""
+        ends = np.cumsum(self.counts)
+        offsets = np.arange(int(ends[-1]) if len(ends) else 0)
+        starts = np.repeat(self.firsts - (ends - self.counts), self.counts)
+        positions: Int32 = (offsets + starts).astype(np.int32)
+        return positions
+
+
+@dataclass(slots=True, eq=False)
+class Recovery:
+    """Brokers are being asked what they hold of a family's runs."""
+
+    number: int
+    orphans_by_s: float | None = None  # asks when all have come that are expected, or then
+    awaiting: set[tuple[ProcessId, RunNo]] = field(default_factory=set)
+    told: dict[RunNo, dict[ProcessId, Told]] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)

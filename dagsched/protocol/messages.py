@@ -67,10 +67,10 @@ class PlaceSubtree(Struct, frozen=True, tag="place"):
 
     Frames: members (positions; empty: all), indptr (hi - lo + 1, from 0), deps (positions),
     function_of (index per task), flags (uint8 a task), levels (see RunPlan.level_starts; empty:
-    depth-first order), import positions (sorted, unique: what these tasks need from outside lo:hi),
+    depth-first order), import positions (sorted, unique: what these tasks need from outside),
     import brokers (broker id that has or will have it, a place each; 0: a PutObjects or a Redirect
-    brings it), then chunks
-    ``lo // 64 .. (hi - 1) // 64``, then one pickle for each of `functions` that has ``True``.
+    brings it), then chunks ``lo // 64 .. (hi - 1) // 64``, then one pickle for each of `functions`
+    that has ``True``.
     """
 
     run: int
@@ -101,12 +101,13 @@ class Release(Struct, frozen=True, tag="release"):
 class AskHoldings(Struct, frozen=True, tag="ask_holdings"):
     """Answer `Holdings` for each of these runs, after telling again what the master may not know.
 
-    Those are outputs, failures, and graphs that tasks returned. Everything that the answer names is
-    held as EXPORTED until `Release` says otherwise.
+    Those are, if `retell`, outputs, failures, and graphs that tasks returned. Everything that the
+    answer names is held as EXPORTED until `Release` says otherwise.
     """
 
     number: int  # of the recovery: answers to an older one are stale
     runs: Sequence[int]
+    retell: bool = False
 
 
 class Relocate(Struct, frozen=True, tag="relocate"):
@@ -125,8 +126,16 @@ class TakeObjects(Struct, frozen=True, tag="take"):
     """
 
     run: int
+    epoch: int
+    total: int  # tasks and sources of the run, which this node may not know yet
     source_broker: int
     kept: bool = False
+
+
+class TellOutputs(Struct, frozen=True, tag="tell_outputs"):
+    """Objects that this node has are outputs: tell the master of them. Frame: positions."""
+
+    run: int
 
 
 class DrainRun(Struct, frozen=True, tag="drain"):
@@ -188,8 +197,8 @@ class Shutdown(Struct, frozen=True, tag="shutdown"):
 
 MasterToBroker = (
     Welcome | SetPeers | SetExecutors | PlaceSubtree | PutObjects | Release | AskHoldings | Relocate
-    | TakeObjects | DrainRun | Redirect | CancelRun | EndRun | FetchValue | AskStats | AskTask
-    | Ping | Shutdown
+    | TakeObjects | TellOutputs | DrainRun | Redirect | CancelRun | EndRun | FetchValue | AskStats
+    | AskTask | Ping | Shutdown
 )  # fmt: skip
 
 # --- broker -> master ---------------------------------------------------------------------------
@@ -279,19 +288,19 @@ class TaskExpanded(Struct, frozen=True, tag="expanded"):
 class Holdings(Struct, frozen=True, tag="holdings"):
     """Answer to `AskHoldings`: all that the node has of a run.
 
-    Frames: first positions and counts of its objects (blocks), sizes in bytes (int64); positions
-    that it has asked of nodes that are gone and still needs; positions of tasks that returned a
-    graph whose value has not come.
+    Frames: first positions of its objects, counts (blocks), sizes in bytes (int64); then positions
+    that it has asked of nodes that are gone and still needs; then positions of tasks that returned
+    a graph whose value has not come; then the tasks of its subtrees that have not ended, subtree
+    after subtree.
     """
 
     run: int
     number: int
     subtrees: Sequence[tuple[int, int, int]]  # number, attempt, tasks not ended
-    done_count: int = 0
 
 
 class ObjectsTaken(Struct, frozen=True, tag="taken"):
-    """Answer to `TakeObjects`. Frames: positions that are here now; those not to be had."""
+    """Answer to `TakeObjects`. Frames: positions that are here now; those that never will be."""
 
     run: int
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from dagsched.brokers.core import BrokerActions, BrokerCore
+from dagsched.brokers.actions import BrokerActions
+from dagsched.brokers.core import BrokerCore
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
 from dagsched.config import Config
 from dagsched.master.core import own_version

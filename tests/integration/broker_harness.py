@@ -159,6 +159,7 @@ def subtree(run, tasks, *, lo=0, total=None, number=0, epoch=1, imports=(), cras
         for begin in range(0, count, 64)
     ]
     frames = [
+        b"",  # all of them
         np.cumsum([0, *map(len, deps)], dtype=np.int32).tobytes(),
         np.array([d for group in deps for d in group], np.int32).tobytes(),
         np.array([functions.index(task[0]) for task in tasks], np.int32).tobytes(),

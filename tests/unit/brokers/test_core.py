@@ -99,7 +99,7 @@ class Node:
                 run, epoch, subtree, 1, lo, lo + count, total or lo + count, 0,
                 [(FunctionInfo(0, b"d" * 16, "f", seconds), True)], options,
             ),
-            int32(indptr), int32(flat), int32([0] * count), bytes(flag_list), int32(levels),
+            b"", int32(indptr), int32(flat), int32([0] * count), bytes(flag_list), int32(levels),
             int32(sorted(imports)), int32([imports[p] for p in sorted(imports)]),
             *[b"chunk"] * chunk_count, b"pickle",
         )  # fmt: skip

@@ -21,8 +21,8 @@ from dagsched.master.events import (
     TracesArrived,
     ValueArrived,
 )
+from dagsched.master.families import CHILD_RUNS_FROM
 from dagsched.master.journal import Ended, Failed, Placed, Submitted, SubtreeEnded
-from dagsched.master.lives import CHILD_RUNS_FROM
 from dagsched.master.outbox import MasterActions
 from dagsched.master.placement import Candidate, Host, homes_of
 from dagsched.master.state import MasterRun, RunState, SubtreeState
