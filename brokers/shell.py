@@ -30,6 +30,7 @@ from dagsched.errors import OutOfMemory, ProtocolError
 from dagsched.faults import fault
 from dagsched.ids import ProcessId, RunNo
 from dagsched.protocol.codec import PROTOCOL_VERSION, Decoder, encode_batch
+from dagsched.protocol.links import Links
 from dagsched.protocol.messages import (
     BrokerHello,
     BrokerToBroker,
@@ -47,6 +48,7 @@ from dagsched.protocol.messages import (
     TransferStart,
     Welcome,
 )
+from dagsched.protocol.session import SessionFull
 from dagsched.rundir import remove_environment
 from dagsched.tenancy import Tenancy, wait_for_store
 from dagsched.transport import BrokerEndpoint, DataPort
@@ -56,8 +58,8 @@ logger = logging.getLogger(__name__)
 EXIT_INTERNAL = 70
 """Exit code after an internal error (EX_SOFTWARE of sysexits.h)."""
 
-HELD_PARCELS_MAX = 10_000
-"""Parcels kept for a peer that the master has not named yet."""
+MASTER = 1
+"""The master's process id, by which its link is known."""
 
 GARBAGE_THRESHOLD = 50_000
 """New containers between two garbage collections: the core makes few cycles."""
@@ -82,14 +84,15 @@ class BrokerShell:
         self._arena = Arena(f"{settings.name_prefix}-0-0", settings.config)
         self._outgoing = OutgoingTransfers(settings.config)
         self._incoming = IncomingTransfers(self._arena)
-        self._from_master = Decoder(MasterToBroker, settings.config)
-        self._from_peer = Decoder(BrokerToBroker, settings.config)
+        number = time.monotonic_ns
+        config = settings.config
+        self._master_links = Links(Decoder(MasterToBroker, config), config, number)
+        self._peer_links = Links(Decoder(BrokerToBroker, config), config, number)
         self._from_executor = Decoder(ExecutorToBroker, settings.config)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._signal_fds: tuple[int, int] | None = None
         self._epoch = 0
         self._peer_epochs: dict[int, int] = {}
-        self._held: dict[int, list[Parcel]] = {}
         self._link_fds: list[int] = []
         self._master_ready = False
         self._peers_ready = False
@@ -98,7 +101,6 @@ class BrokerShell:
         self._tenancy = Tenancy(Path(settings.run_directory))
         self._is_deserted = False  # our client has died
         self._master_listens = True  # so last messages are worth waiting for
-        self.stale_count = 0
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -139,6 +141,7 @@ class BrokerShell:
             (python, __version__, PROTOCOL_VERSION),
         )
         self._send_master([Parcel(hello)])
+        self._send_batches(time.monotonic())
         gc.freeze()
         gc.set_threshold(GARBAGE_THRESHOLD, 50, 100)
 
@@ -215,6 +218,7 @@ class BrokerShell:
         if actions.to_executors:
             fault("broker.before_dispatch")
         self._act(actions, now)
+        self._send_batches(now)
         for executor in ended:
             if executor not in actions.start:
                 self._pool.remove(executor)
@@ -222,11 +226,9 @@ class BrokerShell:
     def _timeout_s(self) -> float | None:
         if self._again or self._master_ready or self._peers_ready:
             return 0.0
-        core_due, pool_due = self._core.next_timer(), self._pool.next_timer()
-        if core_due is None and pool_due is None:
-            return None
-        due = min(when for when in (core_due, pool_due) if when is not None)
-        return max(0.0, due - time.monotonic())
+        parts = (self._core, self._pool, self._master_links, self._peer_links)
+        due = min((when for part in parts if (when := part.next_timer()) is not None), default=None)
+        return None if due is None else max(0.0, due - time.monotonic())
 
     def _take_timers(self, now: float) -> None:
         due = self._core.next_timer()
@@ -235,6 +237,16 @@ class BrokerShell:
         due = self._pool.next_timer()
         if due is not None and due <= now:
             self._pool.handle_timer(now)
+        self._master_links.handle_timer(now)
+        self._peer_links.handle_timer(now)
+
+    def _send_batches(self, now: float) -> None:
+        for _, frames in self._master_links.take_batches(now):
+            self._master.send(frames)
+            # Sending can swallow the descriptor's word that something has come.
+            self._master_ready = self._master_ready or self._master.has_input()
+        for peer, frames in self._peer_links.take_batches(now):
+            self._data.send(peer, frames)  # or it isn't known yet: `send_again` will follow
 
     # --- executors ------------------------------------------------------------------------------
 
@@ -275,25 +287,42 @@ class BrokerShell:
 
     def _take_master(self, now: float) -> None:
         for frames in self._master.drain():
-            _, parcels = self._from_master.decode_batch(frames)
-            for parcel in parcels:
-                message = cast("MasterToBroker", parcel.message)
-                if self._settings.debug:
-                    logger.debug("from master: %.500r", message)
-                if isinstance(message, SetPeers):
-                    self._set_peers(message, now)
-                elif isinstance(message, Welcome):
-                    self._epoch = message.epoch
-                self._core.receive_master(message, parcel.frames, now)
+            try:
+                contents = self._master_links.receive(MASTER, frames, now)
+            except ProtocolError as error:
+                logger.warning("dropped: the master sent what can't be read: %s", error)
+                self._master_links.note_nonsense(MASTER)
+                continue
+            for _, parcels in contents:
+                for parcel in parcels:
+                    self._take_order(parcel, now)
         self._master_ready = self._master.has_input()
+
+    def _take_order(self, parcel: Parcel, now: float) -> None:
+        message = cast("MasterToBroker", parcel.message)
+        if self._settings.debug:
+            logger.debug("from master: %.500r", message)
+        if isinstance(message, SetPeers):
+            self._set_peers(message, now)
+        elif isinstance(message, Welcome):
+            self._join(message.epoch)
+        try:
+            self._core.receive_master(message, parcel.frames, now)
+        except ProtocolError as error:
+            logger.warning("dropped: the master sent what makes no sense: %s", error)
+            self._master_links.note_nonsense(MASTER)
+
+    def _join(self, epoch: int) -> None:
+        """This process is a node from now on, or another one than before."""
+        if self._epoch not in (0, epoch):
+            self._peer_links.start_anew()
+        self._epoch = self._master_links.epoch = self._peer_links.epoch = epoch
 
     def _send_master(self, parcels: list[Parcel]) -> None:
         if self._settings.debug:
             for parcel in parcels:
                 logger.debug("to master: %.500r", parcel.message)
-        self._master.send(encode_batch(parcels, self._epoch))
-        # Sending can swallow the descriptor's word that something has come.
-        self._master_ready = self._master_ready or self._master.has_input()
+        self._master_links.send(MASTER, parcels, time.monotonic())
 
     # --- other brokers --------------------------------------------------------------------------
 
@@ -305,7 +334,8 @@ class BrokerShell:
         for peer, epoch in self._peer_epochs.items():
             if epochs.get(peer) != epoch:
                 self._lose_peer(peer, now)
-        self._peer_epochs = epochs
+                self._peer_links.remove(peer, epoch)
+        known, self._peer_epochs = self._peer_epochs, epochs
         for fd in self._link_fds:
             self._poller.remove(fd)
         self._data.set_peers({peer: address for peer, _, address in message.peers})
@@ -314,58 +344,53 @@ class BrokerShell:
             self._poller.add(fd, self._data.flush)
         # A descriptor may have been ready for the last time before it was listened to.
         self._data.flush()
-        held, self._held = self._held, {}
-        for peer, parcels in held.items():
-            if peer in epochs:
-                self._send_peer(peer, parcels)
+        for peer in epochs:
+            if peer not in known:
+                # It may have asked us before the master told us of it, and has been answered.
+                self._peer_links.send_again(peer, now)
 
     def _lose_peer(self, peer: int, now: float) -> None:
         logger.info("broker %d, or its last incarnation, is gone", peer)
         self._outgoing.peer_lost(peer)
         self._incoming.peer_lost(peer)
-        self._held.pop(peer, None)
         self._core.peer_lost(peer, now)
 
     def _take_peers(self, now: float) -> None:
         for peer, frames in self._data.drain():
             try:
-                self._take_peer_batch(peer, frames, now)
-            except ProtocolError:
-                # The master decides about that broker; we only don't listen to nonsense.
-                logger.exception("broker %d sent nonsense, which is dropped", peer)
+                for _, parcels in self._peer_links.receive(peer, frames, now):
+                    for parcel in parcels:
+                        self._take_peer_parcel(peer, parcel, now)
+            except ProtocolError as error:
+                # The master decides about that broker; we only don't listen to it for ever.
+                logger.warning("dropped: broker %d sent nonsense: %s", peer, error)
+                if self._peer_links.note_nonsense(peer):
+                    self._lose_peer(peer, now)
+                    self._peer_links.remove(peer, self._peer_links.epoch_of(peer))
         self._peers_ready = self._data.has_input()
 
-    def _take_peer_batch(self, peer: int, frames: list[Frame], now: float) -> None:
-        epoch, parcels = self._from_peer.decode_batch(frames)
-        if epoch < self._peer_epochs.get(peer, 0):
-            self.stale_count += len(parcels)
-            return
-        for parcel in parcels:
-            message = cast("BrokerToBroker", parcel.message)
-            if self._settings.debug:
-                logger.debug("from broker %d: %.500r", peer, message)
-            match message:
-                case TransferStart():
-                    self._incoming.start(peer, message)
-                case TransferChunk():
-                    self._incoming.chunk(peer, message, parcel.frames)
-                case TransferCredit():
-                    self._outgoing.credit(peer, message)
-                case _:
-                    self._core.receive_peer(peer, message, parcel.frames, now)
+    def _take_peer_parcel(self, peer: int, parcel: Parcel, now: float) -> None:
+        message = cast("BrokerToBroker", parcel.message)
+        if self._settings.debug:
+            logger.debug("from broker %d: %.500r", peer, message)
+        match message:
+            case TransferStart():
+                self._incoming.start(peer, message)
+            case TransferChunk():
+                self._incoming.chunk(peer, message, parcel.frames)
+            case TransferCredit():
+                self._outgoing.credit(peer, message)
+            case _:
+                self._core.receive_peer(peer, message, parcel.frames, now)
 
-    def _send_peer(self, peer: int, parcels: list[Parcel]) -> None:
+    def _send_peer(self, peer: int, parcels: list[Parcel], now: float) -> None:
         if self._settings.debug:
             for parcel in parcels:
                 logger.debug("to broker %d: %.500r", peer, parcel.message)
-        if self._data.send(peer, encode_batch(parcels, self._epoch)):
-            return
-        # It has asked us before the master told us of it.
-        held = self._held.setdefault(peer, [])
-        if len(held) + len(parcels) <= HELD_PARCELS_MAX:
-            held += parcels
-        else:
-            logger.warning("too much waits for broker %d, of which nobody has told us", peer)
+        try:
+            self._peer_links.send(peer, parcels, now)
+        except SessionFull:
+            logger.warning("too much waits for broker %d, which takes nothing", peer)
 
     def _take_transfers(self, now: float) -> None:
         for peer, run, first in self._outgoing.take_done():
@@ -399,7 +424,7 @@ class BrokerShell:
         for executor, bundle in actions.stop_bundles:
             self._pool.stop_bundle(executor, bundle)
         for peer, parcels in actions.to_peers.items():
-            self._send_peer(peer, parcels)
+            self._send_peer(peer, parcels, now)
         if actions.to_master:
             fault("broker.after_commit")
             self._send_master(actions.to_master)
@@ -412,9 +437,9 @@ class BrokerShell:
         for peer, run, info in actions.transfers:
             self._outgoing.start(peer, run, info)
         for peer, parcel in self._incoming.take_parcels():
-            self._send_peer(peer, [parcel])
+            self._send_peer(peer, [parcel], now)
         for peer, parcel in self._outgoing.take_parcels():
-            self._send_peer(peer, [parcel])
+            self._send_peer(peer, [parcel], now)
         if actions.shutdown:
             self._is_over = True
 

@@ -99,6 +99,11 @@ class MasterCore:
         """Mean seconds of one call, by digest of the function."""
         return self._estimates
 
+    def epoch_of(self, broker: int) -> int | None:
+        """The epoch of a broker's membership; None: it is no node."""
+        node = self._members.nodes.get(ProcessId(broker))
+        return None if node is None else node.epoch
+
     @property
     def counters(self) -> dict[str, int]:
         """Losses of nodes, recoveries, tasks placed again, objects moved, stale messages."""

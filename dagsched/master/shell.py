@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Protocol, cast
 from dagsched.errors import ClosedError, InternalError, ProtocolError
 from dagsched.master.events import ClientEvent
 from dagsched.master.journal import Ended
-from dagsched.protocol.codec import Decoder, encode_batch
-from dagsched.protocol.messages import BrokerToMaster, Frame, Parcel
+from dagsched.protocol.codec import Arrival, Decoder
+from dagsched.protocol.links import Links
+from dagsched.protocol.messages import BrokerHello, BrokerToMaster, Frame, Parcel
+from dagsched.protocol.session import SessionFull
 
 if TYPE_CHECKING:
     from dagsched.config import Config
@@ -93,9 +95,12 @@ class MasterShell:
         self._debug = debug
         self._journal: RecordSink | None = None
         self._commands: deque[Command] = deque()
+        self._leaving: dict[int, float] = {}  # no nodes, but told something: until when we care
         self._process_by_broker: dict[int, subprocess.Popen[bytes]] = {}
         self._broker_by_pidfd: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
-        self._decoder: Decoder | None = None
+        self._links = Links(
+            Decoder(BrokerToMaster, config), config, time.monotonic_ns, opens=_is_hello
+        )
         self._endpoint: MasterEndpoint | None = None
         self._epoll: select.epoll | None = None
         self._wake_fd = -1
@@ -110,7 +115,6 @@ class MasterShell:
         """Bind the socket and start the thread."""
         from dagsched.transport import MasterEndpoint
 
-        self._decoder = Decoder(BrokerToMaster, self._config)
         self._endpoint = MasterEndpoint(self._socket_path)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
@@ -158,6 +162,12 @@ class MasterShell:
         """In a forked child: the thread isn't there, and its descriptors belong to the parent."""
         self._stopping = True
         self._thread = None
+
+    @property
+    def link_counts(self) -> dict[str, int]:
+        """Batches that were stale, nonsense, repeated, sent again; and refused connections."""
+        refused_count = self._endpoint.refused_count if self._endpoint is not None else 0
+        return self._links.summary() | {"refused": refused_count}
 
     @property
     def is_alive(self) -> bool:
@@ -215,12 +225,27 @@ class MasterShell:
         due = self._core.next_timer()
         if due is not None and due <= now:
             self._core.handle_timer(now)
-        self._act(self._core.take_actions())
+        self._links.handle_timer(now)
+        if self._leaving:
+            self._forget_leavers(now)
+        self._act(self._core.take_actions(), now)
+        for broker, frames in self._links.take_batches(now):
+            self._endpoint.send(broker, frames)
+
+    def _forget_leavers(self, now: float) -> None:
+        """Whoever was told to leave and hasn't taken that by now never will."""
+        for broker, until_s in list(self._leaving.items()):
+            if self._core.epoch_of(broker) is not None:
+                del self._leaving[broker]
+            elif now >= until_s:
+                del self._leaving[broker]
+                self._links.forget(broker)
 
     def _wait(self) -> None:
         assert self._epoll is not None
+        dues = (self._core.next_timer(), self._links.next_timer())
+        due = min((when for when in dues if when is not None), default=None)
         timeout_s = _POLL_MAX_S
-        due = self._core.next_timer()
         if due is not None:
             timeout_s = min(max(due - time.monotonic(), 0.0), _POLL_MAX_S)
         for fd, _ in self._epoll.poll(timeout_s):
@@ -230,41 +255,69 @@ class MasterShell:
                 self._take_exit(fd)
 
     def _receive(self, broker: int, frames: "list[Frame]", now: float) -> None:
-        assert self._decoder is not None
         try:
-            _, parcels = self._decoder.decode_batch(frames)
+            contents = self._links.receive(broker, frames, now)
+        except ProtocolError as error:
+            # It isn't acknowledged, so it comes again; a broken peer goes on like that.
+            logger.warning("broker %s sent what can't be read: %s", broker, error)
+            if self._links.note_nonsense(broker):
+                self._close_peer(broker, f"it kept sending what can't be read: {error}", now)
+            return
+        for epoch, parcels in contents:
             for message, own_frames in parcels:
                 if self._debug:
                     logger.debug("from %s: %.500r", broker, message)
-                self._core.receive(broker, cast("BrokerToMaster", message), own_frames, now)
-        except ProtocolError as error:
-            logger.warning("broker %s sent what is no message of ours: %s", broker, error)
-            self._core.peer_lost(broker, f"it sent what is no message: {error}", now)
-            self._listener.end_broker(broker)
+                if isinstance(message, BrokerHello):
+                    if message.broker != broker:
+                        self._links.note_nonsense(broker)
+                        continue
+                elif epoch != self._core.epoch_of(broker):
+                    self._links.counts["stale"] += 1
+                    continue
+                try:
+                    self._core.receive(broker, cast("BrokerToMaster", message), own_frames, now)
+                except ProtocolError as error:
+                    # What it meant will never be known, so nothing more of it can be relied upon.
+                    logger.warning("broker %s sent what makes no sense: %s", broker, error)
+                    self._links.note_nonsense(broker)
+                    self._close_peer(broker, f"it sent what makes no sense: {error}", now)
+                    return
 
-    def _act(self, actions: "MasterActions") -> None:
-        assert self._endpoint is not None
+    def _close_peer(self, broker: int, reason: str, now: float) -> None:
+        self._core.peer_lost(broker, reason, now)
+        self._links.forget(broker)
+        self._listener.end_broker(broker)
+
+    def _act(self, actions: "MasterActions", now: float) -> None:
         if actions.journal and self._journal is not None:
             for record in actions.journal:
                 self._journal.put(record.run, record)
                 if isinstance(record, Ended):
                     # Nobody resumes it, and a store must not grow with each run.
                     self._journal.forget(record.run)
-        for broker, parcels in actions.to_brokers.items():
-            self._send(broker, parcels)
         for broker in actions.disconnect:
-            self._listener.end_broker(broker)
+            if self._core.epoch_of(broker) is None:  # else it has been started anew already
+                self._links.forget(broker)
+                self._listener.end_broker(broker)
+        for broker, parcels in actions.to_brokers.items():
+            self._send(broker, parcels, now)
+            if self._core.epoch_of(broker) is None:
+                self._leaving[broker] = now + self._config.lease_s
         for event in actions.events:
             if self._debug:
                 logger.debug("event: %.500r", event)
             self._listener.take_event(event)
 
-    def _send(self, broker: int, parcels: list[Parcel]) -> None:
-        assert self._endpoint is not None
+    def _send(self, broker: int, parcels: list[Parcel], now: float) -> None:
         if self._debug:
             for parcel in parcels:
                 logger.debug("to %s: %.500r", broker, parcel.message)
-        self._endpoint.send(broker, encode_batch(parcels, 0))
+        try:
+            self._links.send(broker, parcels, now)
+        except SessionFull as error:
+            # The core learns of it, and takes the node's work elsewhere, in the next turn.
+            reason = f"it takes nothing: {error}"
+            self._commands.append(lambda _core, now: self._close_peer(broker, reason, now))
 
     # --- broker processes -----------------------------------------------------------------------
 
@@ -289,6 +342,12 @@ class MasterShell:
         if self._process_by_broker.get(broker) is process:
             del self._process_by_broker[broker]
             self._core.peer_lost(broker, reason, time.monotonic())
+            self._links.forget(broker)
 
     def _exit_reason(self, broker: int, process: "subprocess.Popen[bytes]") -> str:
         return self._listener.take_exit(broker, process.wait())
+
+
+def _is_hello(_broker: int, arrival: Arrival) -> bool:
+    """Whether a batch may begin a link: with a broker that presents itself."""
+    return bool(arrival.parcels) and isinstance(arrival.parcels[0].message, BrokerHello)

@@ -15,7 +15,8 @@ from dagsched.brokers.launch import BrokerSettings, launch_broker
 from dagsched.brokers.objects.arena import unlink_segments
 from dagsched.brokers.objects.reader import copy_value
 from dagsched.config import Config
-from dagsched.protocol.codec import Decoder, encode_batch
+from dagsched.protocol.codec import Decoder
+from dagsched.protocol.links import Links
 from dagsched.protocol.messages import (
     OUTPUT,
     BrokerHello,
@@ -42,7 +43,7 @@ class HandMaster:
         self.directory = Path(tempfile.mkdtemp(prefix="run-"))
         self.config = config or Config()
         self.endpoint = MasterEndpoint(self.directory / "m.sock")
-        self.decoder = Decoder(BrokerToMaster)
+        self.links = Links(Decoder(BrokerToMaster), self.config, time.monotonic_ns)
         self.processes = {}
         self.launched = []
         self.heard = []
@@ -99,7 +100,12 @@ class HandMaster:
 
     def send(self, broker, *messages):
         parcels = [m if isinstance(m, Parcel) else Parcel(m) for m in messages]
-        assert self.endpoint.send(broker, encode_batch(parcels, 0))
+        self.links.send(broker, parcels, time.monotonic())
+        self._flush()
+
+    def _flush(self):
+        for broker, frames in self.links.take_batches(time.monotonic()):
+            self.endpoint.send(broker, frames)
 
     def take(self, broker, kind, matching=lambda message: True):
         """The next message of a kind from a broker; others stay for later."""
@@ -119,7 +125,9 @@ class HandMaster:
             )
             assert ready, f"no {kind.__name__}; heard {self.heard}; {self.logs()}"
         for sender, frames in arrived:
-            self.heard += [(sender, parcel) for parcel in self.decoder.decode_batch(frames)[1]]
+            for _, parcels in self.links.receive(sender, frames, time.monotonic()):
+                self.heard += [(sender, parcel) for parcel in parcels]
+        self._flush()
 
     def values(self, broker, count):
         """Values of that many outputs, by position."""

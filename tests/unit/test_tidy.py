@@ -50,6 +50,7 @@ PURE = [
     "dagsched.plan",
     "dagsched.protocol",
     "dagsched.protocol.codec",
+    "dagsched.protocol.links",
     "dagsched.protocol.messages",
     "dagsched.protocol.plans",
     "dagsched.protocol.session",
