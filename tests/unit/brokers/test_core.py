@@ -41,6 +41,7 @@ from dagsched.protocol.messages import (
     RunBundle,
     RunClosed,
     SetExecutors,
+    SetPeers,
     Stats,
     Stop,
     SubtreeDone,
@@ -530,6 +531,7 @@ def test_kept_objects_outlive_their_run_until_released():
 
 def test_a_collected_ref_of_another_node_is_fetched_for_the_task_that_waits():
     node = Node(executors=(3,))
+    node.core.receive_master(SetPeers([(7, 1, "at 7")]), (), node.now)
     node.core.receive_executor(3, GetValue(5, 1, 0, 7), (), node.now)
     [parcel] = node.turn().to_peers[7]
     assert isinstance(parcel.message, FetchObjects)

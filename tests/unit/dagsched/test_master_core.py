@@ -22,7 +22,7 @@ from dagsched.master.events import (
     ValueArrived,
 )
 from dagsched.master.families import CHILD_RUNS_FROM
-from dagsched.master.journal import Ended, Failed, Placed, Submitted, SubtreeEnded
+from dagsched.master.journal import Ended, Failed, Placed, RunPast, Submitted, SubtreeEnded
 from dagsched.master.outbox import MasterActions
 from dagsched.master.placement import Candidate, Host, homes_of
 from dagsched.master.state import MasterRun, RunState, SubtreeState
@@ -33,18 +33,23 @@ from dagsched.protocol.messages import (
     OUTPUT,
     PERSISTED,
     REFERENCED,
+    AskHoldings,
     AskStats,
     BrokerHello,
     BrokerToMaster,
     CancelRun,
+    Drained,
+    DrainRun,
     EndRun,
     ExecutorChanged,
     Failure,
     FetchValue,
     Frame,
     FunctionInfo,
+    Holdings,
     NodeStats,
     ObjectInfo,
+    ObjectsTaken,
     OutputsReady,
     Parcel,
     Ping,
@@ -54,16 +59,19 @@ from dagsched.protocol.messages import (
     PutObjects,
     Redirect,
     Release,
+    Relocate,
     RunClosed,
     SetExecutors,
     SetPeers,
     Shutdown,
     Stats,
     SubtreeDone,
+    TakeObjects,
     TaskExpanded,
     TaskFailed,
     TaskOptions,
     TaskTrace,
+    TellOutputs,
     Value,
     Welcome,
 )
@@ -175,6 +183,18 @@ class Driver:
     ) -> MasterActions:  # fmt: skip
         info = ObjectInfo(first, count, 5, refs=refs)
         return self.receive(broker, OutputsReady(run, epoch, [info]), b"bytes")
+
+    def tell(
+        self, broker: int, run: int, number: int, *, has: Sequence[int] = (),
+        lacks: Sequence[int] = (), awaits: Sequence[int] = (),
+        works: Sequence[tuple[int, int, Sequence[int]]] = (),
+    ) -> MasterActions:  # fmt: skip
+        """A broker tells what it holds; `works`: subtree, attempt, tasks not ended."""
+        rows = [(subtree, attempt, len(tasks)) for subtree, attempt, tasks in works]
+        sizes = np.full(len(has), 5, np.int64).tobytes()
+        unfinished = ints(*(task for _, _, tasks in works for task in tasks))
+        frames = (ints(*has), ints(*[1] * len(has)), sizes, ints(*lacks), ints(*awaits), unfinished)
+        return self.receive(broker, Holdings(run, number, rows), *frames)
 
     def closed(self, broker: int, run: int) -> MasterActions:
         return self.receive(broker, RunClosed(run, NodeStats(broker, "h")))
@@ -307,12 +327,13 @@ def test_without_nodes_a_run_waits_for_the_grace_time():
     assert "no node for 30 s" in ended.failure.text
 
 
-def test_a_removed_node_leaves_when_its_runs_have_ended():
+def test_a_removed_node_leaves_when_its_runs_have_ended_before_it_is_drained():
     driver = ready({2: 1, 3: 1})
     driver.submit(1, alone(2, 2))
     driver.core.set_nodes(driver.wanted[:1], driver.now)
     driver.take()
     assert driver.sent(3, Shutdown) == []
+    assert driver.sent(3, DrainRun) == [Parcel(DrainRun(1))]
     for broker, subtree in ((2, 0), (3, 1)):
         driver.output(broker, 1, subtree)
         driver.done(broker, 1, subtree)
@@ -320,6 +341,7 @@ def test_a_removed_node_leaves_when_its_runs_have_ended():
     driver.take()
     driver.closed(2, 1)
     driver.closed(3, 1)
+    driver.receive(3, Drained(1))
     assert driver.sent(3, Shutdown) == [Parcel(Shutdown())]
     assert driver.events(NodeRemoved) == [NodeRemoved(3, "node 3 was removed")]
     driver.core.set_nodes([], driver.now)
@@ -344,14 +366,14 @@ def test_place_subtree_carries_exactly_its_slice():
     info = plan.functions[0]
     assert first.message == PlaceSubtree(7, 1, 0, 1, 0, 2, 67, 4, [(info, True)], [options[1]])
     assert [bytes(frame) for frame in first.frames] == [
-        ints(0, 0, 1), ints(0), ints(0, 0), bytes([0, EXPORTED]), b"", b"", b"",
+        b"", ints(0, 0, 1), ints(0), ints(0, 0), bytes([0, EXPORTED]), b"", b"", b"",
         b"chunk0", b"function",
     ]  # fmt: skip
     assert second.message == PlaceSubtree(7, 1, 1, 1, 2, 65, 67, 4, [(info, False)], [options[3]])
     frames = [bytes(frame) for frame in second.frames]
-    assert frames[0] == ints(*[0, 2, 4] + [4] * 61)
-    assert frames[1] == ints(65, 1, 2, 66)
-    assert frames[5:] == [ints(1, 65, 66), ints(2, 0, 0), b"chunk0", b"chunk1"]
+    assert frames[1] == ints(*[0, 2, 4] + [4] * 61)
+    assert frames[2] == ints(65, 1, 2, 66)
+    assert frames[6:] == [ints(1, 65, 66), ints(2, 0, 0), b"chunk0", b"chunk1"]
     assert driver.sent(2, PutObjects) == [Parcel(PutObjects(7, [65]), [b"constant"])]
     assert driver.sent(2, Redirect) == [Parcel(Redirect(7, 66, 1, 3, 2))]
 
@@ -360,7 +382,7 @@ def test_levels_are_those_of_the_subtree():
     plan = replace(alone(8, 2), level_starts=np.array([0, 2, 4, 6], np.int32))
     driver = ready({2: 1})
     driver.submit(1, plan)
-    assert [bytes(p.frames[4]) for p in driver.sent(2, PlaceSubtree)] == [ints(0, 2), ints(4, 6)]
+    assert [bytes(p.frames[5]) for p in driver.sent(2, PlaceSubtree)] == [ints(0, 2), ints(4, 6)]
 
 
 def test_neighbours_stay_together_and_nodes_get_even_shares():
@@ -410,7 +432,7 @@ def test_interlocked_subtrees_are_placed_all_at_once():
     driver.submit(1, plan)
     assert driver.placed() == {2: [0], 5: [1]}
     (parcel,) = driver.sent(5, PlaceSubtree)
-    assert bytes(parcel.frames[6]) == ints(2, 2)
+    assert bytes(parcel.frames[7]) == ints(2, 2)
 
 
 def test_a_subtree_is_placed_once_those_it_needs_are_placed():
@@ -722,25 +744,42 @@ def test_close_shuts_all_brokers_down_and_ends_runs():
 # --- nodes are lost -------------------------------------------------------------------------------
 
 
-def test_a_lost_node_restarts_the_run_on_the_rest():
+def test_what_a_lost_node_had_is_placed_again_when_the_rest_has_told():
     driver = ready({2: 1, 3: 1})
     driver.submit(1, alone(2, 2))
     driver.output(2, 1, 0)
     driver.core.peer_lost(3, "gone", driver.now)
     actions = driver.take()
     assert actions.events == [NodeRemoved(3, "gone")]
-    assert driver.sent(2, EndRun) == [Parcel(EndRun(1, []))]
+    assert driver.sent(2, AskHoldings) == [Parcel(AskHoldings(1, [1]))]
     assert driver.placed() == {}
-    driver.done(2, 1, 0)  # of the old epoch, on its way when the node was lost
-    assert driver.core.stale_count == 1
-    driver.closed(2, 1)
-    assert [p.message.epoch for p in driver.sent(2, PlaceSubtree)] == [2, 2]
-    assert [p.message.attempt for p in driver.sent(2, PlaceSubtree)] == [2, 2]
-    driver.output(2, 1, 0, 2, epoch=2)
+    driver.done(2, 1, 0)  # told before the answer: it counts
+    driver.tell(2, 1, 1, has=[0], works=[(0, 1, [])])
+    (parcel,) = driver.sent(2, PlaceSubtree)
+    assert (parcel.message.subtree, parcel.message.attempt) == (2, 2)
+    assert bytes(parcel.frames[0]) == ints(1)
+    driver.output(2, 1, 1)
     assert len(driver.events(OutputsComplete)) == 1
+    driver.done(2, 1, 2, attempt=2)
+    assert driver.core.counters["recomputed_tasks"] == 1
 
 
-def test_a_lost_node_that_nobody_needs_disturbs_no_run():
+def test_only_what_nobody_has_is_computed_again():
+    # 0 and 1 on node 2; 2 = f(0) and 3 = f(1) on node 3, which has fetched 0, not yet 1.
+    plan = plan_of([[], [], [0], [1]], [0, 2, 4], [2, 3])
+    driver = ready({2: 1, 3: 1})
+    driver.submit(1, plan)
+    assert driver.placed() == {2: [0], 3: [1]}
+    driver.core.peer_lost(2, "gone", driver.now)
+    driver.take()
+    driver.tell(3, 1, 1, has=[0], lacks=[1], works=[(1, 1, [2, 3])])
+    (parcel,) = driver.sent(3, PlaceSubtree)
+    assert bytes(parcel.frames[0]) == ints(1)
+    assert driver.sent(3, Relocate) == [Parcel(Relocate(1), [ints(1), ints(3)])]
+    assert driver.sent(3, Release) == []  # of 0, which its subtree still needs
+
+
+def test_a_lost_node_that_nobody_needs_costs_the_run_a_question():
     driver = ready({2: 1, 3: 1})
     driver.submit(1, alone(2, 2))
     driver.output(3, 1, 1)
@@ -748,12 +787,135 @@ def test_a_lost_node_that_nobody_needs_disturbs_no_run():
     driver.core.peer_lost(3, "gone", driver.now)
     driver.take()
     assert driver.sent(2, EndRun) == []
+    driver.tell(2, 1, 1, works=[(0, 1, [0])])
+    assert driver.placed() == {}
     driver.output(2, 1, 0)
     driver.done(2, 1, 0)
     driver.core.outputs_taken(1, driver.now)
     driver.take()
     driver.closed(2, 1)
     assert [event.state for event in driver.events(RunEnded)] == ["done"]
+
+
+def test_a_loss_while_brokers_are_asked_asks_the_rest_anew():
+    driver = ready({2: 1, 3: 1, 4: 1})
+    driver.submit(1, alone(3, 3))
+    driver.core.peer_lost(3, "gone", driver.now)
+    driver.take()
+    driver.core.peer_lost(4, "gone", driver.now)
+    driver.take()
+    assert driver.sent(2, AskHoldings) == [Parcel(AskHoldings(2, [1]))]
+    driver.tell(2, 1, 1, works=[(0, 1, [0])])
+    assert driver.core.stale_count == 1
+    driver.tell(2, 1, 2, works=[(0, 1, [0])])
+    members = [bytes(parcel.frames[0]) for parcel in driver.sent(2, PlaceSubtree)]
+    assert sorted(members) == [ints(1), ints(2)]
+
+
+def test_a_removed_node_is_drained_emptied_and_let_go():
+    driver = ready({2: 1, 3: 1})
+    driver.submit(1, plan_of([[], [], [0, 1]], [0, 1, 2, 3], [2]))
+    home = {subtree: broker for broker, subtrees in driver.placed().items() for subtree in subtrees}
+    leaver = home[0]
+    other = 5 - leaver
+    driver.done(leaver, 1, 0, exports=[0], sizes=[5])
+    driver.core.set_nodes([node for node in driver.wanted if node[0] == other], driver.now)
+    driver.take()
+    assert driver.sent(leaver, DrainRun) == [Parcel(DrainRun(1))]
+    driver.receive(leaver, Drained(1))
+    assert driver.sent(leaver, AskHoldings)
+    works = [(s, 1, [s]) for s in (1, 2) if home.get(s) == leaver]
+    others = [(s, 1, [s]) for s in (1, 2) if home.get(s) == other]
+    driver.tell(leaver, 1, 1, has=[0], works=works)
+    if driver.core._lives.runs[1].recovery is not None:
+        driver.tell(other, 1, 1, works=others)
+    (taking,) = driver.sent(other, TakeObjects)
+    assert (taking.message.source_broker, taking.frames) == (leaver, [ints(0)])
+    assert driver.sent(leaver, Shutdown) == []
+    driver.receive(other, ObjectsTaken(1), ints(0), b"")
+    assert driver.sent(leaver, Shutdown) == [Parcel(Shutdown())]
+    assert driver.core.counters["moved_objects"] == 1
+
+
+def test_a_dropped_node_goes_at_once():
+    driver = ready({2: 1, 3: 1})
+    driver.submit(1, alone(2, 2))
+    driver.core.set_nodes(driver.wanted[:1], driver.now, drop=True)
+    driver.take()
+    assert driver.sent(3, Shutdown) == [Parcel(Shutdown())]
+    assert driver.core.counters["node_losses"] == 0
+    driver.tell(2, 1, 1, works=[(0, 1, [0])])
+    assert [bytes(p.frames[0]) for p in driver.sent(2, PlaceSubtree)] == [ints(1)]
+
+
+def test_a_run_is_resumed_from_its_plan_and_what_orphans_tell():
+    driver = ready({2: 1})
+    driver.core.expect_orphans(1)
+    driver.core.resume(
+        9, plan_of([[], [0], [1], []], [0, 2, 4], [2, 3]), RunPast(), driver.now, priority=3
+    )
+    driver.take()
+    assert driver.placed() == {}
+    orphan = BrokerHello(10**9, 9, "h", "at", own_version(), [9], [3, 4])
+    driver.receive(10**9, orphan)
+    assert driver.sent(10**9, AskHoldings) == [Parcel(AskHoldings(1, [9], True))]
+    driver.output(10**9, 9, 3)
+    driver.tell(10**9, 9, 1, has=[1], works=[(0, 1, []), (5, 2, [])])
+    (parcel,) = driver.sent(2, PlaceSubtree)
+    assert (parcel.message.subtree, parcel.message.priority) == (6, 3)
+    assert bytes(parcel.frames[0]) == ints(2)
+    assert bytes(parcel.frames[7]) == ints(10**9)
+    driver.output(2, 9, 2)
+    assert len(driver.events(OutputsComplete)) == 1
+
+
+def test_a_resumed_run_doesn_t_wait_for_orphans_for_ever():
+    driver = ready({2: 1}, orphans_timeout_s=1.0)
+    driver.core.expect_orphans(2)
+    info = ObjectInfo(0, 1, 5)
+    driver.core.resume(9, alone(2, 1), RunPast([(info, b"bytes")]), driver.now)
+    driver.take()
+    assert driver.placed() == {}
+    driver.pass_time(1.0)
+    (parcel,) = driver.sent(2, PlaceSubtree)
+    assert bytes(parcel.frames[0]) == ints(1)
+
+
+def test_an_output_that_lives_as_an_input_elsewhere_is_told_of_from_there():
+    plan = plan_of([[], [0]], [0, 1, 2], [0, 1])
+    driver = ready({2: 1, 3: 1})
+    driver.core.expect_orphans(1)
+    driver.core.resume(9, plan, RunPast(), driver.now)
+    driver.receive(10**9, BrokerHello(10**9, 9, "h", "at", own_version(), [9]))
+    driver.tell(10**9, 9, 1, has=[0], works=[(1, 1, [1])])
+    assert driver.sent(10**9, TellOutputs) == [Parcel(TellOutputs(9), [ints(0)])]
+    assert driver.placed() == {}
+
+
+def test_a_value_lost_too_often_ends_the_run():
+    driver = ready({2: 1, 3: 1}, recovery_limit=1)
+    driver.submit(1, plan_of([[], [0]], [0, 1, 2], [1], flags={0: REFERENCED}))
+    for number in (1, 2):
+        home = 2 if driver.sent(2, PlaceSubtree) else 3
+        subtrees = [parcel.message for parcel in driver.sent(home, PlaceSubtree)]
+        for message in subtrees:
+            if message.lo == 0:
+                driver.done(home, 1, message.subtree, attempt=message.attempt)
+        driver.core.peer_lost(home, "gone", driver.now)
+        driver.take()
+        if not driver.events(RunEnded) and driver.core._lives.runs[1].recovery is not None:
+            driver.tell(5 - home, 1, number)
+        driver.wanted = [node for node in driver.wanted if node[0] != home] + [(home, "h", (9,))]
+        placed = driver.actions
+        driver.core.set_nodes(driver.wanted, driver.now)
+        driver.take()
+        driver.actions = placed
+        if number == 1:
+            driver.join(home)
+            driver.actions = placed
+    failures = [event.failure for event in driver.events(RunEnded)]
+    assert [failure.type_name for failure in failures] == ["ObjectLost"]
+    assert "recovery_limit" in failures[0].text
 
 
 def test_a_broker_started_anew_joins_under_a_higher_epoch():
@@ -764,7 +926,7 @@ def test_a_broker_started_anew_joins_under_a_higher_epoch():
     assert driver.sent(2, Welcome) == [Parcel(Welcome(2, 2))]
     driver.receive(2, ExecutorChanged(200, 78, 0))
     (parcel,) = driver.sent(2, PlaceSubtree)
-    assert (parcel.message.epoch, parcel.message.functions[0][1]) == (2, True)
+    assert (parcel.message.attempt, parcel.message.functions[0][1]) == (2, True)
 
 
 def test_fetches_and_stats_don_t_wait_for_the_dead():
