@@ -17,6 +17,7 @@ class BrokerActions:
     start: list[int] = field(default_factory=list)
     kill: list[int] = field(default_factory=list)
     stop_bundles: list[tuple[int, int]] = field(default_factory=list)
+    take_back: list[tuple[int, int]] = field(default_factory=list)
     free: list[Location] = field(default_factory=list)
     reclaim: list[tuple[int, int, frozenset[str]]] = field(default_factory=list)
     shutdown: bool = False

@@ -82,6 +82,7 @@ from dagsched.protocol.messages import (
 PROBE_S = 0.002  # after this long without a first measurement the next window is cut anyway
 ENDED_RUNS_MAX = 1_000  # remembered, so that late messages of theirs are known as such
 PROGRESS_S = 0.1
+LATE_S = 0.25  # whoever waits this long behind a bundle that was taken for short goes elsewhere
 LOOKAHEAD_WINDOWS = 4  # windows cut in one turn for idle executors
 
 
@@ -114,6 +115,7 @@ class BrokerCore:
         self._incarnations: dict[ProcessId, int] = {}  # the latest of each executor
         self._timers: list[tuple[float, int, str, int]] = []  # heap: when, tie, what, number
         self._timer_count = 0
+        self._looks_for_late = False
 
     # --- from the master --------------------------------------------------------------------------
 
@@ -469,6 +471,8 @@ class BrokerCore:
             bundle.move(BundleState.DISPATCHED)
             bundle.subtree.open_bundle_count -= 1
             executor.queue.append(bundle)
+            if len(executor.queue) > 1:
+                self._look_for_late(now)
             run.served_s += bundle.weight_s
             run.counters.bundle_count += 1
             self.actions.send_executor(executor.id, parcel)
@@ -535,8 +539,17 @@ class BrokerCore:
             _, _, what, number = heapq.heappop(self._timers)
             if what in ("grace", "deadline"):
                 self._kill_overdue(number, what)
+            elif what == "late":
+                self.actions.take_back += dispatch.take_late(self.executors.values())
+                self._look_for_late(now, is_due=True)
             elif what == "progress":
                 self._tell_progress(now)
+
+    def _look_for_late(self, now: float, *, is_due: bool = False) -> None:
+        if is_due or not self._looks_for_late:
+            self._looks_for_late = any(len(e.queue) > 1 for e in self.executors.values())
+            if self._looks_for_late:
+                self._set_timer(now + LATE_S, "late", 0)
 
     def _kill_overdue(self, number: int, what: str) -> None:
         for executor in self.executors.values():

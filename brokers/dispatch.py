@@ -71,12 +71,29 @@ def pick_executor(
         if (
             short is None
             and not bundle.solo
+            and not (executor.is_late and queue[0].number == executor.seen_head)
             and len(queue) < config.queue_slots_max
             and not queue[0].solo
             and queue[0].weight_s + bundle.weight_s <= 4 * config.bundle_s
         ):
             short = executor
     return short
+
+
+def take_late(executors: Iterable[Executor]) -> list[tuple[int, int]]:
+    """Bundles that wait behind one that ran at the last look already; they shall go elsewhere.
+
+    Returns:
+        executor and number of bundle, for each.
+    """
+    found = []
+    for executor in executors:
+        head = executor.queue[0].number if executor.queue else 0
+        executor.is_late = bool(head) and head == executor.seen_head
+        executor.seen_head = head
+        if executor.is_late:
+            found += [(int(executor.id), int(bundle.number)) for bundle in executor.queue[1:]]
+    return found
 
 
 def bundle_parcel(run: BrokerRun, bundle: Bundle, executor: Executor) -> Parcel:

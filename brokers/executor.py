@@ -30,7 +30,7 @@ from dagsched.brokers.execution import (
 from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.reader import Key, Reader
 from dagsched.brokers.restoring import ProcessState
-from dagsched.brokers.status import IDLE_POSITION, POSITION, RUNNING
+from dagsched.brokers.status import IDLE_POSITION, POSITION, RUNNING, TAKEN_BACK
 from dagsched.config import Config
 from dagsched.errors import ClosedError, InternalError, ObjectLost
 from dagsched.faults import fault
@@ -244,6 +244,9 @@ class Executor:
         for info in message.functions:
             code.add_function(info, frames[place])
             place += 1
+        if self._is_taken_back(message.bundle):
+            status[RUNNING] = 0
+            return
         bundle = BundleRun(message, frames[:5], frames[place:], code, self._services, status)
         with self._resolver.serving():
             outcome = bundle.run()
@@ -274,6 +277,14 @@ class Executor:
         fault("executor.after_report")
         # Only now: if anything up to here ends the process, this bundle is the one to look at.
         status[RUNNING] = 0
+
+    def _is_taken_back(self, bundle: int) -> bool:
+        """Whether the broker has given the bundle to somebody else meanwhile."""
+        for index in TAKEN_BACK:
+            if self._status[index] == bundle:
+                self._status[index] = 0
+                return True
+        return False
 
     def _look_at_views(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Imported objects of which views outlive their task, and those of before that ended."""

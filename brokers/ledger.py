@@ -7,7 +7,7 @@ import numpy as np
 
 from dagsched.brokers import bundling, dispatch
 from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Executor, Subtree
-from dagsched.ids import Position
+from dagsched.ids import Position, ProcessId
 from dagsched.protocol.messages import (
     EXPORTED,
     BundleDone,
@@ -218,6 +218,17 @@ class Ledger:
         bundle.subtree.open_bundle_count += 1
         bundle.move(BundleState.READY)
         dispatch.push_ready(bundle.run, bundle)
+
+    def taken_back(self, executor_id: int, number: int) -> None:
+        """An executor won't begin a bundle that waited there: it is for whoever is free."""
+        executor = self.core.executors.get(ProcessId(executor_id))
+        for bundle in executor.queue[1:] if executor is not None else ():
+            if executor is not None and bundle.number == number:
+                executor.queue.remove(bundle)
+                if bundle.run.cancelled:
+                    self.retire(bundle)
+                else:
+                    self.requeue(bundle)
 
     def blame(
         self, bundle: Bundle, position: int, exit_info: ExitInfo, killed: bool, executor: int

@@ -20,7 +20,7 @@ from dagsched.brokers import processes, zygote
 from dagsched.brokers.channel import ChannelFull, Receiver, Sender
 from dagsched.brokers.logs import ExecutorLog
 from dagsched.brokers.poller import READ, WRITE, Poller
-from dagsched.brokers.status import IDLE_POSITION, POSITION, RUNNING, STOP
+from dagsched.brokers.status import IDLE_POSITION, POSITION, RUNNING, STOP, TAKEN_BACK
 from dagsched.brokers.zygote import STATUS_WORDS, Zygote
 from dagsched.config import Config
 from dagsched.errors import DagschedError, InternalError, ProtocolError
@@ -168,6 +168,22 @@ class Pool:
         slot = self._slots.get(executor)
         if slot is not None:
             self._words(slot)[STOP] = bundle
+
+    def take_back(self, executor: int, bundle: int) -> bool:
+        """Have an executor leave out a bundle that it was sent; False: it has begun it, or may."""
+        slot = self._slots.get(executor)
+        if slot is None:
+            return False
+        words = self._words(slot)
+        for index in TAKEN_BACK:
+            if not words[index]:
+                words[index] = bundle
+                # It says first what it begins, and looks then: so one of us sees the other.
+                if words[RUNNING] != bundle:
+                    return True
+                words[index] = 0
+                return False
+        return False
 
     # --- what happened --------------------------------------------------------------------------
 

@@ -225,5 +225,7 @@ class Executor:
     collected: list[StoredObject] = field(default_factory=list)  # pinned for its running task
     draining: bool = False
     killed: bool = False  # by us: nobody is charged
+    seen_head: int = 0  # the bundle that it ran when last looked at
+    is_late: bool = False  # it has run that for longer than anybody should have to wait behind it
     restart_count: int = 0
     rss_peak_bytes: int = 0

@@ -77,6 +77,7 @@ class SimExecutor:
         self._chunks: dict[tuple[int, int], list[SimTask]] = {}
         self._functions: dict[tuple[int, int], float] = {}
         self._segment_count = 0
+        self._taken_back: set[int] = set()
         self._turn = 0  # rises when the end of the present bundle changes
 
     def start(self) -> None:
@@ -127,6 +128,9 @@ class SimExecutor:
             self._chunks[message.run, chunk] = pickle.loads(next(rest))
         for function in message.functions:
             self._functions[message.run, function.index] = pickle.loads(next(rest))
+        if message.bundle in self._taken_back:
+            self._taken_back.remove(message.bundle)
+            return
         lacking = {i for i in function_of if (message.run, i) not in self._functions}
         lacking |= {p for p in positions if (message.run, p // CHUNK_TASKS) not in self._chunks}
         if lacking:
@@ -183,6 +187,13 @@ class SimExecutor:
             if begun < bundle.run_count:
                 bundle.run_count = begun
                 self._schedule_end()
+
+    def take_back(self, number: int) -> bool:
+        """Leave out a bundle that was sent; False: it runs, or has run."""
+        if self._bundle is not None and self._bundle.message.bundle == number:
+            return False
+        self._taken_back.add(number)
+        return True
 
     def die(self, *, exit_code: int | None = None, signal: int | None = None) -> None:
         """End now, whatever runs."""

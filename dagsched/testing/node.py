@@ -224,6 +224,10 @@ class SimNode(SimProcess):
         for executor_id, bundle in actions.stop_bundles:
             if executor_id in self.executors:
                 self.executors[executor_id].stop_bundle(bundle)
+        for executor_id, bundle in actions.take_back:
+            if executor_id in self.executors and self.executors[executor_id].take_back(bundle):
+                self.core.ledger.taken_back(executor_id, bundle)
+                self.after(0.0, self.turn)
         for executor_id in actions.kill:
             if executor_id in self.executors:
                 self.executors[executor_id].die(signal=9)

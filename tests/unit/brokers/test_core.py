@@ -730,3 +730,35 @@ def test_a_deadline_that_passes_before_the_task_has_begun_is_charged():
     node.core.executor_lost(3, ExitInfo(signal=9), parcel.message.bundle, -1, node.now)
     [failed] = messages(node.turn().to_master, TaskFailed)
     assert failed.failure.kind == "timeout"
+
+
+def test_what_waits_behind_a_bundle_that_takes_long_goes_to_another_executor():
+    node = Node(executors=(3, 4))
+    node.place([[] for _ in range(4)], seconds=0.004)
+    sent = bundles_of(node.turn())
+    assert [(e, bundle_positions(b)) for e, b in sent] == [(3, [0]), (3, [2]), (4, [1]), (4, [3])]
+    (_, late), (_, waiting) = sent[:2]
+    for now in (0.25, 0.5):  # looked at twice: it ran at both
+        node.now = now
+        node.core.handle_timer(now)
+        actions = node.turn()
+        for executor, bundle in sent[2:] if now == 0.25 else ():
+            node.done(executor, bundle)
+    assert actions.take_back == [(3, waiting.message.bundle)]
+    assert bundles_of(node.turn()) == [], "not before the executor can't begin it any more"
+    node.core.ledger.taken_back(3, waiting.message.bundle)
+    [(executor, again)] = bundles_of(node.turn())
+    assert (executor, again.message.bundle) == (4, waiting.message.bundle)
+    node.done(4, again)
+    node.place([[] for _ in range(4)], run=2, seconds=0.004)
+    assert {executor for executor, _ in bundles_of(node.turn())} == {4}, "nothing behind it"
+    node.done(3, late)
+    assert {executor for executor, _ in bundles_of(node.turn())} == {3}
+    node.core.ledger.taken_back(3, waiting.message.bundle)  # said again: nothing happens
+
+
+def test_nobody_looks_for_what_waits_where_nothing_does():
+    node = Node(executors=(3,))
+    node.place([[]], seconds=1.0)
+    assert len(bundles_of(node.turn())) == 1
+    assert "late" not in [what for _, _, what, _ in node.core._timers]
