@@ -24,6 +24,7 @@ from dagsched.ref import Ref, register_environment, unregister_environment
 from dagsched.references import References
 from dagsched.roster import Roster
 from dagsched.rundir import RunNames, remove_run_directory, sweep
+from dagsched.storing import Storing
 from dagsched.tenancy import Tenancy
 from dagsched.tracking import Tracker
 
@@ -76,8 +77,7 @@ class Cluster:
         self._core: MasterCore | None = None
         self._profile = MasterProfile() if profile else None
         self._tracker = Tracker(track, names.token) if track is not None else None
-        self._store: Any = None
-        self._journal: Any = None
+        self._storing = Storing(names, config, self._call)
         self._copier = BackgroundThread("dagsched-copies")
         self._caller = BackgroundThread("dagsched-callbacks")
         self._sweeper = BackgroundThread("dagsched-sweep")
@@ -109,7 +109,7 @@ class Cluster:
         started = self._roster.begin()
         self._note = EnvironmentNote.of(self._names, metastore)
         self._write_note()
-        self._open_store(metastore)
+        self._storing.open(metastore)
         from dagsched.master.core import MasterCore
         from dagsched.master.shell import MasterShell
 
@@ -121,8 +121,8 @@ class Cluster:
         for broker in started:
             shell.watch(broker.node.brokerid, broker.process)
         shell.start()
-        if self._journal is not None:
-            shell.keep_journal(self._journal)
+        if self._storing.journal is not None:
+            shell.keep_journal(self._storing.journal)
         register_environment(self._names.token, self._references)
         if self._tracker is not None:
             self._tracker.open()
@@ -134,19 +134,6 @@ class Cluster:
         import dagsched.outcome
         import dagsched.planning
         import dagsched.run  # noqa: F401 - the first run shall not wait for these imports
-
-    def _open_store(self, metastore: str | None) -> None:
-        from dagsched.master.journaling import stored_record
-        from dagsched.metastore import open_store
-        from dagsched.metastore.journal import Journal
-        from dagsched.metastore.keys import environment_prefix
-
-        prefix = environment_prefix(os.getuid(), self._names.rootpath, self._names.token)
-        self._store = open_store(
-            metastore, prefix=prefix, run_directory=self._names.directory, config=self._config
-        )
-        self._journal = Journal(self._store, self._config, convert=stored_record)
-        self._journal.open()
 
     def close(self) -> None:
         """End everything and leave nothing; safe to call again, also after an interruption."""
@@ -163,7 +150,7 @@ class Cluster:
             steps.callback(self._sweeper.stop, timeout_s)
             steps.callback(self._caller.stop, timeout_s)
             steps.callback(self._copier.stop, timeout_s)
-            steps.callback(self._close_store)
+            steps.callback(self._storing.close)
             if self._tracker is not None:
                 steps.callback(self._tracker.close)
             if self._profile is not None:
@@ -182,18 +169,6 @@ class Cluster:
             # If the master's thread has gone, the ends of their lifelines tell the brokers.
             with contextlib.suppress(ClosedError, InternalError):
                 self._shell.call(lambda core, now: core.close(now))
-
-    def _close_store(self) -> None:
-        journal, self._journal = self._journal, None
-        if journal is not None:
-            # All keys go, so nothing need be written before.
-            journal.close(flush_timeout_s=0.0)
-        store, self._store = self._store, None
-        if store is not None:
-            try:
-                store.drop_all()
-            finally:
-                store.close()
 
     def forget_after_fork(self) -> None:
         """In a forked child: nothing of this is the child's."""
@@ -327,8 +302,14 @@ class Cluster:
         check()
 
     def _tell_nodes(self) -> None:
-        wanted = [(node.brokerid, node.host, node.executorids) for node in self._roster.wanted]
-        self._call(lambda core, now: core.set_nodes(wanted, now))
+        nodes = self._roster.wanted
+        wanted = [(node.brokerid, node.host, node.executorids) for node in nodes]
+
+        def tell(core: "MasterCore", now: float) -> None:
+            core.set_nodes(wanted, now)
+            self._storing.note_nodes(nodes)
+
+        self._call(tell)
 
     def _write_note(self) -> None:
         """Tell others how to find this environment if its client dies."""
@@ -345,11 +326,11 @@ class Cluster:
         numbers = self._last_numbers
         if numbers is None:
             rows = {"brokers": broker_rows(live), "executors": executor_rows(live)}
-            return {"run": None, **rows, "store": self._store_state()}
+            return {"run": None, **rows, "store": self._storing.state()}
         result = numbers.as_dict()
         add_idle_nodes(result, live)
         merge_live(result["brokers"], live)
-        result["store"] = self._store_state()
+        result["store"] = self._storing.state()
         return result
 
     def _ask_stats(self) -> "Sequence[NodeStats]":
@@ -358,10 +339,6 @@ class Cluster:
         answer = self._wait_for_answer(request, _STATS_TIMEOUT_S)
         # A node that doesn't answer is on its way to being lost; the run's own numbers are there.
         return () if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
-
-    def _store_state(self) -> dict[str, str]:
-        state, reason = self._journal.state if self._journal is not None else ("closed", "")
-        return {"state": state, "reason": reason}
 
     def _numbers(self, run: "Run", state: str) -> "RunNumbers":
         from dagsched.stats import RunNumbers

@@ -111,6 +111,17 @@ class Config:
 
     journal_batch_s: float = 0.05
     journal_queue_max: int = 100_000
+    journal_bytes_max: int = 128 << 20
+    """Records and encoded bytes that may wait for a store that is away; more: it is torn."""
+
+    journal_check_s: float = 1.0
+    """How often the journals of runs that go on are looked after: they are written anew if lost."""
+
+    results_max: int = 1000
+    results_bytes_max: int = 64 << 20
+    result_expiry_s: int = 3600
+    """Finished runs whose results stay in the store: so many, so large together, so long."""
+
     store_timeout_s: float = 5.0
     key_expiry_s: int = 7 * 24 * 3600
 

@@ -5,17 +5,18 @@ ends with its client however that ends, for a keeper (a line of shell) holds the
 from the client and kills the server when the pipe closes. A parent-death signal would not do: it
 follows the thread that started the server, not the process.
 
-Its append-only file stays when the client is killed, so that the journal can be read from the same
-directory again; `close` removes it.
+Its append-only file stays when the client is killed, or closes it, so that the journal can be read
+from the same directory again; `erase` removes it. A file whose end is damaged is cut there.
 """
 
 import contextlib
 import fcntl
 import importlib.util
+import logging
 import os
+import select
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import weakref
@@ -25,6 +26,8 @@ from typing import Any
 from dagsched.config import Config
 from dagsched.errors import StoreUnavailable
 from dagsched.metastore.redis import RedisStore
+
+logger = logging.getLogger(__name__)
 
 SOCKET_NAME = "store.sock"
 DATA_NAME = "store"
@@ -39,7 +42,8 @@ _RETRY_S = 0.001
 
 # The shell reaps nothing before its last command, so the number it kills is still its server's,
 # even if that died long before.
-_KEEPER = '"$@" </dev/null & read line; kill -9 $!; wait'
+# The server alone holds the keeper's standard output, whose end so tells that it has died.
+_KEEPER = '"$@" </dev/null & exec >&-; read line; kill -9 $!; wait'
 
 
 class EmbeddedStore(RedisStore):
@@ -69,7 +73,11 @@ class EmbeddedStore(RedisStore):
             ValueError: the directory's path is too long for a socket.
         """
         if self._keeper is not None:
-            if self._is_starting or self._is_listening():
+            if self._is_starting:
+                return
+            if not self._has_died():
+                if self._client is None:  # it took longer to start than we waited
+                    self._client = self._make_client()
                 return
             self._end_server()
         super().close()
@@ -79,34 +87,49 @@ class EmbeddedStore(RedisStore):
         self._new_client = self._make_client()
 
     def close(self) -> None:
-        """End the server and remove what it wrote; safe twice."""
+        """End the server; its file stays. Safe twice."""
         super().close()
+        if self._keeper is not None:
+            self._end_server()
+            (self._directory / SOCKET_NAME).unlink(missing_ok=True)
+
+    def erase(self) -> None:
+        """See `MetaStore.erase`: end the server, and remove what it wrote."""
         if self._keeper is None:
             return
-        self._end_server()
+        self.close()
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._directory / DATA_NAME)
-        for name in (SOCKET_NAME, LOG_NAME, LOCK_NAME):
+        for name in (LOG_NAME, LOCK_NAME):
             (self._directory / name).unlink(missing_ok=True)
-
-    def drop_all(self) -> None:
-        """See `MetaStore.drop_all`; a server that nobody has connected to is new, and empty."""
-        if self._client is not None:
-            super().drop_all()
 
     def forget_after_fork(self) -> None:
         """In a forked child: nothing of this is the child's, least of all the keeper's pipe."""
         keeper, self._keeper = self._keeper, None
         self._client = None
         if keeper is not None:
-            assert keeper.stdin is not None
-            keeper.stdin.close()
+            _close_pipes(keeper)
             keeper.returncode = 0  # it is no child of this process, so nobody waits for it here
 
     def _connected(self) -> Any:
         """The client; waits for the server to be up, so long as it starts."""
         if self._client is not None or not self._is_starting:
             return super()._connected()
+        client = self._wait_until_started()
+        if client is None and self._cut_damage():
+            self._end_server()
+            self.open()
+            client = self._wait_until_started()
+        if client is None:
+            raise self._unavailable(self._last_words())
+        return client
+
+    def _wait_until_started(self) -> Any:
+        """The client once the server answers; None: it has ended.
+
+        Raises:
+            StoreUnavailable: it takes too long.
+        """
         from redis.exceptions import BusyLoadingError, RedisError
 
         client = self._new_client
@@ -115,9 +138,12 @@ class EmbeddedStore(RedisStore):
             try:
                 client.ping()
             except (BusyLoadingError, RedisError, OSError) as error:
-                if time.monotonic() > deadline:
+                has_died = self._has_died()
+                if has_died or self._is_interrupted or time.monotonic() > deadline:
                     self._is_starting = False
                     client.close()
+                    if has_died:
+                        return None
                     raise self._unavailable(error) from error
                 time.sleep(_RETRY_S)
             else:
@@ -139,7 +165,7 @@ class EmbeddedStore(RedisStore):
             self._keeper = subprocess.Popen(
                 ["/bin/sh", "-c", _KEEPER, "dagsched-store-keeper", *self._command(program, data)],
                 stdin=subprocess.PIPE,
-                stdout=log,
+                stdout=subprocess.PIPE,
                 stderr=log,
                 bufsize=0,
                 # The lock is the keeper's and the server's, and falls with the last of them.
@@ -159,7 +185,10 @@ class EmbeddedStore(RedisStore):
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": "",
+            "logfile": str(self._directory / LOG_NAME),
             "loglevel": "warning",
+            # A file that ends in the middle of a command is read up to there.
+            "aof-load-truncated": "yes",
             "maxclients": "64",
         }
         return [
@@ -187,10 +216,9 @@ class EmbeddedStore(RedisStore):
         """Close the keeper's pipe, and see it and the server end."""
         keeper, self._keeper = self._keeper, None
         assert keeper is not None
-        assert keeper.stdin is not None
         _open_stores.discard(self)
         self._is_starting = False
-        keeper.stdin.close()
+        _close_pipes(keeper)
         with contextlib.suppress(subprocess.TimeoutExpired):
             keeper.wait(_END_TIMEOUT_S)
         if keeper.returncode is None or keeper.returncode < 0:
@@ -199,10 +227,57 @@ class EmbeddedStore(RedisStore):
                 os.killpg(keeper.pid, signal.SIGKILL)
             keeper.wait()
 
-    def _is_listening(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(self._config.store_timeout_s / 2)
-            return probe.connect_ex(str(self._socket_path)) == 0
+    def _has_died(self) -> bool:
+        """Whether the server has ended; nobody writes to the pipe, so only its end can be read."""
+        assert self._keeper is not None
+        assert self._keeper.stdout is not None
+        end = select.poll()
+        end.register(self._keeper.stdout, select.POLLIN)
+        return bool(end.poll(0))
+
+    def _last_words(self) -> Exception:
+        """What the server logged last."""
+        try:
+            log = (self._directory / LOG_NAME).read_bytes()[-10_000:].decode(errors="replace")
+        except FileNotFoundError:
+            log = ""
+        lines = log.splitlines()
+        return StoreUnavailable(
+            f"its server has ended: {lines[-1] if lines else 'it said nothing'}"
+        )
+
+    def _cut_damage(self) -> bool:
+        """Cut the server's file where it stops making sense, if that is why it has ended."""
+        if "Bad file format" not in str(self._last_words()):
+            return False
+        files = sorted(
+            self._directory.joinpath(DATA_NAME).glob("appendonlydir/*.incr.aof"),
+            key=lambda path: int(path.name.split(".")[-3]),
+        )
+        if not files:
+            return False
+        before = files[-1].stat().st_size
+        # The server's program is also the one that mends its files, when called by that name.
+        subprocess.run(
+            ["valkey-check-aof", "--fix", str(files[-1])],
+            executable=server_program(),
+            input=b"y\n",
+            capture_output=True,
+            check=False,
+        )
+        lost = before - files[-1].stat().st_size
+        logger.warning(
+            "the last %d bytes of %s made no sense and were cut: what they held is lost",
+            lost,
+            files[-1],
+        )
+        return lost > 0
+
+
+def _close_pipes(keeper: "subprocess.Popen[bytes]") -> None:
+    for pipe in (keeper.stdin, keeper.stdout):
+        assert pipe is not None
+        pipe.close()
 
 
 def server_program() -> Path:

@@ -56,6 +56,7 @@ class JournalState:
     """What the journal of one run (or of the environment) says, all told."""
 
     stream: str
+    run: int = 0
     environment: EnvironmentOpened | None = None
     nodes: NodesChanged | None = None
     submitted: Submitted | None = None
@@ -76,18 +77,19 @@ class JournalState:
     """Why the tail was dropped, with stream and position; None: nothing was."""
 
 
-def fold_entries(stream: str, entries: Iterable[Entry]) -> JournalState:
+def fold_entries(stream: str, entries: Iterable[Entry], *, run: int = 0) -> JournalState:
     """Read a whole journal.
 
     Args:
         stream: its name, for messages.
         entries: in the order of the stream.
+        run: whose it is, for `JournalState.run`.
 
     Raises:
         StoreUnavailable: there is damage that is not at the end.
         VersionMismatch: a newer dagsched wrote in it.
     """
-    state = JournalState(stream)
+    state = JournalState(stream, run)
     parts: dict[int, dict[int, Part]] = {}
     for entry in entries:
         if state.dropped is not None:

@@ -3,12 +3,14 @@
 Responsible for batching, order, reconnecting, and for saying how it stands. Who puts records never
 waits: while the store is away they pile up, within limits; beyond those they are dropped and the
 run's journal counts as *torn*. A torn journal, or one that the store has lost, is written anew from
-the master's state: `Journal` asks for that by its callback `on_torn`; `restart` is the answer.
+the master's state once the store is there: `Journal` asks for that by its callback `on_torn`;
+`restart` (or `forget`) is the answer. A run that is over leaves what gives its result again.
 """
 
 import enum
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +18,12 @@ from typing import Any, NamedTuple
 
 from dagsched.config import Config
 from dagsched.errors import StoreUnavailable
+from dagsched.metastore.keys import ENVIRONMENT_RUN
 from dagsched.metastore.port import Batch, MetaStore, Refusal
-from dagsched.metastore.records import PART_BYTES, Record, encode_record
+from dagsched.metastore.records import PART_BYTES, Record, encode_record, record_bytes
+from dagsched.metastore.results import Results
 
 logger = logging.getLogger(__name__)
-
-PENDING_BYTES_MAX = 256 << 20
-"""Encoded bytes that wait for a store that is away."""
 
 _EXCHANGE_BYTES = 4 * PART_BYTES
 _HURRY_COUNT = 2_000
@@ -30,6 +31,11 @@ _HURRY_COUNT = 2_000
 
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 1.0
+_WARNING_PAUSE_S = 60.0
+"""A store that comes and goes is told of once in this time."""
+
+_END_PATIENCE_S = 0.2
+"""A call to the store that lasts longer while the journal is being closed is cut short."""
 
 
 class JournalHealth(NamedTuple):
@@ -45,6 +51,7 @@ class _Order(enum.Enum):
 
     RESUME = "resume"
     RESTART = "restart"
+    FINISH = "finish"
     FORGET = "forget"
     FLUSH = "flush"
 
@@ -56,13 +63,24 @@ class _Run:
     position: int = 1
     frames: list[bytes] = field(default_factory=list)
     frames_bytes: int = 0
+    total_bytes: int = 0  # all that was encoded since it began
+    pending_count: int = 0  # batches that wait
     is_fresh: bool = False
+    is_stored: bool = False  # something of it may be in the store
     is_torn: bool = False
-    is_taken: bool = False
+    is_asked: bool = False  # to be written anew
+    is_too_large: bool = False
+    is_taken: bool = False  # another master writes it
+
+    @property
+    def is_closed(self) -> bool:
+        """Records of it are dropped."""
+        return self.is_torn or self.is_too_large or self.is_taken
 
 
-class _Drop(NamedTuple):
-    run: int
+class _End(NamedTuple):
+    records: Sequence[Any]
+    is_whole: bool
 
 
 class _Flush(NamedTuple):
@@ -79,7 +97,7 @@ class Journal:
         convert: makes a record of what was put, in the thread; None: records are put.
         on_health: is told each change of `health`, in the thread.
         on_torn: is told the runs whose journal has to be written anew, in the thread; it must have
-            `restart` called for each by the thread that puts.
+            `restart` or `forget` called for each by the thread that puts.
     """
 
     def __init__(
@@ -111,9 +129,13 @@ class Journal:
         # Touched by the thread only.
         self._dropped_count = 0
         self._runs: dict[int, _Run] = {}
-        self._pending: deque[Batch | _Drop | _Flush] = deque()
+        self._pending: deque[Batch | _Flush] = deque()
         self._pending_bytes = 0
+        self._results = Results(
+            config.results_max, config.results_bytes_max, config.result_expiry_s
+        )
         self._backoff_s = 0.0
+        self._warned_s = -_WARNING_PAUSE_S
 
     def open(self) -> None:
         """Start the thread."""
@@ -143,8 +165,20 @@ class Journal:
         self._overflowed.discard(run)
         self._order(run, _Order.RESTART, tuple(records))
 
+    def finish(self, run: int, records: Sequence[Any], *, is_whole: bool) -> None:
+        """The run is over: keep what gives its result again, for a while.
+
+        Args:
+            run: its number; nothing more will be put for it.
+            records: all that is to be kept, the last one not put yet; none: keep nothing.
+            is_whole: the journal is needed as it is, with the last record.
+        """
+        self._overflowed.discard(run)
+        self._order(run, _Order.FINISH, _End(tuple(records), is_whole))
+
     def forget(self, run: int) -> None:
         """Drop a run's journal: nobody will resume it."""
+        self._overflowed.discard(run)
         self._order(run, _Order.FORGET, None)
 
     def flush(self, timeout_s: float | None = None) -> bool:
@@ -168,7 +202,10 @@ class Journal:
         self._closing.set()
         self._wake.set()
         self._hurry.set()
-        thread.join()
+        thread.join(_END_PATIENCE_S)
+        while thread.is_alive():
+            self._store.interrupt()
+            thread.join(_END_PATIENCE_S)
         return self._is_flushed
 
     @property
@@ -207,7 +244,7 @@ class Journal:
 
     def _wait(self) -> bool:
         """Wait for work, and then for more of it; False: close."""
-        if self._pending:
+        if self._backoff_s or self._pending:
             # The store is away.
             if self._backoff_s:
                 self._closing.wait(self._backoff_s)
@@ -216,35 +253,45 @@ class Journal:
         self._is_idle = True
         # `close` sets its flag before it wakes us; looked at before `clear`, it could be missed.
         if not self._queue and not self._overflowed and not self._closing.is_set():
-            self._wake.wait()
+            goes_on = any(run != ENVIRONMENT_RUN for run in self._runs)
+            if not self._wake.wait(self._config.journal_check_s if goes_on else None):
+                self._check()
         self._is_idle = False
         if self._closing.is_set():
             return False
-        self._hurry.wait(self._config.journal_batch_s)
+        if self._queue or self._overflowed:
+            self._hurry.wait(self._config.journal_batch_s)
         self._hurry.clear()
         return not self._closing.is_set()
 
     def _take_queue(self) -> None:
         """Encode what was put and make batches of it."""
         queue = self._queue
-        while queue and not self._closing.is_set():
-            run, order, item = queue.popleft()
+        items = [queue.popleft() for _ in range(len(queue))]
+        # Of a run that has ended meanwhile only what is kept is encoded, so short runs cost little.
+        ends = {
+            run: index
+            for index, (run, order, item) in enumerate(items)
+            if order is _Order.FORGET or (order is _Order.FINISH and not item.is_whole)
+        }
+        for index, (run, order, item) in enumerate(items):
+            if self._closing.is_set():
+                queue.extendleft(reversed(items[index:]))  # for flushes to be answered
+                return
             if order is None:
-                self._encode(run, item)
+                if index > ends.get(run, -1):
+                    self._encode(run, item)
             elif order is _Order.FLUSH:
                 self._seal_all()
                 self._pending.append(item)
+            elif order is _Order.FINISH:
+                self._finish(run, item)
             elif order is _Order.FORGET:
-                self._discard(run)
-                self._runs.pop(run, None)
-                self._pending.append(_Drop(run))
+                self._leave(run)
             elif order is _Order.RESUME:
-                self._runs[run] = _Run(position=item)
+                self._runs[run] = _Run(position=item, is_stored=True)
             else:
-                self._discard(run)
-                self._runs[run] = _Run(is_fresh=True)
-                for record in item:
-                    self._encode(run, record)
+                self._begin_anew(run, item)
         self._seal_all()
         while self._overflowed:
             self._tear(self._overflowed.pop(), "more records wait than may")
@@ -253,11 +300,16 @@ class Journal:
         stream = self._runs.get(run)
         if stream is None:
             stream = self._runs[run] = _Run()
-        if stream.is_torn or stream.is_taken:
+        if stream.is_closed:
             self._dropped_count += 1
             return
         record = item if self._convert is None else self._convert(item)
         if record is None:
+            return
+        if record_bytes(record) > self._config.journal_bytes_max:
+            self._discard(run)
+            stream.is_too_large = True
+            self._tell("degraded", f"run {run} is larger than Config.journal_bytes_max")
             return
         # Unique in the stream: a batch's position is, and so is the record's place in it.
         group = (stream.position << 32) + len(stream.frames)
@@ -266,19 +318,62 @@ class Journal:
                 self._seal(run, stream)
             stream.frames.append(frame)
             stream.frames_bytes += len(frame)
+            stream.total_bytes += len(frame)
             self._pending_bytes += len(frame)
-        if self._pending_bytes > PENDING_BYTES_MAX:
+        if self._pending_bytes > self._config.journal_bytes_max:
             self._tear(run, "more bytes wait than may")
+
+    def _begin_anew(self, run: int, items: Sequence[Any]) -> None:
+        before = self._runs.get(run)
+        self._discard(run)
+        self._runs[run] = _Run(is_fresh=True, is_stored=before is not None and before.is_stored)
+        for item in items:
+            self._encode(run, item)
+
+    def _finish(self, run: int, end: _End) -> None:
+        """Keep what gives a finished run's result again; its journal, or its last words alone."""
+        stream = self._runs.get(run)
+        if not end.records or (stream is not None and stream.is_taken):
+            self._leave(run)
+            return
+        if not end.is_whole:
+            frames: list[bytes] = []
+            for item in end.records:
+                record = item if self._convert is None else self._convert(item)
+                if record is not None:
+                    frames += encode_record(record, group=len(frames))
+            data = b"".join(frames)
+            if len(data) <= PART_BYTES:
+                self._leave(run)
+                self._results.keep(run, data, time.monotonic())
+                return
+        if stream is None or stream.is_torn or not end.is_whole:
+            self._begin_anew(run, end.records)
+        else:
+            self._encode(run, end.records[-1])
+        stream = self._runs[run]
+        if not stream.is_closed:
+            self._seal(run, stream, expiry_s=self._config.result_expiry_s)
+            self._results.keep_journal(run, stream.total_bytes, time.monotonic())
+        self._runs.pop(run, None)
+
+    def _leave(self, run: int) -> None:
+        """Forget a run, and have its journal dropped."""
+        self._discard(run)
+        stream = self._runs.pop(run, None)
+        if stream is not None and stream.is_stored and not stream.is_taken:
+            self._results.drop_journal(run)
 
     def _seal_all(self) -> None:
         for run, stream in self._runs.items():
             if stream.frames:
                 self._seal(run, stream)
 
-    def _seal(self, run: int, stream: _Run) -> None:
+    def _seal(self, run: int, stream: _Run, expiry_s: int | None = None) -> None:
         """Make a batch of the frames so far."""
-        data = b"".join(stream.frames)
-        self._pending.append(Batch(run, stream.position, data, stream.is_fresh))
+        data = stream.frames[0] if len(stream.frames) == 1 else b"".join(stream.frames)
+        self._pending.append(Batch(run, stream.position, data, stream.is_fresh, expiry_s))
+        stream.pending_count += 1
         stream.position += 1
         stream.is_fresh = False
         stream.frames.clear()
@@ -286,19 +381,23 @@ class Journal:
 
     def _send(self) -> None:
         """Append batches until none waits or the store is away."""
+        settlement = self._results.untold()
+        if settlement is not None:
+            self._drop_pending(set(settlement.dropped) - self._runs.keys())
+            if not self._try(lambda: self._store.settle(settlement)):
+                return
+            self._results.told()
+        elif self._backoff_s and not self._try(self._store.ping):
+            return
         while self._pending and not self._closing.is_set():
             first = self._pending[0]
             if isinstance(first, _Flush):
                 first.appended.append(True)
                 first.answered.set()
                 self._pending.popleft()
-            elif isinstance(first, _Drop):
-                drop = first
-                if not self._try(lambda: self._store.drop(drop.run)):  # noqa: B023 - called at once
-                    return
-                self._pending.popleft()
             elif not self._append():
                 return
+        self._mend()
 
     def _append(self) -> bool:
         """One exchange; what it held is removed from `pending` if the store has answered."""
@@ -310,18 +409,25 @@ class Journal:
             batches.append(entry)
             size_bytes += len(entry.data)
         refusals: list[Refusal] = []
-        if not self._try(lambda: refusals.extend(self._store.append(batches))):
+
+        def append() -> None:
+            for batch in batches:
+                if batch.run in self._runs:
+                    self._runs[batch.run].is_stored = True  # even if no answer comes
+            refusals.extend(self._store.append(batches))
+
+        if not self._try(append):
             return False
         for _ in batches:
-            self._pending_bytes -= len(self._popped_batch().data)
+            batch = self._pending.popleft()
+            assert isinstance(batch, Batch)
+            self._pending_bytes -= len(batch.data)
+            stream = self._runs.get(batch.run)
+            if stream is not None:
+                stream.pending_count -= 1
         for refusal in refusals:
-            self._refused(refusal)
+            self._refused(refusal.run, refusal.kind)
         return True
-
-    def _popped_batch(self) -> Batch:
-        batch = self._pending.popleft()
-        assert isinstance(batch, Batch)
-        return batch
 
     def _try(self, operation: Callable[[], object]) -> bool:
         """Do something with the store; False: it is away, so wait and open it again."""
@@ -334,57 +440,87 @@ class Journal:
             self._tell("degraded", str(error))
             return False
         self._backoff_s = 0.0
-        if not any(stream.is_torn or stream.is_taken for stream in self._runs.values()):
-            self._tell("ok", "")
         return True
 
-    def _refused(self, refusal: Refusal) -> None:
-        stream = self._runs.get(refusal.run)
-        if stream is None or stream.is_torn or stream.is_taken:
+    # --- journals that are lost, torn, or not ours any more ---------------------------------------
+
+    def _check(self) -> None:
+        """See that the store still has all that it was given."""
+        runs = [run for run, stream in self._runs.items() if not stream.is_closed]
+        lengths: list[int] = []
+        if not self._try(lambda: lengths.extend(self._store.lengths(runs))):
             return
-        if refusal.kind == "gone":
-            self._tear(refusal.run, "the store has lost it")
+        for run, length in zip(runs, lengths, strict=True):
+            wanted = self._runs[run].position - 1
+            if length != wanted:
+                self._refused(run, "gone" if length < wanted else "taken")
+
+    def _mend(self) -> None:
+        """The store is there: have torn journals written anew; all is well if there are none."""
+        for run, stream in list(self._runs.items()):
+            if stream.is_torn and not stream.is_asked and self._on_torn is not None:
+                stream.is_asked = True
+                self._on_torn(run)
+        if not any(stream.is_closed for stream in self._runs.values()):
+            self._tell("ok", "")
+
+    def _refused(self, run: int, kind: str) -> None:
+        stream = self._runs.get(run)
+        if stream is None or stream.is_closed:
             return
+        if kind == "gone":
+            self._tear(run, "the store has lost it")
+            return
+        self._discard(run)
         stream.is_taken = True
-        self._discard(refusal.run)
-        self._tell("degraded", f"another master writes the journal of run {refusal.run}")
+        self._tell("degraded", f"another master writes the journal of run {run}")
 
     def _tear(self, run: int, reason: str) -> None:
         """Stop writing a run's journal until it is written anew."""
         stream = self._runs.setdefault(run, _Run())
         self._discard(run)
-        if stream.is_torn:
+        if stream.is_closed:
             return
         stream.is_torn = True
-        logger.warning("the journal of run %d has to be written anew: %s", run, reason)
         self._tell("degraded", f"the journal of run {run} has to be written anew: {reason}")
-        if self._on_torn is not None:
-            self._on_torn(run)
 
     def _discard(self, run: int) -> None:
         """Forget what waits of a run."""
         stream = self._runs.get(run)
-        if stream is not None:
-            self._dropped_count += len(stream.frames)
-            self._pending_bytes -= stream.frames_bytes
-            stream.frames.clear()
-            stream.frames_bytes = 0
-        if any(isinstance(entry, Batch) and entry.run == run for entry in self._pending):
-            kept: deque[Batch | _Drop | _Flush] = deque()
-            for entry in self._pending:
-                if isinstance(entry, Batch) and entry.run == run:
-                    self._pending_bytes -= len(entry.data)
-                else:
-                    kept.append(entry)
-            self._pending = kept
+        if stream is None:
+            return
+        self._dropped_count += len(stream.frames)
+        self._pending_bytes -= stream.frames_bytes
+        stream.frames.clear()
+        stream.frames_bytes = 0
+        if stream.pending_count:
+            self._drop_pending({run})
+            stream.pending_count = 0
+
+    def _drop_pending(self, runs: set[int]) -> None:
+        """Forget batches of these runs."""
+        if not runs or not self._pending:
+            return
+        kept: deque[Batch | _Flush] = deque()
+        for entry in self._pending:
+            if isinstance(entry, Batch) and entry.run in runs:
+                self._pending_bytes -= len(entry.data)
+            else:
+                kept.append(entry)
+        self._pending = kept
 
     def _tell(self, state: str, reason: str) -> None:
-        health = JournalHealth(state, reason, self._dropped_count + self._overflow_count)
-        is_news = health[:2] != self._health[:2]
-        self._health = health
-        if not is_news:
+        before = self._health
+        self._health = JournalHealth(state, reason, self._dropped_count + self._overflow_count)
+        if before[:2] == self._health[:2]:
             return
         if state == "degraded":
-            logger.warning("the journal is degraded: %s", reason)
+            now = time.monotonic()
+            level = logging.DEBUG
+            if before.state == "ok" and now - self._warned_s >= _WARNING_PAUSE_S:
+                self._warned_s, level = now, logging.WARNING
+            logger.log(
+                level, "the journal is degraded, so runs could not be resumed now: %s", reason
+            )
         if self._on_health is not None:
-            self._on_health(health)
+            self._on_health(self._health)

@@ -7,6 +7,8 @@ of one environment can be found and dropped.
     dagsched:1000/D:5f0c2a91:runs      set of the runs that have a journal
     dagsched:1000/D:5f0c2a91:run:7     stream: the journal of run 7
     dagsched:1000/D:5f0c2a91:run:0     stream: the journal of the environment itself
+    dagsched:1000/D:5f0c2a91:results   hash: what is left of finished runs, by run
+    dagsched:1000:environments         set: the user's environments: /D:5f0c2a91
 """
 
 ENVIRONMENT_RUN = 0
@@ -43,3 +45,41 @@ def runs_key(prefix: str) -> str:
 def run_key(prefix: str, run: int) -> str:
     """The stream that is the journal of one run."""
     return f"{prefix}:run:{run}"
+
+
+def results_key(prefix: str) -> str:
+    """The hash of what is left of finished runs."""
+    return f"{prefix}:results"
+
+
+def environments_key(prefix: str) -> str:
+    """The set of the environments of the same user as the one with this prefix.
+
+    Example:
+        >>> environments_key("dagsched:1000/D:5f0c2a91")
+        'dagsched:1000:environments'
+    """
+    return f"{prefix.partition('/')[0]}:environments"
+
+
+def environment_member(prefix: str) -> str:
+    """What stands for an environment in that set: its root path and token."""
+    user, slash, rest = prefix.partition("/")
+    return slash + rest if slash else user
+
+
+def member_prefix(prefix: str, member: str) -> str:
+    """The prefix of another environment of the same user as the one with `prefix`."""
+    return prefix.partition("/")[0] + member if member.startswith("/") else member
+
+
+def prefix_parts(prefix: str) -> tuple[str, str]:
+    """Root path and token of the environment with this prefix.
+
+    Example:
+        >>> prefix_parts("dagsched:1000/D/x:5f0c2a91")
+        ('/D/x', '5f0c2a91')
+    """
+    _, slash, rest = prefix.partition("/")
+    rootpath, _, token = rest.rpartition(":")
+    return slash + rootpath, token

@@ -1,9 +1,14 @@
-"""From the URL of a metadata store to the store. What a store needs is imported with it."""
+"""From the URL of a metadata store to the store, and what environments have left in one.
 
+What a store needs is imported with it.
+"""
+
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dagsched.config import Config
+from dagsched.metastore.keys import environment_prefix
 
 if TYPE_CHECKING:
     from dagsched.metastore.port import MetaStore
@@ -45,4 +50,48 @@ def open_store(
             f"begins with one of {', '.join(SCHEMES)}"
         )
     store.open()
+    return store
+
+
+def list_environments(url: str, config: Config) -> list[str]:
+    """Prefixes of the environments of this user that have something on a server.
+
+    Each can be given to `open_store`; `dagsched.metastore.keys.prefix_parts` takes one apart.
+
+    Raises:
+        ValueError, StoreUnavailable: as `open_store`.
+    """
+    store = open_store(
+        url, prefix=environment_prefix(os.getuid(), "/", "none"), run_directory="", config=config
+    )
+    try:
+        return store.environments()
+    finally:
+        store.close()
+
+
+def open_left_store(directory: str | Path, config: Config) -> "MetaStore | None":
+    """The store that a dead client left in its run directory; None: nothing is left there.
+
+    A server is started on its file. `close` ends that and leaves the file, `erase` removes it.
+
+    Raises:
+        StoreUnavailable: the file can't be read, or another process uses it.
+    """
+    from dagsched.metastore.embedded import DATA_NAME, EmbeddedStore
+
+    if not (Path(directory) / DATA_NAME).is_dir():
+        return None
+    any_prefix = environment_prefix(os.getuid(), "/", "none")
+    store = EmbeddedStore(Path(directory), any_prefix, config)
+    store.open()
+    try:
+        prefixes = store.environments()
+    except BaseException:
+        store.close()
+        raise
+    if not prefixes:
+        store.close()
+        return None
+    store.adopt(prefixes[0])
     return store

@@ -162,6 +162,13 @@ def encode_record(record: Record, *, group: int = 0) -> list[bytes]:
     ]
 
 
+def record_bytes(record: Record) -> int:
+    """About how long a record's frames will be, of one that may be long."""
+    if isinstance(record, Submitted):
+        return len(record.client) + sum(map(len, record.plan_frames))
+    return sum(map(len, record.data)) if isinstance(record, Outputs) else 0
+
+
 def split_frames(batch: Frame) -> tuple[list[bytes], Damage | None]:
     """Bodies of a batch's frames, up to its end or the first thing that is no whole frame.
 

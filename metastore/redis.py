@@ -2,8 +2,9 @@
 
 A run's journal is a stream whose entry ids are our positions (``7-0``). So the server itself
 refuses to store an entry twice, and what it holds at an id tells a repeat of ours from another
-writer. Each append is one exchange, whatever it holds. Our only commands are those of streams, sets
-and expiry; no script, no scan.
+writer. That a stream has as many entries as its last position says that none was lost. Each append
+is one exchange, whatever it holds. Our only commands are those of streams, sets, hashes and expiry;
+no script, no scan.
 
 The client library is imported by `open`, not with this module: to import it takes longer than to
 start a server.
@@ -18,12 +19,23 @@ from urllib.parse import urlsplit, urlunsplit
 from dagsched.config import Config
 from dagsched.errors import StoreUnavailable
 from dagsched.metastore.fold import Entry
-from dagsched.metastore.keys import run_key, runs_key
-from dagsched.metastore.port import Batch, Refusal, StoreInfo
+from dagsched.metastore.keys import (
+    ENVIRONMENT_RUN,
+    environment_member,
+    environments_key,
+    member_prefix,
+    results_key,
+    run_key,
+    runs_key,
+)
+from dagsched.metastore.port import Batch, Refusal, Settlement, StoreInfo
 
 _FIELD = b"d"
 _PAGE_ENTRIES = 32
 """Entries read in one exchange; each may have `records.PART_BYTES`."""
+
+_ERASE_STEP_S = 0.5
+"""Each step of the last exchange, in which everything is removed."""
 
 _Answer = TypeVar("_Answer")
 
@@ -45,6 +57,9 @@ class RedisStore:
         self._config = config
         # The library's types say that each answer may be a coroutine, so they check nothing here.
         self._client: Any = None
+        # Connecting and the first answer are one step each, and together may take the timeout.
+        self._step_s = config.store_timeout_s / 2.5
+        self._is_interrupted = False
 
     @property
     def address(self) -> str:
@@ -54,6 +69,10 @@ class RedisStore:
             return self._url
         place = parts.netloc.rpartition("@")[2]
         return urlunsplit(parts._replace(netloc=f"***@{place}"))
+
+    def adopt(self, prefix: str) -> None:
+        """Turn to another environment of the same server."""
+        self._prefix = prefix
 
     def open(self) -> None:
         """Connect, and see that a server of the right kind answers.
@@ -74,16 +93,22 @@ class RedisStore:
 
     def append(self, batches: Sequence[Batch]) -> list[Refusal]:
         """See `MetaStore.append`."""
-        answers = self._call(lambda client: self._send(client, batches))
+        answers, length_by_run = self._call(lambda client: self._send(client, batches))
         refusals: list[Refusal] = []
+        last: dict[int, Batch] = {}
         for batch, answer in zip(batches, answers, strict=True):
-            if answer is None:
-                refusals.append(Refusal(batch.run, batch.position, "gone"))
-            elif isinstance(answer, Exception):
+            last[batch.run] = batch
+            if isinstance(answer, Exception):
                 if "equal or smaller" not in str(answer):
                     raise self._unavailable(answer)
                 if not self._is_stored(batch):
                     refusals.append(Refusal(batch.run, batch.position, "taken"))
+        # A stream that was not there has no entries either.
+        refusals += [
+            Refusal(run, batch.position, "gone")
+            for run, batch in last.items()
+            if length_by_run[run] < batch.position
+        ]
         return refusals
 
     def read(self, run: int) -> list[Entry]:
@@ -98,6 +123,18 @@ class RedisStore:
                 entries.append(Entry(position, fields.get(_FIELD, b"")))
             if len(page) < _PAGE_ENTRIES:
                 return entries
+
+    def lengths(self, runs: Sequence[int]) -> list[int]:
+        """See `MetaStore.lengths`."""
+
+        def ask(client: Any) -> list[int]:
+            with client.pipeline(transaction=False) as pipeline:
+                for run in runs:
+                    pipeline.xlen(run_key(self._prefix, run))
+                answers: list[int] = pipeline.execute()
+            return answers
+
+        return self._call(ask)
 
     def truncate(self, run: int, position: int) -> None:
         """See `MetaStore.truncate`."""
@@ -127,11 +164,6 @@ class RedisStore:
             int(name) for name in self._call(lambda client: client.smembers(runs_key(self._prefix)))
         )
 
-    def expire(self, run: int, expiry_s: int) -> None:
-        """See `MetaStore.expire`."""
-        key = run_key(self._prefix, run)
-        self._call(lambda client: client.expire(key, expiry_s))
-
     def drop(self, run: int) -> None:
         """See `MetaStore.drop`."""
 
@@ -143,10 +175,83 @@ class RedisStore:
 
         self._call(remove)
 
+    def settle(self, settlement: Settlement) -> None:
+        """See `MetaStore.settle`."""
+        key, runs = results_key(self._prefix), runs_key(self._prefix)
+
+        def do(client: Any) -> None:
+            with client.pipeline(transaction=True) as pipeline:
+                if settlement.kept:
+                    pipeline.hset(key, mapping=dict(settlement.kept))
+                    pipeline.expire(key, self._config.result_expiry_s)
+                if settlement.forgotten:
+                    pipeline.hdel(key, *settlement.forgotten)
+                if settlement.dropped:
+                    pipeline.unlink(*(run_key(self._prefix, run) for run in settlement.dropped))
+                    pipeline.srem(runs, *settlement.dropped)
+                pipeline.execute()
+
+        self._call(do)
+
+    def results(self) -> list[int]:
+        """See `MetaStore.results`."""
+        key = results_key(self._prefix)
+        return sorted(int(name) for name in self._call(lambda client: client.hkeys(key)))
+
+    def result(self, run: int) -> bytes | None:
+        """See `MetaStore.result`."""
+        key = results_key(self._prefix)
+        found: bytes | None = self._call(lambda client: client.hget(key, run))
+        return found
+
+    def environments(self) -> list[str]:
+        """See `MetaStore.environments`; those whose keys have expired are taken off the list."""
+        key = environments_key(self._prefix)
+
+        def ask(client: Any) -> list[str]:
+            members = sorted(member.decode() for member in client.smembers(key))
+            prefixes = [member_prefix(self._prefix, member) for member in members]
+            with client.pipeline(transaction=False) as pipeline:
+                for prefix in prefixes:
+                    pipeline.exists(runs_key(prefix), results_key(prefix))
+                counts = pipeline.execute()
+            gone = [member for member, count in zip(members, counts, strict=True) if not count]
+            if gone:
+                client.srem(key, *gone)
+            return [prefix for prefix, count in zip(prefixes, counts, strict=True) if count]
+
+        return self._call(ask)
+
     def drop_all(self) -> None:
         """See `MetaStore.drop_all`; each run is in the set before its stream exists."""
         keys = [run_key(self._prefix, run) for run in self.runs()]
-        self._call(lambda client: client.unlink(*keys, runs_key(self._prefix)))
+        own = (runs_key(self._prefix), results_key(self._prefix))
+
+        def do(client: Any) -> None:
+            with client.pipeline(transaction=True) as pipeline:
+                pipeline.unlink(*keys, *own)
+                pipeline.srem(environments_key(self._prefix), environment_member(self._prefix))
+                pipeline.execute()
+
+        self._call(do)
+
+    def erase(self) -> None:
+        """See `MetaStore.erase`."""
+        self.close()
+        self._step_s = min(self._step_s, _ERASE_STEP_S)
+        self._is_interrupted = False
+        try:
+            self.open()
+            self.drop_all()
+        finally:
+            self.close()
+
+    def interrupt(self) -> None:
+        """See `MetaStore.interrupt`."""
+        self._is_interrupted = True
+        client = self._client
+        if client is not None:
+            client.connection_pool.disconnect(inuse_connections=True)
 
     def ping(self) -> None:
         """See `MetaStore.ping`."""
@@ -175,22 +280,25 @@ class RedisStore:
         importlib.metadata.version("redis")
         return redis.Redis.from_url(
             self._url,
-            # Connecting and the first answer are one step each, and together may take the timeout.
-            socket_connect_timeout=self._config.store_timeout_s / 2.5,
-            socket_timeout=self._config.store_timeout_s / 2.5,
+            socket_connect_timeout=self._step_s,
+            socket_timeout=self._step_s,
             retry=Retry(NoBackoff(), 0),  # the journal repeats, with what it knows of positions
             protocol=2,
             single_connection_client=False,
             max_connections=2,
         )
 
-    def _send(self, client: Any, batches: Sequence[Batch]) -> list[Any]:
-        """One exchange; the answer to each batch's XADD, errors among them."""
-        runs = sorted({batch.run for batch in batches})
+    def _send(self, client: Any, batches: Sequence[Batch]) -> tuple[list[Any], dict[int, int]]:
+        """One exchange; the answer to each batch's XADD, errors among them, and runs' lengths."""
+        expiry_by_run = {batch.run: batch.expiry_s for batch in batches}
         expiry_s = self._config.key_expiry_s
         with client.pipeline(transaction=False) as pipeline:
-            pipeline.sadd(runs_key(self._prefix), *runs)
+            pipeline.sadd(runs_key(self._prefix), *expiry_by_run)
             pipeline.expire(runs_key(self._prefix), expiry_s)
+            if ENVIRONMENT_RUN in expiry_by_run:
+                key = environments_key(self._prefix)
+                pipeline.sadd(key, environment_member(self._prefix))
+                pipeline.expire(key, expiry_s)
             wanted = []
             for batch in batches:
                 key = run_key(self._prefix, batch.run)
@@ -203,10 +311,18 @@ class RedisStore:
                     id=f"{batch.position}-0",
                     nomkstream=batch.position > 1,
                 )
-            for run in runs:
-                pipeline.expire(run_key(self._prefix, run), expiry_s)
+            lengths_from = len(pipeline)
+            for run in expiry_by_run:
+                pipeline.xlen(run_key(self._prefix, run))
+            for run, own_expiry_s in expiry_by_run.items():
+                pipeline.expire(run_key(self._prefix, run), own_expiry_s or expiry_s)
             answers = pipeline.execute(raise_on_error=False)
-        return [answers[index] for index in wanted]
+        # Of the set, without which nothing may be stored; and of the lengths.
+        for answer in (*answers[:2], *answers[lengths_from:]):
+            if isinstance(answer, Exception):
+                raise answer
+        lengths = dict(zip(expiry_by_run, answers[lengths_from:], strict=False))
+        return [answers[index] for index in wanted], lengths
 
     def _is_stored(self, batch: Batch) -> bool:
         entry_id = f"{batch.position}-0"
@@ -223,6 +339,11 @@ class RedisStore:
             return operation(client)
         # The library lets errors of the system and of a reply's form through as they are.
         except (RedisError, OSError, ValueError, IndexError) as error:
+            raise self._unavailable(error) from error
+        except (AttributeError, TypeError) as error:
+            if not self._is_interrupted:
+                raise
+            # Another thread has closed the connection under its feet.
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:

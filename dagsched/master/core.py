@@ -23,12 +23,13 @@ from dagsched.config import Config
 from dagsched.errors import InternalError, ProtocolError
 from dagsched.ids import ProcessId, RunNo
 from dagsched.master.events import RunProgressed, StatsArrived, TracesArrived, ValueArrived
-from dagsched.master.journal import ClientPart, RunPast, SubtreeEnded
+from dagsched.master.journal import ClientPart, Record, RunPast, SubtreeEnded
 from dagsched.master.kept import KeptObjects
 from dagsched.master.lives import Lives
 from dagsched.master.members import Members, Version, WantedNode
 from dagsched.master.outbox import MasterActions, Outbox
 from dagsched.master.placing import Placer
+from dagsched.master.rewriting import journal_of
 from dagsched.master.slices import positions_frame
 from dagsched.master.state import SOURCE, MasterRun, RunState, RunTerms, Subtree, SubtreeState
 from dagsched.plan import RunPlan
@@ -225,6 +226,11 @@ class MasterCore:
         for broker in self._members.nodes:
             self._outbox.send(broker, AskStats(request))
         self._maybe_answer_stats(request)
+
+    def journal_of(self, run: int) -> list[Record] | None:
+        """What to write anew of a run whose journal was lost; None: the run is over."""
+        found = self._lives.runs.get(RunNo(run))
+        return None if found is None else journal_of(found)
 
     def close(self, now: float) -> None:  # noqa: ARG002
         """End everything: runs are cancelled, brokers shut down; nothing is awaited."""

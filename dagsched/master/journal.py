@@ -83,10 +83,16 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The run is over."""
+    """The run is over; `rest` is what still counts of it, without this record."""
 
     run: int
     state: RunOutcome
+    rest: "Sequence[Record]" = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its plan still counts: its result may have to be computed again."""
+        return any(type(record) is Submitted and record.plan is not None for record in self.rest)
 
 
 Record = Submitted | Placed | SubtreeEnded | OutputsReached | Failed | Ended

@@ -17,10 +17,15 @@ from dagsched.master.journal import (
 from dagsched.metastore import records
 from dagsched.protocol.plans import encode_plan
 
+OwnRecord = records.EnvironmentOpened | records.NodesChanged
+"""What the environment itself writes down, in the store's form already."""
 
-def stored_record(record: Record) -> records.Record:
+
+def stored_record(record: Record | OwnRecord) -> records.Record:
     """The store's record for one of the core's; for `Journal(convert=..)`."""
     match record:
+        case records.EnvironmentOpened() | records.NodesChanged():
+            return record
         case Submitted():
             return records.Submitted(
                 record.priority,

@@ -27,6 +27,7 @@ from dagsched.master.members import Members
 from dagsched.master.outbox import Outbox
 from dagsched.master.placing import Placer
 from dagsched.master.recovery import Recoveries
+from dagsched.master.rewriting import rest_of
 from dagsched.master.slices import (
     check_plan,
     function_seconds,
@@ -407,7 +408,7 @@ class Lives:
         del self.runs[run.number]
         root = self.runs.get(run.root, run)
         del root.family[run.number]
-        self._outbox.write(Ended(run.number, root.outcome or "done"))
+        self._outbox.write(Ended(run.number, root.outcome or "done", rest_of(run)))
 
     def _report(self, root: MasterRun) -> None:
         if root.outcome is None:

@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -64,8 +64,8 @@ class RecordSink(Protocol):
     def put(self, run: int, record: "Record") -> None:
         """Take a record; never waits."""
 
-    def forget(self, run: int) -> None:
-        """Drop a run's records."""
+    def finish(self, run: int, records: "Sequence[Record]", *, is_whole: bool) -> None:
+        """Keep these records of a run that is over; none: drop all. Never waits."""
 
 
 class MasterShell:
@@ -291,10 +291,12 @@ class MasterShell:
     def _act(self, actions: "MasterActions", now: float) -> None:
         if actions.journal and self._journal is not None:
             for record in actions.journal:
-                self._journal.put(record.run, record)
                 if isinstance(record, Ended):
                     # Nobody resumes it, and a store must not grow with each run.
-                    self._journal.forget(record.run)
+                    rest = [*record.rest, record] if record.rest else []
+                    self._journal.finish(record.run, rest, is_whole=record.is_whole)
+                else:
+                    self._journal.put(record.run, record)
         for broker in actions.disconnect:
             if self._core.epoch_of(broker) is None:  # else it has been started anew already
                 self._links.forget(broker)

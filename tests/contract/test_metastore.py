@@ -20,7 +20,7 @@ from dagsched.metastore import open_store
 from dagsched.metastore.embedded import EmbeddedStore
 from dagsched.metastore.fold import Entry, fold_entries
 from dagsched.metastore.journal import Journal, JournalHealth
-from dagsched.metastore.port import Batch, MetaStore, Refusal
+from dagsched.metastore.port import Batch, MetaStore, Refusal, Settlement
 from dagsched.metastore.records import Ended, Placed, Submitted
 
 KINDS = ["memory", "embedded", "tcp", "socket"]
@@ -50,6 +50,7 @@ def store(
     assert opened.runs() == []
     opened.close()
     opened.close()
+    opened.erase()
 
 
 def test_nothing_is_there_at_first(store: MetaStore) -> None:
@@ -84,6 +85,32 @@ def test_another_writer_is_noticed(store: MetaStore) -> None:
     store.append([Batch(1, 1, b"a"), Batch(1, 2, b"b")])
     assert store.append([Batch(1, 2, b"mine")]) == [Refusal(1, 2, "taken")]
     assert store.read(1) == [Entry(1, b"a"), Entry(2, b"b")]
+
+
+def test_a_stream_that_lost_its_end_is_noticed(store: MetaStore) -> None:
+    store.append([Batch(1, position, b"%d" % position) for position in range(1, 5)])
+    assert store.lengths([1, 9]) == [4, 0]
+    store.truncate(1, 3)
+    assert store.lengths([9, 1]) == [0, 2]
+    refusals = store.append([Batch(1, 5, b"5"), Batch(2, 1, b"other"), Batch(1, 6, b"6")])
+    assert {(refusal.run, refusal.kind) for refusal in refusals} == {(1, "gone")}
+    assert store.read(2) == [Entry(1, b"other")]
+    assert store.append([Batch(1, 1, b"A", is_fresh=True)]) == []
+    assert store.read(1) == [Entry(1, b"A")]
+
+
+def test_results_of_finished_runs(store: MetaStore) -> None:
+    store.append([Batch(1, 1, b"a"), Batch(2, 1, b"b"), Batch(3, 1, b"c")])
+    settlement = Settlement({1: b"one", 2: b"\x00\xff"}, [], [1, 2])
+    store.settle(settlement)
+    store.settle(settlement)
+    assert (store.results(), store.runs()) == ([1, 2], [3])
+    assert [store.result(run) for run in (1, 2, 3)] == [b"one", b"\x00\xff", None]
+    store.settle(Settlement({5: b"five", 2: b"new"}, [1, 7], []))
+    assert store.results() == [2, 5]
+    assert store.result(2) == b"new"
+    store.drop_all()
+    assert store.results() == []
 
 
 def test_a_lost_stream_is_noticed_and_not_begun_in_its_middle(store: MetaStore) -> None:
@@ -186,8 +213,10 @@ def test_keys_expire(redis_url: str, run_directory: Path) -> None:
         ]
         assert 990 <= client.ttl("dagsched:0/D:e:run:3") <= 1000
         assert 990 <= client.ttl("dagsched:0/D:e:runs") <= 1000
-        store.expire(3, 50)
+        store.append([Batch(3, 2, b"y", expiry_s=50)])
         assert 40 <= client.ttl("dagsched:0/D:e:run:3") <= 50
+        store.settle(Settlement({4: b"result"}, [], []))
+        assert 3590 <= client.ttl("dagsched:0/D:e:results") <= 3600
     store.drop_all()
     store.close()
 
@@ -347,23 +376,22 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
     return True
 
 
-def test_closing_ends_the_server_and_removes_its_files(run_directory: Path, config: Config) -> None:
+def test_erasing_ends_the_server_and_removes_its_files(run_directory: Path, config: Config) -> None:
     store = EmbeddedStore(run_directory, "p", config)
     store.open()
     store.append([Batch(1, 1, b"x")])
     (server,) = server_of(run_directory)
     start = time.monotonic()
-    store.close()
+    store.erase()
     assert time.monotonic() - start < 1.0
     assert wait_until(lambda: not server.is_running(), 1.0)
     assert list(run_directory.iterdir()) == []
 
 
-def test_closing_at_once_works_too(run_directory: Path, config: Config) -> None:
+def test_erasing_at_once_works_too(run_directory: Path, config: Config) -> None:
     store = EmbeddedStore(run_directory, "p", config)
     store.open()
-    store.drop_all()
-    store.close()
+    store.erase()
     assert list(run_directory.iterdir()) == []
     assert wait_until(lambda: server_of(run_directory) == [])
 
@@ -374,7 +402,7 @@ def test_its_files_are_private(run_directory: Path, config: Config) -> None:
     store.ping()
     assert (run_directory / "store.sock").stat().st_mode & 0o777 == 0o700
     assert (run_directory / "store").stat().st_mode & 0o777 == 0o700
-    store.close()
+    store.erase()
 
 
 def test_a_killed_server_comes_back_with_its_data(run_directory: Path, config: Config) -> None:
@@ -403,7 +431,7 @@ def test_a_killed_server_comes_back_with_its_data(run_directory: Path, config: C
     state = fold_entries("run 1", store.read(1))
     assert state.placements == {0: (2, 1, 1)}
     assert state.record_count == 2
-    store.close()
+    store.erase()
 
 
 def test_a_server_that_never_comes_back_holds_nothing_up(
@@ -429,7 +457,7 @@ def test_a_server_that_never_comes_back_holds_nothing_up(
     assert not journal.close(flush_timeout_s=0.3)
     assert journal.health.state == "degraded"
     assert time.monotonic() - start < 2.0
-    store.close()
+    store.erase()
 
 
 def test_the_directory_of_a_live_store_is_taken(run_directory: Path) -> None:
@@ -441,7 +469,7 @@ def test_the_directory_of_a_live_store_is_taken(run_directory: Path) -> None:
         second.open()
     first.append([Batch(1, 1, b"x")])
     assert first.read(1) == [Entry(1, b"x")]
-    first.close()
+    first.erase()
 
 
 def test_a_path_too_long_for_a_socket(tmp_path: Path, config: Config) -> None:
@@ -466,7 +494,7 @@ if sys.argv[2] == "fork":
     child = os.fork()
     if child == 0:
         os.close(1)
-        store.close()
+        store.erase()
         time.sleep(60)
         os._exit(0)
 print(child, flush=True)
@@ -497,7 +525,7 @@ def test_a_killed_client_leaves_no_server_and_keeps_its_data(
     again = EmbeddedStore(run_directory, "p", config)
     again.open()
     assert again.read(1) == ([] if moment == "early" else [Entry(1, b"kept")])
-    again.close()
+    again.erase()
 
 
 IMPORTS = """
@@ -512,7 +540,7 @@ before = set(sys.modules)
 store.append([Batch(1, 1, b"x")])
 store.read(1)
 print(sorted(set(sys.modules) - before))
-store.close()
+store.erase()
 """
 
 

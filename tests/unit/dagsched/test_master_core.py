@@ -22,7 +22,15 @@ from dagsched.master.events import (
     ValueArrived,
 )
 from dagsched.master.families import CHILD_RUNS_FROM
-from dagsched.master.journal import Ended, Failed, Placed, RunPast, Submitted, SubtreeEnded
+from dagsched.master.journal import (
+    Ended,
+    Failed,
+    OutputsReached,
+    Placed,
+    RunPast,
+    Submitted,
+    SubtreeEnded,
+)
 from dagsched.master.outbox import MasterActions
 from dagsched.master.placement import Candidate, Host, homes_of
 from dagsched.master.state import MasterRun, RunState, SubtreeState
@@ -577,7 +585,10 @@ def test_a_run_ends_when_outputs_are_taken_and_all_subtrees_done():
     assert driver.sent(2, EndRun) == [Parcel(EndRun(1, []))]
     actions = driver.closed(2, 1)
     assert actions.events == [RunEnded(1, "done", None, None, None, [NodeStats(2, "h")], [2, 2])]
-    assert actions.journal == [Ended(1, "done")]
+    rest = [
+        Submitted(1, 0, None, None, None), OutputsReached(1, 1, complete.objects)
+    ]  # fmt: skip
+    assert actions.journal == [Ended(1, "done", rest)]
 
 
 def test_a_block_of_outputs_counts_once_for_each_and_repeats_not_at_all():

@@ -7,12 +7,12 @@ import pytest
 
 from dagsched.config import Config
 from dagsched.errors import StoreUnavailable
-from dagsched.metastore import journal as journal_module
 from dagsched.metastore.fold import Entry, fold_entries
 from dagsched.metastore.journal import Journal, JournalHealth
 from dagsched.metastore.memory import MemoryStore
-from dagsched.metastore.port import Batch, Refusal
-from dagsched.metastore.records import Ended, Placed, Record, Submitted
+from dagsched.metastore.port import Batch, Refusal, Settlement
+from dagsched.metastore.reading import read_run, read_runs
+from dagsched.metastore.records import PART_BYTES, Ended, Outputs, Placed, Record, Submitted
 
 CONFIG = Config(journal_batch_s=0.001, journal_queue_max=1000)
 
@@ -27,6 +27,7 @@ class TroubledStore(MemoryStore):
         self.tried = threading.Event()
         self.exchange_sizes: list[int] = []
         self.open_count = 0
+        self.expiries: list[int | None] = []
 
     def open(self) -> None:
         self.open_count += 1
@@ -37,6 +38,14 @@ class TroubledStore(MemoryStore):
             self.tried.set()
             raise StoreUnavailable(self.trouble)
 
+    def settle(self, settlement: Settlement) -> None:
+        self.ping()
+        super().settle(settlement)
+
+    def lengths(self, runs: Sequence[int]) -> list[int]:
+        self.ping()
+        return super().lengths(runs)
+
     def append(self, batches: Sequence[Batch]) -> list[Refusal]:
         self.ping()
         refusals = super().append(batches)
@@ -44,6 +53,7 @@ class TroubledStore(MemoryStore):
             self.answers_lost -= 1
             raise StoreUnavailable("the answer was lost")
         self.exchange_sizes.append(len(batches))
+        self.expiries += [batch.expiry_s for batch in batches]
         return refusals
 
 
@@ -154,21 +164,226 @@ def test_overflow_is_counted_told_and_mended(
     assert fold_entries("s", store.read(2)).state == "done"
 
 
-def test_too_many_bytes_tear_only_their_run(
-    journal: Journal, store: TroubledStore, torn: list[int], monkeypatch: pytest.MonkeyPatch
+def test_too_many_bytes_tear_only_their_run_and_it_is_asked_for_when_the_store_is_back(
+    store: TroubledStore, torn: list[int]
 ) -> None:
-    monkeypatch.setattr(journal_module, "PENDING_BYTES_MAX", 10_000)
+    config = Config(journal_batch_s=0.001, journal_bytes_max=10_000)
+    journal = Journal(store, config, on_torn=torn.append)
+    journal.open()
     assert journal.flush(10)
     store.trouble = "away"
     journal.put(1, Submitted(0, None, (bytes(9000),)))
     journal.put(2, Submitted(0, None, (bytes(9000),)))
     assert store.tried.wait(10)
     assert not journal.flush(0.05)
-    assert torn == [2]
+    assert torn == []
     store.trouble = ""
     assert journal.flush(10)
+    assert journal.state[0] == "degraded"
     assert fold_entries("s", store.read(1)).state == "open"
     assert store.read(2) == []
+    journal.restart(2, [Submitted(0, None, (bytes(9000),))])
+    assert journal.flush(10)
+    assert journal.close()
+    assert torn == [2]
+    assert journal.state == ("ok", "")
+    assert fold_entries("s", store.read(2)).state == "open"
+
+
+def test_a_run_larger_than_may_wait_is_not_asked_for_again_and_again(
+    store: TroubledStore, torn: list[int]
+) -> None:
+    config = Config(journal_batch_s=0.001, journal_bytes_max=10_000)
+    journal = Journal(store, config, on_torn=torn.append)
+    journal.open()
+    journal.put(1, Submitted(0, None, (bytes(11_000),)))
+    journal.put(2, place(0))
+    assert journal.flush(10)
+    assert journal.state == ("degraded", "run 1 is larger than Config.journal_bytes_max")
+    journal.finish(1, [Ended("done")], is_whole=False)
+    assert journal.flush(10)
+    assert journal.close()
+    assert journal.state == ("ok", "")
+    assert torn == []
+    assert placements(store, 2) == [0]
+
+
+def test_what_waits_for_a_store_that_never_comes_back_is_bounded(store: TroubledStore) -> None:
+    config = Config(
+        journal_batch_s=0.001, journal_bytes_max=100_000, results_max=20, results_bytes_max=50_000
+    )
+    journal = Journal(store, config)
+    journal.open()
+    assert journal.flush(10)
+    store.trouble = "away for good"
+    for run in range(1, 1000):
+        journal.put(run, Submitted(0, None, (bytes(3000),)))
+        if run % 3 == 0:
+            journal.flush(0.0)  # has it encode what waits
+        if run % 2:
+            journal.finish(run, [Submitted(0, None, ()), Ended("done")], is_whole=run % 4 == 1)
+    assert not journal.flush(0.2)
+    waiting = sum(len(entry.data) for entry in journal._pending if isinstance(entry, Batch))
+    assert 0 < waiting <= 100_000
+    assert len(journal._results) <= 20
+    untold = journal._results.untold()
+    assert untold is not None
+    assert len(untold.kept) <= 20
+    journal.close(flush_timeout_s=0)
+
+
+# --- runs that are over ---------------------------------------------------------------------------
+
+
+def test_a_run_that_began_and_ended_between_two_looks_costs_no_stream(
+    store: TroubledStore,
+) -> None:
+    encoded: list[Record] = []
+
+    def convert(record: Record) -> Record:
+        encoded.append(record)
+        return record
+
+    journal = Journal(store, CONFIG, convert=convert)
+    rest = [Submitted(0, None, (), None, b"client"), Outputs(1, (), ()), Ended("done")]
+    journal.put(7, Submitted(0, None, (b"plan",), None, b"client"))
+    journal.put(7, place(0))
+    journal.finish(7, rest, is_whole=False)
+    journal.open()
+    assert journal.close()
+    assert encoded == rest
+    assert store.exchange_sizes == []
+    assert (store.runs(), store.results()) == ([], [7])
+    state = read_run(store, 7)
+    assert state is not None
+    assert (state.run, state.state, state.submitted) == (7, "done", rest[0])
+
+
+def test_a_finished_run_leaves_its_result_and_not_its_journal(
+    journal: Journal, store: TroubledStore
+) -> None:
+    journal.put(1, Submitted(0, None, (b"plan",)))
+    journal.put(2, Submitted(0, None, (b"plan",)))
+    assert journal.flush(10)
+    assert store.runs() == [1, 2]
+    journal.finish(1, [Submitted(0, None, ()), Ended("failed")], is_whole=False)
+    assert journal.flush(10)
+    assert (store.runs(), store.results()) == ([2], [1])
+    assert [(state.run, state.state) for state in read_runs(store)] == [(1, "failed"), (2, "open")]
+    journal.finish(2, [], is_whole=False)
+    assert journal.flush(10)
+    assert (store.runs(), store.results()) == ([], [1])
+
+
+def test_a_finished_run_that_needs_its_plan_keeps_its_journal(
+    journal: Journal, store: TroubledStore
+) -> None:
+    records: list[Record] = [Submitted(0, None, (b"plan",)), place(0), Ended("lost")]
+    for record in records[:2]:
+        journal.put(1, record)
+    assert journal.flush(10)
+    store.expiries.clear()
+    journal.finish(1, [records[0], records[2]], is_whole=True)
+    assert journal.flush(10)
+    state = fold_entries("s", store.read(1))
+    assert (state.state, sorted(state.placements), state.next_position) == ("lost", [0], 3)
+    assert store.expiries == [CONFIG.result_expiry_s]
+
+
+def test_the_journal_of_a_finished_run_is_written_anew_if_it_is_torn(
+    journal: Journal, store: TroubledStore, torn: list[int]
+) -> None:
+    journal.put(1, place(0))
+    assert journal.flush(10)
+    store.drop_all()
+    journal.put(1, place(1))
+    assert journal.flush(10)
+    assert torn == [1]
+    journal.finish(1, [Submitted(0, None, (b"plan",)), Ended("lost")], is_whole=True)
+    assert journal.flush(10)
+    state = fold_entries("s", store.read(1))
+    assert (state.state, state.record_count) == ("lost", 2)
+    assert journal.state == ("ok", "")
+
+
+def test_a_large_result_stands_in_a_stream(journal: Journal, store: TroubledStore) -> None:
+    large = Submitted(0, None, (), None, bytes(2 * PART_BYTES))
+    journal.put(1, place(0))
+    assert journal.flush(10)
+    journal.finish(1, [large, Ended("done")], is_whole=False)
+    assert journal.flush(10)
+    assert (store.runs(), store.results()) == ([1], [])
+    state = read_run(store, 1)
+    assert state is not None
+    assert (state.state, state.submitted, state.placements) == ("done", large, {})
+
+
+def test_the_oldest_results_go_first(store: TroubledStore) -> None:
+    config = Config(journal_batch_s=0.001, results_max=3)
+    journal = Journal(store, config)
+    journal.open()
+    for run in range(1, 7):
+        journal.finish(run, [Ended("done")], is_whole=run % 2 == 0)
+        assert journal.flush(10)
+    assert journal.close()
+    assert (store.runs(), store.results()) == ([4, 6], [5])
+
+
+# --- the store is looked after while a run goes on ------------------------------------------------
+
+
+def test_a_lost_journal_is_noticed_though_nothing_is_put(
+    store: TroubledStore, torn: list[int]
+) -> None:
+    asked = threading.Event()
+
+    def on_torn(run: int) -> None:
+        torn.append(run)
+        asked.set()
+
+    journal = Journal(store, Config(journal_batch_s=0.001, journal_check_s=0.01), on_torn=on_torn)
+    journal.open()
+    journal.put(1, place(0))
+    assert journal.flush(10)
+    store.drop_all()
+    assert asked.wait(10)
+    assert journal.state[0] == "degraded"
+    journal.restart(1, [place(0)])
+    assert journal.flush(10)
+    assert journal.state == ("ok", "")
+    assert placements(store) == [0]
+    journal.close()
+    assert torn == [1]
+
+
+def test_a_store_that_comes_back_without_its_last_entries_is_noticed(
+    journal: Journal, store: TroubledStore, torn: list[int]
+) -> None:
+    for subtree in range(3):
+        journal.put(1, place(subtree))
+        assert journal.flush(10)
+    store.truncate(1, 3)
+    journal.put(1, place(3))
+    assert journal.flush(10)
+    assert torn == [1]
+    journal.restart(1, [place(subtree) for subtree in range(4)])
+    assert journal.flush(10)
+    assert placements(store) == [0, 1, 2, 3]
+
+
+def test_one_warning_for_a_store_that_comes_and_goes(
+    journal: Journal, store: TroubledStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    for trouble in ["one", "two", "three"]:
+        store.trouble = trouble
+        journal.put(1, place(0))
+        assert not journal.flush(0.1)
+        assert journal.state == ("degraded", trouble)
+        store.trouble = ""
+        assert journal.flush(10)
+        assert journal.state == ("ok", "")
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["the journal is degraded, so runs could not be resumed now: one"]
 
 
 def test_a_stream_that_vanished_is_written_anew(
