@@ -6,8 +6,6 @@ resume goes by. Also what still counts once the run is over.
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from dagsched.master.journal import (
     Failed,
     OutputsReached,

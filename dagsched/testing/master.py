@@ -68,9 +68,11 @@ class SimMaster(SimProcess):
         if cluster.checks:
             self.core.check()
         for record in actions.journal:
-            self.journal.put(record.run, record)
             if isinstance(record, Ended):
-                self.journal.forget(record.run)
+                rest = [*record.rest, record] if record.rest else []
+                self.journal.finish(record.run, rest, is_whole=record.is_whole)
+            else:
+                self.journal.put(record.run, record)
             cluster.record_written()
             if not self.is_alive:
                 return
@@ -99,6 +101,11 @@ class SimMaster(SimProcess):
 
     def _rewrite(self, run: int) -> None:
         """The journal asks for all records of a run."""
+        records = self.core.journal_of(run)
+        if records is None:
+            self.journal.forget(run)
+        else:
+            self.journal.restart(run, records)
 
     # --- the client -------------------------------------------------------------------------------
 

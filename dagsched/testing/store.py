@@ -13,7 +13,7 @@ from dagsched.master.journaling import stored_record
 from dagsched.metastore.fold import Entry
 from dagsched.metastore.journal import Journal
 from dagsched.metastore.memory import MemoryStore
-from dagsched.metastore.port import Batch, Refusal
+from dagsched.metastore.port import Batch, Refusal, Settlement
 from dagsched.testing.clock import SimClock
 from dagsched.testing.process import SimProcess
 
@@ -92,10 +92,15 @@ class SimStore(MemoryStore):
             raise StoreUnavailable("the connection was reset")
         return refusals
 
-    def drop(self, run: int) -> None:
-        """See `MetaStore.drop`."""
+    def settle(self, settlement: Settlement) -> None:
+        """See `MetaStore.settle`."""
         self._check()
-        super().drop(run)
+        super().settle(settlement)
+
+    def lengths(self, runs: Sequence[int]) -> list[int]:
+        """See `MetaStore.lengths`."""
+        self._check()
+        return super().lengths(runs)
 
     def ping(self) -> None:
         """See `MetaStore.ping`."""
@@ -134,7 +139,7 @@ class SimJournal(Journal):
         self._sim_store = store
         self._process = process
         self._rewrite = rewrite
-        self._is_due = False
+        self._due_s: float | None = None
 
     def _is_torn_now(self, run: int) -> None:
         self._process.after(1e-4, lambda: self._rewrite(run))
@@ -149,19 +154,27 @@ class SimJournal(Journal):
         super().restart(run, records)
         self._wake_up(self._config.journal_batch_s)
 
+    def finish(self, run: int, records: Sequence[Any], *, is_whole: bool) -> None:
+        """See `Journal.finish`."""
+        super().finish(run, records, is_whole=is_whole)
+        self._wake_up(self._config.journal_batch_s)
+
     def forget(self, run: int) -> None:
         """See `Journal.forget`."""
         super().forget(run)
         self._wake_up(self._config.journal_batch_s)
 
     def _wake_up(self, delay_s: float) -> None:
-        if not self._is_due:
-            self._is_due = True
-            self._process.after(delay_s, self._step)
+        due_s = self._process.now + delay_s
+        if self._due_s is None or due_s < self._due_s:
+            self._due_s = due_s
+            self._process.after(delay_s, lambda: self._step(due_s))
 
-    def _step(self) -> None:
+    def _step(self, due_s: float) -> None:
         """One round of the thread: take what was put, send it, wait for more or for the store."""
-        self._is_due = False
+        if due_s != self._due_s:
+            return  # it was woken sooner
+        self._due_s = None
         stalled_s = self._sim_store.stalled_s
         if stalled_s > 0:
             if stalled_s <= self._config.store_timeout_s:
@@ -170,10 +183,14 @@ class SimJournal(Journal):
             self._try(_time_out)
             self._wake_up(self._config.store_timeout_s)
             return
+        if not (self._queue or self._pending or self._overflowed or self._backoff_s):
+            self._check()
         self._take_queue()
         self._send()
-        if self._pending:
+        if self._pending or self._backoff_s:
             self._wake_up(self._backoff_s)
+        elif self._runs:
+            self._wake_up(self._config.journal_check_s)
 
 
 def _time_out() -> None:
