@@ -21,7 +21,8 @@ from dagsched._version import __version__
 from dagsched.brokers.actions import BrokerActions
 from dagsched.brokers.core import BrokerCore
 from dagsched.brokers.launch import GOODBYE, BrokerSettings
-from dagsched.brokers.objects.arena import Arena, unlink_segments
+from dagsched.brokers.objects.arena import Arena
+from dagsched.brokers.objects.segments import SPILL_NAME, unlink_segments
 from dagsched.brokers.poller import Poller
 from dagsched.brokers.pool import Pool
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
@@ -81,7 +82,8 @@ class BrokerShell:
         self._core = BrokerCore(settings.broker, settings.host, settings.config)
         self._poller = Poller()
         self._pool = Pool(forked, self._poller, Path(settings.run_directory), settings.config)
-        self._arena = Arena(f"{settings.name_prefix}-0-0", settings.config)
+        self._spill = Path(settings.run_directory) / SPILL_NAME
+        self._arena = Arena(f"{settings.name_prefix}-0-0", settings.config, self._spill)
         self._outgoing = OutgoingTransfers(settings.config)
         self._incoming = IncomingTransfers(self._arena)
         number = time.monotonic_ns
@@ -154,7 +156,7 @@ class BrokerShell:
                 linger = lambda: self._master.close(0)  # noqa: E731
             steps += [self._data.close, linger, self._context.term]
         steps += [
-            lambda: unlink_segments(self._settings.name_prefix),
+            lambda: unlink_segments(self._settings.name_prefix, spill=self._spill),
             self._forget_signals,
             self._poller.close,
             self._leave,
@@ -435,7 +437,8 @@ class BrokerShell:
         for location in actions.free:
             self._arena.free(location)
         for executor, incarnation, keep in actions.reclaim:
-            unlink_segments(f"{self._settings.name_prefix}-{executor}-{incarnation}", keep)
+            prefix = f"{self._settings.name_prefix}-{executor}-{incarnation}"
+            unlink_segments(prefix, keep, self._spill)
         for run, position, frame in actions.store:
             self._store(run, position, frame, now)
         for peer, run, info in actions.transfers:

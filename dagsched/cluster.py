@@ -509,8 +509,7 @@ class Cluster:
         for run in runs:
             run.take_error(state, error)
 
-    @staticmethod
-    def _unlink_segments(prefix: str) -> None:
-        from dagsched.brokers.objects.arena import unlink_segments
+    def _unlink_segments(self, prefix: str) -> None:
+        from dagsched.brokers.objects.segments import SPILL_NAME, unlink_segments
 
-        unlink_segments(prefix)
+        unlink_segments(prefix, spill=self._names.directory / SPILL_NAME)

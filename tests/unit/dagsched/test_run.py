@@ -218,7 +218,7 @@ def test_an_exception_of_a_class_that_is_unknown_here(host: FakeHost) -> None:
         ),
         (Failure(1, 1, "argument", text="no module"), SerializationError, "there: no module"),
         (Failure(1, 1, "timeout"), TaskTimedOut, "took longer than its timeout"),
-        (Failure(1, 1, "memory", text="4 GB"), OutOfMemory, r"shared memory was full .*\(4 GB\)"),
+        (Failure(1, 1, "memory", text="4 GB"), OutOfMemory, r"there was no room .*\(4 GB\)"),
         (Failure(1, 1, "nonsense"), InternalError, "failed in an unknown way"),
     ],
 )  # fmt: skip
