@@ -87,6 +87,8 @@ class Accounts:
             bundle_count=counters.bundle_count,
             retry_count=counters.retry_count,
             stale_count=counters.stale_count,
+            crash_retry_count=counters.crash_retry_count,
+            timeout_retry_count=counters.timeout_retry_count,
             executors=executors,
         )
 

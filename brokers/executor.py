@@ -278,6 +278,7 @@ class Executor:
             reader.read_bytes - read_before,
             arena.written_bytes - written_before,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            outcome.retries,
         )
         fault("executor.before_report")
         self.send([Parcel(done, _frames_of(outcome))])

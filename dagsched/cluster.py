@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dagsched.answers import NO_ANSWER, Answers
@@ -30,7 +30,8 @@ from dagsched.tracking import Tracker
 
 if TYPE_CHECKING:
     from dagsched.master.core import MasterCore
-    from dagsched.master.events import ClientEvent, RunEnded
+    from dagsched.master.events import ClientEvent, RunEnded, RunStalled
+    from dagsched.master.explaining import Explanation
     from dagsched.master.shell import MasterShell
     from dagsched.nodes import NodeChanges
     from dagsched.plan import RunPlan
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _STATS_TIMEOUT_S = 2.0
+_EXPLAIN_TIMEOUT_S = 5.0  # a node that doesn't answer has been given up by then
 
 
 class Cluster:
@@ -245,6 +247,13 @@ class Cluster:
                 )
         return values
 
+    def explain(self, run: int, position: int) -> "Explanation | None":
+        """Ask the master about a task; None: it knows nothing of it, or doesn't answer."""
+        request = self._answers.ask()
+        self._call(lambda core, now: core.explain(request, run, position, now))
+        answer = self._wait_for_answer(request, _EXPLAIN_TIMEOUT_S)
+        return None if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+
     def cancel_run(self, number: int) -> None:
         """Ask the master to stop a run."""
         if not self._closing:
@@ -322,23 +331,27 @@ class Cluster:
         """Numbers of the last run, with what the brokers hold now."""
         from dagsched.stats import add_idle_nodes, broker_rows, executor_rows, merge_live
 
-        live = self._ask_stats()
+        live, counters = self._ask_stats()
+        now = {
+            "store": self._storing.state(),
+            "stalls": counters.get("stalls", 0),
+            "counters": dict(counters),
+        }
         numbers = self._last_numbers
         if numbers is None:
             rows = {"brokers": broker_rows(live), "executors": executor_rows(live)}
-            return {"run": None, **rows, "store": self._storing.state()}
+            return {"run": None, **rows, **now}
         result = numbers.as_dict()
         add_idle_nodes(result, live)
         merge_live(result["brokers"], live)
-        result["store"] = self._storing.state()
-        return result
+        return {**result, **now}
 
-    def _ask_stats(self) -> "Sequence[NodeStats]":
+    def _ask_stats(self) -> "tuple[Sequence[NodeStats], Mapping[str, int]]":
         request = self._answers.ask()
         self._call(lambda core, now: core.ask_stats(request, now))
         answer = self._wait_for_answer(request, _STATS_TIMEOUT_S)
         # A node that doesn't answer is on its way to being lost; the run's own numbers are there.
-        return () if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+        return ((), {}) if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
 
     def _numbers(self, run: "Run", state: str) -> "RunNumbers":
         from dagsched.stats import RunNumbers
@@ -376,6 +389,13 @@ class Cluster:
             case events.RunStarted():
                 if (run := self._running.get(event.run)) is not None:
                     run.take_started()
+            case events.RunHappened():
+                if (run := self._running.get(event.run)) is not None:
+                    run.take_happened(event)
+            case events.RunStalled():
+                self._take_stall(event)
+            case events.TaskExplained():
+                self._answers.give(event.request, event.found)
             case events.OutputsComplete():
                 if (run := self._running.get(event.run)) is not None:
                     self._take_outputs(run, event)
@@ -384,7 +404,7 @@ class Cluster:
             case events.ValueArrived():
                 self._answers.give(event.request, event)
             case events.StatsArrived():
-                self._answers.give(event.request, event.stats)
+                self._answers.give(event.request, (event.stats, event.counters))
             case events.NodeJoined():
                 self._roster.take_joined(event.broker)
             case events.NodeRemoved():
@@ -393,6 +413,14 @@ class Cluster:
                 logger.debug(
                     "executor %d of node %d: pid %d", event.executor, event.broker, event.pid
                 )
+
+    def _take_stall(self, event: "RunStalled") -> None:
+        from dagsched.story import stall_text
+
+        run = self._running.get(event.run)
+        if run is not None:
+            run.take_happened(event)
+            logger.warning("run %s: %s", run.run_id, stall_text(run, event))
 
     def take_crash(self, error: BaseException) -> None:
         """The master's thread has failed: nobody may wait any longer."""

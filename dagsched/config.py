@@ -73,6 +73,12 @@ class Config:
     master_grace_max_s: float = 3600.0
     """But never longer than this."""
 
+    stall_warning_s: float = 30.0
+    """A run in which nothing moves and no task runs for this long is warned of, with the cause."""
+
+    story_events_max: int = 10_000
+    """What is kept of a run's placements, losses and retries, so that each task's story is told."""
+
     lease_s: float = 6.0
     """A node not heard of for this long is lost."""
 

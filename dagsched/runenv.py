@@ -137,8 +137,13 @@ class RunEnv:
         """Numbers of the last run, and what brokers hold now.
 
         Returns:
-            ``run`` (a dict, or None if there was no run), ``brokers`` and ``executors`` (lists of
-            dicts, one a process), ``store`` (``state`` ok or degraded, and a ``reason``).
+            ``run`` (a dict, or None if there was no run; its fields as in `Run.stats`), ``brokers``
+            and ``executors`` (lists of dicts, one a process), ``store`` (``state`` ok or degraded,
+            and a ``reason``), ``stalls`` (how often a run stood still and it was warned of), and
+            ``counters`` of all since the environment began: ``node_losses``, ``executor_losses``
+            (processes of executors that died or were killed), ``exception_retries``,
+            ``crash_retries``, ``timeout_retries``, ``stalls``, ``stale_messages`` (of those who
+            didn't know yet that they were gone), and what the recovery counts.
 
         Raises:
             ClosedError: the environment has been closed.
