@@ -29,7 +29,7 @@ def main() -> int:
         return 0  # whoever started us is gone already
     try:
         settings = BrokerSettings.from_line(line)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError) as error:
         sys.stderr.write(f"a broker's settings are a line of JSON; this is none: {error}\n")
         return 2
     logging.basicConfig(

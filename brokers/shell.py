@@ -27,7 +27,7 @@ from dagsched.brokers.poller import Poller
 from dagsched.brokers.pool import Pool
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
 from dagsched.brokers.zygote import Zygote
-from dagsched.errors import OutOfMemory, ProtocolError
+from dagsched.errors import AuthenticationError, OutOfMemory, ProtocolError, VersionMismatch
 from dagsched.faults import fault
 from dagsched.ids import ProcessId, RunNo
 from dagsched.protocol.codec import PROTOCOL_VERSION, Decoder, encode_batch
@@ -42,6 +42,7 @@ from dagsched.protocol.messages import (
     MasterToBroker,
     ObjectInfo,
     Parcel,
+    Refused,
     SetPeers,
     TaskFailed,
     TransferChunk,
@@ -52,12 +53,15 @@ from dagsched.protocol.messages import (
 from dagsched.protocol.session import SessionFull
 from dagsched.rundir import remove_environment
 from dagsched.tenancy import Tenancy, wait_for_store
-from dagsched.transport import BrokerEndpoint, DataPort
+from dagsched.transport import BrokerEndpoint, CurveKeys, DataPort
 
 logger = logging.getLogger(__name__)
 
 EXIT_INTERNAL = 70
 """Exit code after an internal error (EX_SOFTWARE of sysexits.h)."""
+
+EXIT_REFUSED = 77
+"""Exit code of a broker that the master does not want (EX_NOPERM)."""
 
 MASTER = 1
 """The master's process id, by which its link is known."""
@@ -89,7 +93,7 @@ class BrokerShell:
         self._incoming = IncomingTransfers(self._arena)
         number = time.monotonic_ns
         config = settings.config
-        self._master_links = Links(Decoder(MasterToBroker, config), config, number)
+        self._master_links = Links(Decoder(MasterToBroker | Refused, config), config, number)
         self._peer_links = Links(Decoder(BrokerToBroker, config), config, number)
         self._from_executor = Decoder(ExecutorToBroker, settings.config)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -118,6 +122,9 @@ class BrokerShell:
             self._open()
             while not self._is_over:
                 self._turn()
+        except (AuthenticationError, VersionMismatch) as error:
+            logger.error("%s: %s", type(error).__name__, error)
+            code = EXIT_REFUSED
         except Exception:
             logger.exception("broker %d has failed and ends", self._settings.broker)
             code = EXIT_INTERNAL
@@ -131,10 +138,15 @@ class BrokerShell:
         self._listen_to_signals()
         self._poller.add(self._lifeline_fd, self._lifeline_ready)
         self._context = zmq.Context()
-        self._data = DataPort(self._context, settings.broker, settings.data_socket)
-        self._master = BrokerEndpoint(self._context, settings.broker, settings.master_socket)
-        self._poller.add(self._data.fd, self._set_peers_ready)
-        self._poller.add(self._master.fd, self._set_master_ready)
+        keys = CurveKeys(*settings.keys) if settings.keys else None
+        where = settings.listen or settings.data_socket
+        self._data = DataPort(self._context, settings.broker, where, keys)
+        master = settings.master_address or settings.master_socket
+        self._master = BrokerEndpoint(self._context, settings.broker, master, keys)
+        for fd in self._data.fds:
+            self._poller.add(fd, self._set_peers_ready)
+        for fd in self._master.fds:
+            self._poller.add(fd, self._set_master_ready)
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         hello = BrokerHello(
             settings.broker,
@@ -142,6 +154,7 @@ class BrokerShell:
             settings.host,
             self._data.address,
             (python, __version__, PROTOCOL_VERSION),
+            token=settings.env_token,
         )
         self._send_master([Parcel(hello)])
         self._send_batches(time.monotonic())
@@ -305,6 +318,9 @@ class BrokerShell:
         message = cast("MasterToBroker", parcel.message)
         if self._settings.debug:
             logger.debug("from master: %.500r", message)
+        if isinstance(parcel.message, Refused):
+            kind = VersionMismatch if parcel.message.kind == "version" else AuthenticationError
+            raise kind(f"the master refuses this broker: {parcel.message.text}")
         if isinstance(message, SetPeers):
             self._set_peers(message, now)
         elif isinstance(message, Welcome):
@@ -364,7 +380,7 @@ class BrokerShell:
                 for _, parcels in self._peer_links.receive(peer, frames, now):
                     for parcel in parcels:
                         self._take_peer_parcel(peer, parcel, now)
-            except ProtocolError as error:
+            except (ProtocolError, VersionMismatch) as error:
                 # The master decides about that broker; we only don't listen to it for ever.
                 logger.warning("dropped: broker %d sent nonsense: %s", peer, error)
                 if self._peer_links.note_nonsense(peer):

@@ -5,6 +5,7 @@ tells to whoever waits for it. `RunEnv` is its public face.
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import threading
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from dagsched.protocol.messages import NodeStats
     from dagsched.run import Run
     from dagsched.stats import RunNumbers
+    from dagsched.transport import MasterEndpoint
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Cluster:
         debug: log every decision.
         profile: profile the master's thread.
         track: address of a listener to events, if there is one.
+        listen: ``tcp://HOST`` for TCP between master and brokers; None: Unix sockets.
     """
 
     def __init__(
@@ -66,12 +69,15 @@ class Cluster:
         debug: bool = False,
         profile: bool = False,
         track: str | None = None,
+        listen: str | None = None,
     ) -> None:
         self._names = names
         self._config = config
         self._debug = debug
         self._tenancy = Tenancy(names.directory)
-        self._brokers = BrokerProcesses(names, config, debug=debug)
+        self._brokers = BrokerProcesses(names, config, debug=debug, listen=listen)
+        self._listen = listen
+        self._endpoint: MasterEndpoint | None = None  # of TCP
         self._roster = Roster(
             nodes, self._brokers, lambda: self._closing or self._crash is not None
         )
@@ -108,6 +114,8 @@ class Cluster:
         # while they do.
         self._tenancy.live()
         self._tenancy.rule()
+        if self._listen is not None:
+            self._endpoint = self._open_tcp(self._listen)
         started = self._roster.begin()
         self._note = EnvironmentNote.of(self._names, metastore)
         self._write_note()
@@ -116,7 +124,9 @@ class Cluster:
         from dagsched.master.shell import MasterShell
 
         core = MasterCore(self._config)
-        shell = MasterShell(core, self._names.master_socket, self._config, self, debug=self._debug)
+        where = self._endpoint or self._names.master_socket
+        tokens = [self._names.token]
+        shell = MasterShell(core, where, self._config, self, tokens=tokens, debug=self._debug)
         self._core = core
         self._shell = shell
         self._tell_nodes()  # waits for the thread, so that no broker comes before it is wanted
@@ -136,6 +146,17 @@ class Cluster:
         import dagsched.outcome
         import dagsched.planning
         import dagsched.run  # noqa: F401 - the first run shall not wait for these imports
+
+    def _open_tcp(self, listen: str) -> "MasterEndpoint":
+        from dagsched.transport import CurveKeys, MasterEndpoint
+        from dagsched.transport.curve import write_cluster_file
+
+        keys = CurveKeys.generate()
+        endpoint = MasterEndpoint(listen, keys)
+        self._brokers.master_address = endpoint.address
+        self._brokers.keys = list(dataclasses.astuple(keys))
+        write_cluster_file(self._names.directory, endpoint.address, keys)
+        return endpoint
 
     def close(self) -> None:
         """End everything and leave nothing; safe to call again, also after an interruption."""
@@ -157,6 +178,8 @@ class Cluster:
                 steps.callback(self._tracker.close)
             if self._profile is not None:
                 steps.callback(self._profile.tell)
+            if self._endpoint is not None and self._shell is None:
+                steps.callback(self._endpoint.close)
             if self._shell is not None:
                 steps.callback(self._shell.stop, timeout_s)
             steps.callback(self._brokers.let_go)
@@ -336,6 +359,7 @@ class Cluster:
             "store": self._storing.state(),
             "stalls": counters.get("stalls", 0),
             "counters": dict(counters),
+            "links": self._link_counts(),
         }
         numbers = self._last_numbers
         if numbers is None:
@@ -345,6 +369,9 @@ class Cluster:
         add_idle_nodes(result, live)
         merge_live(result["brokers"], live)
         return {**result, **now}
+
+    def _link_counts(self) -> dict[str, int]:
+        return {} if self._shell is None else self._shell.link_counts
 
     def _ask_stats(self) -> "tuple[Sequence[NodeStats], Mapping[str, int]]":
         request = self._answers.ask()

@@ -86,8 +86,9 @@ class MasterCore:
 
     def __init__(self, config: Config, *, version: Version | None = None, base: int = 0) -> None:
         self.stale_count = 0
+        self.version = version or own_version()
         self._outbox = Outbox(config.story_events_max)
-        self._members = Members(config, version or own_version(), self._outbox)
+        self._members = Members(config, self.version, self._outbox)
         self._kept = KeptObjects(self._outbox)
         self._estimates: dict[bytes, float] = {}
         self._lives = Lives(config, self._members, self._kept, self._outbox, self._estimates, base)
