@@ -30,6 +30,7 @@ from dagsched.brokers.zygote import Zygote
 from dagsched.errors import AuthenticationError, OutOfMemory, ProtocolError, VersionMismatch
 from dagsched.faults import fault
 from dagsched.ids import ProcessId, RunNo
+from dagsched.limits import raise_descriptor_limit
 from dagsched.protocol.codec import PROTOCOL_VERSION, Decoder, encode_batch
 from dagsched.protocol.links import Links
 from dagsched.protocol.messages import (
@@ -134,6 +135,7 @@ class BrokerShell:
     def _open(self) -> None:
         settings = self._settings
         self._tenancy.live()
+        raise_descriptor_limit()  # executors, whose zygote has been forked, keep the user's
         self._pool.open()
         self._listen_to_signals()
         self._poller.add(self._lifeline_fd, self._lifeline_ready)

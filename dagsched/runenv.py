@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from dagsched.config import Config
 from dagsched.debuglog import start_debug_log, stop_debug_log
 from dagsched.errors import ClosedError, NoNodesError
+from dagsched.limits import check_descriptors
 from dagsched.nodes import (
     LOCAL_HOST,
     NodeChanges,
@@ -239,18 +240,22 @@ class RunEnv:
         hosts = process_hosts()
         private_ids = [number for node in self._private for number in node.ids]
         if nodes is not None:
-            return check_nodes(nodes, hosts, private_ids)
+            given = check_nodes(nodes, hosts, private_ids)
+            check_descriptors(given)
+            return given
         try:
             added = group_nodes(hosts) if hosts else ()
         except NoNodesError:
             if not self._private:
                 raise
             added = ()
-        wanted = (*self._private, *added)
-        return check_nodes(wanted, hosts, private_ids)
+        wanted = check_nodes((*self._private, *added), hosts, private_ids)
+        check_descriptors(wanted)
+        return wanted
 
     def _open(self, nodes: tuple[NodeEnv, ...], metastore: str | None, track: str | None) -> None:
         """Start everything; what was started is ended again if that fails."""
+        check_descriptors(nodes)
         names = make_run_directory(self._rootpath)
         if self._flags["debug"]:
             start_debug_log()
