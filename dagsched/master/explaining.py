@@ -117,7 +117,8 @@ def phrase(task: Situation) -> str:
         subtree=task.subtree,
         others=_listed("subtree", task.others),
     )
-    return f"{text} ({task.recomputed})" if task.recomputed else text
+    is_over = task.state in ("held", "ended", "done", "fetching", "dropped", "ending")
+    return text if is_over or not task.recomputed else f"{text} ({task.recomputed})"
 
 
 _PHRASES = {

@@ -29,7 +29,7 @@ def place_of(
     subtree = run.producer(position)
     found = Situation(
         position, "placed", subtree=subtree.number, attempt=subtree.attempt,
-        recomputed=_why_again(run, root, position),
+        recomputed=_why_again(run, root, subtree, position),
     )  # fmt: skip
     if subtree.state is SubtreeState.PLACED and subtree.home is not None:
         return replace(found, node=int(subtree.home))
@@ -49,11 +49,13 @@ def place_of(
             return replace(found, state="dropped", detail=root.losses)
 
 
-def _why_again(run: MasterRun, root: MasterRun, position: int) -> str:
-    """Why a value is made once more; empty: it isn't."""
-    if run.loss_counts is None or not run.loss_counts[position]:
+def _why_again(run: MasterRun, root: MasterRun, subtree: Subtree, position: int) -> str:
+    """Why a task is placed, or its value made, once more; empty: it isn't."""
+    if subtree.members is None:
         return ""
-    return f"it is computed again, for {root.losses or 'its value was lost'}"
+    was_lost = run.loss_counts is not None and run.loss_counts[position] > 0
+    what = "computed" if was_lost else "placed"
+    return f"it is {what} again, for {root.losses or 'its node has left'}"
 
 
 def _recovery_text(root: MasterRun, members: Members) -> str:

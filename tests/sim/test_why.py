@@ -1,14 +1,18 @@
 """Explanations of tasks in simulated clusters, against what is known to be so; and the watchdog."""
 
+import random
+from functools import partial
+
 import pytest
 
 from dagsched.config import Config
 from dagsched.ids import ProcessId
-from dagsched.master.events import RunHappened, RunStalled
+from dagsched.master.events import RunHappened, RunStalled, TaskExplained
 from dagsched.master.explaining import Explanation, words
 from dagsched.plan import ClusterShape
 from dagsched.testing.cluster import SimCluster
 from dagsched.testing.graphs import Planned, SimGraph, planned
+from dagsched.testing.stories import begun, drawn, play
 
 
 def chain(count: int, seconds: float) -> SimGraph:
@@ -232,3 +236,64 @@ def test_a_story_is_told_within_its_bound_and_counted_beyond_it() -> None:
     told = [event for event in cluster.events if isinstance(event, RunHappened)]
     assert [event.kind for event in told].count("cut") == 1
     assert sum(len(event.placements) for event in told) <= 5
+
+
+# --- while things go wrong ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", range(0, 60, 20))
+def test_questions_at_any_moment_of_any_story_are_answered_and_change_nothing(first: int) -> None:
+    """`play` compares all results with the oracle and accounts for every object and message."""
+    states: set[str] = set()
+    for seed in range(first, first + 20):
+        story = drawn(seed)
+        cluster = begun(story)
+        rng = random.Random(seed)
+        end_s = max([1.0, *(fault.end_s for fault in story.faults)])
+        asked = [
+            (number, rng.randint(1, len(story.graphs)), rng.randrange(0, 40))
+            for number in range(100_000, 100_040)
+        ]
+        for request, run, position in asked:
+            cluster.clock.at(rng.uniform(0.0, end_s), partial(ask, cluster, request, run, position))
+        play(story, cluster=cluster)
+        cluster.let_pass(2.0)
+        told = [event for event in cluster.events if isinstance(event, TaskExplained)]
+        assert sorted(event.request for event in told) == sorted(number for number, _, _ in asked)
+        for event in told:
+            if event.found is not None:
+                text = words(event.found, name)
+                assert text.startswith(f"t{event.found.task.position} ")
+                states.add(event.found.task.state)
+    assert {"running", "waiting", "ending"} & states
+
+
+def ask(cluster: SimCluster, request: int, run: int, position: int) -> None:
+    cluster._command(lambda core, now: core.explain(request, run, position, now))
+
+
+def test_a_run_that_recovers_says_so_and_then_what_is_computed_again() -> None:
+    cluster = SimCluster({2: 2, 3: 2}, config=Config(subtrees_a_node=1))
+    run = cluster.submit_planned(halves(1.0))
+    cluster.step_until(lambda: len(cluster.executed) >= 4)
+    found = explained(cluster, 8)
+    cluster.let_pass(0.3)
+    homes = {position: explained(cluster, position).task.node for position in range(9)}
+    lost = homes[0]
+    assert lost != 0
+    cluster.kill_node(lost)
+    texts = []
+    for _ in range(40):
+        texts.append(text_of(cluster, 0))
+        cluster.let_pass(0.05)
+        if run.is_over:
+            break
+    cluster.wait(run)
+    assert run.state == "done"
+    assert found.run == 1
+    # 0 had ended there, but its subtree had not: nobody knows that it is made a second time.
+    assert f"is ready on node {5 - lost}" in texts[1]
+    assert any(f"(it is placed again, for node {lost} was lost)" in text for text in texts)
+    kinds = [event.kind for event in cluster.events if isinstance(event, RunHappened)]
+    assert kinds.index("node_lost") < kinds.index("recovering") < kinds.index("recovered")
+    assert "recomputed" in kinds
