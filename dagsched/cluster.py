@@ -308,6 +308,13 @@ class Cluster:
         """The nodes wanted, without those that were lost."""
         return self._roster.nodes
 
+    def troubles(self) -> list[str]:
+        """What doesn't go as it should at the moment, in a few words each."""
+        found = [] if self._roster.joined_count else ["no nodes"]
+        if self._storing.state()["state"] == "degraded":
+            found.append("journal waits for its store")
+        return found
+
     def describe_losses(self) -> str:
         """Which nodes were lost, and why."""
         return self._roster.describe_losses()

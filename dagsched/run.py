@@ -57,6 +57,9 @@ class RunHost(Protocol):
     def explain(self, run: int, position: int) -> "Explanation | None":
         """Ask the master about a task; None: it knows nothing of it, or doesn't answer."""
 
+    def troubles(self) -> Sequence[str]:
+        """What of the environment doesn't go as it should, in a few words each."""
+
     def describe_losses(self) -> str:
         """Which nodes were lost, and why; empty if none was."""
 
@@ -89,6 +92,7 @@ class RunRecord:
     subtree_brokers: Sequence[int] = ()
     node_stats: "Sequence[NodeStats]" = ()
     events: "list[RunHappened | RunStalled]" = field(default_factory=list)  # in order
+    trouble: str = ""  # what keeps it from going on at the moment
     tally: Mapping[str, int] = field(default_factory=dict)  # what happened, by kind, once over
 
 
@@ -278,7 +282,15 @@ class Run:
 
     def take_happened(self, event: "RunHappened | RunStalled") -> None:
         """Something for the story."""
+        from dagsched.master.events import RunStalled
+
         self.record.events.append(event)
+        if isinstance(event, RunStalled):
+            self.record.trouble = "nothing moves"
+        elif event.kind == "recovering":
+            self.record.trouble = "recovering"
+        elif event.kind != "node_lost":
+            self.record.trouble = ""
 
     def take_progress(self, done_count: int, total: int) -> None:
         """So many tasks have ended."""
@@ -339,6 +351,13 @@ class Run:
         self._end = event
         tell(self, event.state)
         self._finish(event.state)
+
+    def troubles(self) -> str:
+        """What doesn't go as it should at the moment, in a few words; empty: nothing."""
+        if self.done():
+            return ""
+        own = (self.record.trouble,) if self.record.trouble else ()
+        return ", ".join((*own, *self._host.troubles()))
 
     def ask_why(self, position: int) -> "Explanation | None":
         """What the master says of a task; None: nothing."""

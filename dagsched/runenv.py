@@ -155,8 +155,9 @@ class RunEnv:
             ``counters`` of all since the environment began: ``node_losses``, ``executor_losses``
             (processes of executors that died or were killed), ``exception_retries``,
             ``crash_retries``, ``timeout_retries``, ``stalls``, ``stale_messages`` (of those who
-            didn't know yet that they were gone), and what the recovery counts; and ``links`` (batches
-            that were stale, nonsense, repeated or resent; connections refused).
+            didn't know yet that they were gone), ``recoveries``, ``recomputed_tasks``,
+            ``moved_objects``; and ``links`` (batches that were stale, nonsense, repeated or resent;
+            connections refused).
 
         Raises:
             ClosedError: the environment has been closed.

@@ -25,8 +25,15 @@ from dagsched.errors import (
     TaskTimedOut,
 )
 from dagsched.graph import build_graph
-from dagsched.master.events import OutputsComplete, RunEnded, RunHappened, TracesArrived
+from dagsched.master.events import (
+    OutputsComplete,
+    RunEnded,
+    RunHappened,
+    RunStalled,
+    TracesArrived,
+)
 from dagsched.master.explaining import Explanation, Situation
+from dagsched.progress import wait_for_run
 from dagsched.protocol.messages import ExitInfo, Failure, Location, ObjectInfo
 from dagsched.run import Run, RunShape
 
@@ -41,6 +48,7 @@ class FakeHost:
         self.pins: list[tuple[int, int]] = []
         self.unpins: list[tuple[int, int]] = []
         self.explanation: Explanation | None = None
+        self.environment_troubles: list[str] = []
 
     def cancel_run(self, number: int) -> None:
         self.cancelled.append(number)
@@ -59,6 +67,9 @@ class FakeHost:
 
     def explain(self, run: int, position: int) -> Explanation | None:
         return self.explanation
+
+    def troubles(self) -> list[str]:
+        return self.environment_troubles
 
     def describe_losses(self) -> str:
         return "node 2: it died"
@@ -482,6 +493,31 @@ def test_a_story_has_what_happened_in_order(host: FakeHost) -> None:
         "(more happened to the run than is kept: what follows may have gaps)",
     ]
     assert "was of another subtree" in "".join(run.story(keys[2]))
+
+
+def test_troubles_are_those_of_the_moment(host: FakeHost) -> None:
+    run = make_run(host)
+    assert run.troubles() == ""
+    run.take_happened(RunHappened(7, 1.0, "node_lost", 2))
+    run.take_happened(RunHappened(7, 1.0, "recovering"))
+    host.environment_troubles = ["journal waits for its store"]
+    assert run.troubles() == "recovering, journal waits for its store"
+    run.take_happened(RunHappened(7, 2.0, "recovered"))
+    assert run.troubles() == "journal waits for its store"
+    run.take_happened(RunStalled(7, 40.0, 2.0, None))
+    host.environment_troubles = ["no nodes"]
+    assert run.troubles() == "nothing moves, no nodes"
+    end(run)
+    assert run.troubles() == ""
+
+
+def test_the_progress_bar_shows_them(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(host)
+    host.environment_troubles = ["no nodes"]
+    # The bar is drawn once, where there is no terminal: as it stands when waiting is over.
+    run.wait = lambda timeout_s: True  # type: ignore[method-assign]  # in place of time
+    wait_for_run(run, progress=True)
+    assert "no nodes" in capsys.readouterr().err
 
 
 def test_an_unknown_key(host: FakeHost) -> None:
