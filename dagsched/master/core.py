@@ -136,7 +136,9 @@ class MasterCore:
         for run in self._lives.running():
             self._placer.empty_queues(run, leaving)
         for broker in leaving if drop else ():
-            self._lives.remove_node(self._members.nodes[broker], now)
+            node = self._members.nodes.get(broker)
+            if node is not None:  # else it had nothing, and went as soon as it could
+                self._lives.remove_node(node, now)
         self._lives.departures.step(now)
         self._lives.place_all(now)
 
@@ -320,6 +322,7 @@ class MasterCore:
             case ExecutorChanged():
                 self._members.executor_changed(sender, message, now)
                 self._lives.place_all(now)
+                self._lives.departures.step(now)  # who leaves may have waited for another node
             case Pong() | TaskRetried() | TaskAnswer():
                 pass  # `heard` is all that they are for
             case _:
