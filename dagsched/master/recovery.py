@@ -9,7 +9,7 @@ of just these tasks, which are placed before all others. Meanwhile nothing of th
 what brokers have goes on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -95,9 +95,13 @@ class Recoveries:
             return
         if root.recovery is not None and root.recovery.orphans_by_s is not None and not retell:
             return  # it will begin as soon as the orphans are there
+        before, root.recovery = root.recovery, None
+        for catch_up in before.later if before is not None else ():
+            catch_up(now)  # what brokers told before they are asked once more
+        if not self._is_running(root):
+            return
         self._count += 1
         self.counters["recoveries"] += 1
-        self._outbox.happened(root, "recovering", text=root.losses)
         recovery = root.recovery = Recovery(self._count)
         asked: dict[ProcessId, list[int]] = {}
         for run in self._lives.family(root):
@@ -112,6 +116,10 @@ class Recoveries:
         for broker, runs in asked.items():
             self._outbox.send(broker, AskHoldings(recovery.number, runs, retell))
         self._maybe_conclude(root, now)
+
+    @staticmethod
+    def _is_running(run: MasterRun) -> bool:
+        return run.state is RunState.RUNNING
 
     def take(
         self,
@@ -136,6 +144,17 @@ class Recoveries:
         self._maybe_conclude(root, now)
         return True
 
+    def defer(self, run: MasterRun, broker: ProcessId, catch_up: Callable[[float], None]) -> bool:
+        """Whether something that a broker told after its holdings has to wait for the conclusion.
+
+        To the conclusion the broker still works on what had not ended when it told its holdings.
+        """
+        recovery = self._lives.runs[run.root].recovery
+        if recovery is None or broker not in recovery.told.get(run.number, ()):
+            return False
+        recovery.later.append(catch_up)
+        return True
+
     def _maybe_conclude(self, root: MasterRun, now: float) -> None:
         recovery = root.recovery
         if recovery is None or recovery.awaiting or recovery.orphans_by_s is not None:
@@ -155,7 +174,8 @@ class Recoveries:
             if run.state is RunState.RUNNING:
                 self._placer.place(run, now)
                 self._lives.maybe_announce(run, now)
-        self._outbox.happened(root, "recovered")
+        for catch_up in recovery.later:
+            catch_up(now)
         self._lives.recovered(root, now)
 
 
@@ -363,12 +383,6 @@ class Rebuild:
             run.subtrees.append(piece)
             run.successors.append([])
             self.producer_of[members] = number
-            if run.parent is None:
-                count = len(members) if piece.attempt else 0
-                self.outbox.happened(
-                    run, "recomputed", count=count, subtree=number, positions=members,
-                    text=run.losses,
-                )  # fmt: skip
 
     def _link_up(self) -> None:
         """Who waits for whom among those not placed, and who imports what."""

@@ -47,13 +47,6 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     epoch: int
 
 
-class Refused(Struct, frozen=True, tag="refused"):
-    """Answer to a `BrokerHello` that isn't welcome; `kind`: ``version`` or ``authentication``."""
-
-    kind: str
-    text: str
-
-
 class SetPeers(Struct, frozen=True, tag="peers"):
     """All nodes but the receiver: (broker id, epoch, data address). The rest are gone."""
 
@@ -225,7 +218,6 @@ class BrokerHello(Struct, frozen=True, tag="hello"):
     version: tuple[str, str, int]  # Python major.minor, dagsched, protocol
     runs: Sequence[int] = ()  # of an orphan
     executors: Sequence[int] = ()  # of an orphan
-    token: str = ""  # of the environment that it was started for
 
 
 class ExecutorChanged(Struct, frozen=True, tag="executor"):
@@ -552,9 +544,7 @@ class GetValue(Struct, frozen=True, tag="get_value"):
 
 ExecutorToBroker = ExecutorHello | BundleDone | GetValue
 
-Message = (
-    MasterToBroker | Refused | BrokerToMaster | BrokerToBroker | BrokerToExecutor | ExecutorToBroker
-)
+Message = MasterToBroker | BrokerToMaster | BrokerToBroker | BrokerToExecutor | ExecutorToBroker
 
 
 class Parcel(NamedTuple):

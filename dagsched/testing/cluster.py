@@ -9,13 +9,12 @@ from functools import partial
 from dagsched.config import Config
 from dagsched.errors import InternalError
 from dagsched.master.core import MasterCore
-from dagsched.master.events import ClientEvent, RunEnded, TaskExplained, ValueArrived
-from dagsched.master.explaining import Explanation
+from dagsched.master.events import ClientEvent, RunEnded, ValueArrived
 from dagsched.plan import ClusterShape, RunPlan
 from dagsched.protocol.messages import Failure, NodeStats, ObjectInfo, Ping, Pong
 from dagsched.testing.clock import SimClock
 from dagsched.testing.graphs import Planned, SimGraph, planned
-from dagsched.testing.links import Accounts, SimLinks
+from dagsched.testing.links import Accounts
 from dagsched.testing.master import SimMaster
 from dagsched.testing.network import Address, SimNetwork, Weather
 from dagsched.testing.node import SimNode
@@ -118,7 +117,7 @@ class SimCluster:
         self._is_rescued = is_rescued
         self._run_count = 0
         self._request_count = 0
-        self._processes: dict[Address, SimLinks] = {}
+        self._processes: dict[Address, SimMaster | SimNode] = {}
         self._master_count = 0
         self.master = self._new_master()
         self._apply_nodes()
@@ -205,24 +204,6 @@ class SimCluster:
             return None
         return master.copied(answer.broker, answer.info, answer.frame)[0]
 
-    def explain(self, run: int, position: int) -> Explanation | None:
-        """What master and nodes say of where a task is, and why."""
-        self._request_count += 1
-        request = self._request_count
-        self._command(lambda core, now: core.explain(request, run, position, now))
-        found: list[TaskExplained] = []
-
-        def is_there() -> bool:
-            found.extend(
-                event
-                for event in self.events
-                if isinstance(event, TaskExplained) and event.request == request
-            )
-            return bool(found)
-
-        self.step_until(is_there, 60.0)
-        return found[0].found
-
     def drop_ref(self, run: int, position: int) -> None:
         """The client has no Ref to this any more."""
         self._command(lambda core, now: core.drop_ref(run, position, now))
@@ -296,7 +277,6 @@ class SimCluster:
         def notice() -> None:
             if self.nodes.get(node.broker, node) is node:
                 master.take(lambda: master.peer_lost(node.broker, reason))
-                master.take(lambda: master.links.forget(node.broker, node.address))
 
         self.clock.after(NOTICE_S, notice)
 
@@ -382,12 +362,12 @@ class SimCluster:
     # --- nodes ------------------------------------------------------------------------------------
 
     def _offset_s(self) -> float:
-        return self.rng.uniform(-3600.0, 3600.0) if self._clocks_differ else 0.0
+        return self.rng.uniform(0.0, 7200.0) if self._clocks_differ else 0.0
 
     def _new_master(self) -> SimMaster:
         self._master_count += 1
         master = SimMaster(self, self._master_count, clock_offset_s=self._offset_s())
-        self._processes[master.address] = master.links
+        self._processes[master.address] = master
         return master
 
     def _apply_nodes(self) -> None:
@@ -411,22 +391,18 @@ class SimCluster:
             )
             self.nodes[broker] = node
             self.all_nodes.append(node)
-            self._processes[node.address] = node.links
+            self._processes[node.address] = node
             start_s = NODE_START_S * self.rng.uniform(0.5, 1.0)
             node.after(start_s, partial(node.start, self.master.address))
 
-    def steady_links(self) -> list[SimLinks]:
-        """Of processes that have been there, and members, to the end."""
-        return [
-            links
-            for address, links in self._processes.items()
-            if address not in self.departed and links.process.is_alive
-        ]
+    def processes(self) -> list[SimMaster | SimNode]:
+        """Those that live."""
+        return [process for process in self._processes.values() if process.is_alive]
 
-    def find_links(self, address: Address) -> SimLinks | None:
-        """The links of a living process."""
-        links = self._processes.get(address)
-        return links if links is not None and links.process.is_alive else None
+    def find_process(self, address: Address) -> SimMaster | SimNode | None:
+        """The living process at an address."""
+        process = self._processes.get(address)
+        return process if process is not None and process.is_alive else None
 
     def node_of(self, master: SimMaster, broker: int) -> SimNode | None:
         """The living node that this master knows by an id."""
@@ -439,13 +415,15 @@ class SimCluster:
         self.departed.add(node.address)
         self._notice_end(node, "it left")
 
+    def gone(self, broker: int) -> None:
+        """The master has taken a node out that was lost."""
+        if broker in self.nodes:
+            self.departed.add(self.nodes[broker].address)
+
     def end_broker(self, broker: int) -> None:
         """The master has given a broker up: kill its process, if that can be reached."""
         node = self.nodes.get(broker)
-        if node is None:
-            return
-        self.departed.add(node.address)
-        if not self.is_local:
+        if node is None or not self.is_local:
             return
 
         def end() -> None:

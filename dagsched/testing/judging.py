@@ -24,11 +24,9 @@ def unaccounted(cluster: "SimCluster") -> list[str]:
     Of a link whose ends have been members throughout, every message was taken, once. What
     a departed process sent may come late, and again, after its link was forgotten.
     """
-    cluster.step_until(
-        lambda: not any(links.unacknowledged_count() for links in cluster.steady_links())
-    )
+    cluster.step_until(lambda: not any(p.unacknowledged_count() for p in cluster.processes()))
     cluster.let_pass(1.0)
-    steady = {links.address for links in cluster.steady_links()}
+    steady = {process.address for process in cluster.processes()} - cluster.departed
     sent, taken = cluster.accounts.sent, cluster.accounts.taken
     wrong = []
     for key in sorted(sent.keys() | taken.keys()):

@@ -14,13 +14,15 @@ from dagsched.master.events import (
     ValueArrived,
 )
 from dagsched.master.journal import Ended
+from dagsched.protocol.codec import Arrival
 from dagsched.protocol.messages import (
+    BrokerHello,
     BrokerToMaster,
     Frame,
     ObjectInfo,
     Parcel,
 )
-from dagsched.testing.links import SimLinks
+from dagsched.testing.links import SimPort
 from dagsched.testing.network import Address
 from dagsched.testing.process import SimProcess
 from dagsched.testing.store import SimJournal
@@ -45,25 +47,41 @@ class SimMaster(SimProcess):
         self.number = number
         self.address: Address = ("master", number)
         self.core = MasterCore(cluster.config)
-        self.links = SimLinks(
+        self.port = SimPort(
             self, 1, self.address, cluster.network, cluster.accounts, cluster.config,
-            BrokerToMaster, self._deliver, cluster.find_links,
+            BrokerToMaster, self._deliver, cluster.find_process, _is_hello,
         )  # fmt: skip
         self.journal = SimJournal(cluster.store, cluster.config, self, self._rewrite)
         self.answers: dict[int, ValueArrived | StatsArrived] = {}
         self._cluster = cluster
+        self._leaving: dict[int, float] = {}  # told to leave: until when that is awaited
+
+    def unacknowledged_count(self) -> int:
+        """Batches that brokers may not have."""
+        return self.port.unacknowledged_count()
 
     # --- the master's thread ----------------------------------------------------------------------
 
-    def _deliver(self, broker: int, epoch: int, parcels: Sequence[Parcel]) -> None:  # noqa: ARG002
-        """A batch of a broker has arrived."""
+    def port_for(self, sender: SimPort) -> SimPort:  # noqa: ARG002
+        """See `Connected`."""
+        return self.port
+
+    def _deliver(self, broker: int, epoch: int, parcels: Sequence[Parcel]) -> None:
         for message, frames in parcels:
             self._cluster.record(f"{broker} -> master", message)
-            self.core.receive(broker, cast("BrokerToMaster", message), frames, self.now)
-        self.turn()
+            if not isinstance(message, BrokerHello) and epoch != self.core.epoch_of(broker):
+                self.port.links.counts["stale"] += 1
+            else:
+                self.core.receive(broker, cast("BrokerToMaster", message), frames, self.now)
 
     def _act(self) -> None:
-        cluster = self._cluster
+        cluster, links = self._cluster, self.port.links
+        for broker, until_s in list(self._leaving.items()):
+            if self.core.epoch_of(broker) is not None:
+                del self._leaving[broker]
+            elif self.now >= until_s:
+                del self._leaving[broker]
+                links.forget(broker)
         actions = self.core.take_actions()
         if cluster.checks:
             self.core.check()
@@ -76,23 +94,28 @@ class SimMaster(SimProcess):
             cluster.record_written()
             if not self.is_alive:
                 return
-        for broker, parcels in actions.to_brokers.items():
-            self.links.send(broker, parcels, 0)
         for broker in actions.disconnect:
-            self.links.forget(broker)
-            cluster.end_broker(broker)
+            cluster.gone(broker)
+            if self.core.epoch_of(broker) is None:
+                links.forget(broker)
+                cluster.end_broker(broker)
+        for broker, parcels in actions.to_brokers.items():
+            self.port.send(broker, parcels)
+            if self.core.epoch_of(broker) is None:
+                self._leaving[broker] = self.now + cluster.config.lease_s
         for event in actions.events:
             self._event(event)
+        self.port.flush()
 
     def _next_timer(self) -> float | None:
-        times = (self.core.next_timer(), self.links.next_timer())
+        times = (self.core.next_timer(), self.port.links.next_timer())
         return min((time for time in times if time is not None), default=None)
 
     def _handle_timer(self) -> None:
         due = self.core.next_timer()
         if due is not None and due <= self.now:
             self.core.handle_timer(self.now)
-        self.links.handle_timer()
+        self.port.links.handle_timer(self.now)
 
     def peer_lost(self, broker: int, reason: str) -> None:
         """The process of a broker has ended."""
@@ -156,3 +179,9 @@ class SimMaster(SimProcess):
             raise InternalError(f"object {info.first} came without bytes")
         loaded = pickle.loads(frame)
         return loaded if info.count > 1 else [loaded]
+
+
+def _is_hello(_broker: int, arrival: Arrival) -> bool:
+    """Nobody but a broker that presents itself may begin a link; as in the real shell."""
+    parcels = arrival.parcels
+    return bool(parcels) and isinstance(parcels[0].message, BrokerHello)

@@ -3,12 +3,11 @@
 Does what the broker's shell does, turn by turn: push what came, take the actions once, do them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from dagsched.brokers.actions import BrokerActions
-from dagsched.brokers.answers import Look
 from dagsched.brokers.core import BrokerCore
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
 from dagsched.config import Config
@@ -19,7 +18,6 @@ from dagsched.protocol.messages import (
     BrokerToBroker,
     ExecutorToBroker,
     ExitInfo,
-    Frame,
     MasterToBroker,
     ObjectInfo,
     Parcel,
@@ -27,9 +25,10 @@ from dagsched.protocol.messages import (
     TransferChunk,
     TransferCredit,
     TransferStart,
+    Welcome,
 )
 from dagsched.testing.executor import SimExecutor
-from dagsched.testing.links import SimLinks
+from dagsched.testing.links import SimPort
 from dagsched.testing.memory import SimMemory
 from dagsched.testing.network import Address
 from dagsched.testing.process import Action, SimProcess
@@ -68,15 +67,12 @@ class SimNode(SimProcess):
         self.slowness = slowness
         self.address: Address = ("broker", serial)
         self.core = BrokerCore(broker, "host", cluster.config)
-        self.core.look = self._look
         self.memory = SimMemory(serial)
         self.executors: dict[int, SimExecutor] = {}
-        self.stale_count = 0
-        self.links = SimLinks(
-            self, broker, self.address, cluster.network, cluster.accounts, cluster.config,
-            MasterToBroker | BrokerToBroker, self._deliver, cluster.find_links,
-        )  # fmt: skip
+        self.to_master = self._port(cluster, MasterToBroker, self._from_master)
+        self.to_peers = self._port(cluster, BrokerToBroker, self._from_peer)
         self._cluster = cluster
+        self._epoch = 0
         self._peer_epochs: dict[int, int] = {}
         self._outgoing = OutgoingTransfers(cluster.config, self.memory.view)
         self._incoming = IncomingTransfers(self.memory)
@@ -84,70 +80,82 @@ class SimNode(SimProcess):
         self._executors_stand = False
         self._held_by_executors: list[Action] = []
 
+    def _port(
+        self,
+        cluster: "SimCluster",
+        union: Any,
+        deliver: Callable[[int, int, Sequence[Parcel]], None],
+    ) -> SimPort:
+        return SimPort(
+            self, self.broker, self.address, cluster.network, cluster.accounts, cluster.config,
+            union, deliver, cluster.find_process,
+        )  # fmt: skip
+
+    def port_for(self, sender: SimPort) -> SimPort:
+        """See `Connected`."""
+        return self.to_master if sender.address[0] == "master" else self.to_peers
+
+    def unacknowledged_count(self) -> int:
+        """Batches that the master or peers may not have."""
+        return self.to_master.unacknowledged_count() + self.to_peers.unacknowledged_count()
+
     @property
     def config(self) -> Config:
         """Of the cluster."""
         return self._cluster.config
 
-    def _look(self, executor: int) -> Look | None:
-        """What an executor's process says of itself."""
-        found = self.executors.get(executor)
-        if found is None:
-            return None
-        since_s = found.running_since_s() - self.clock.now + self.now
-        return Look(found.running()[1], since_s, self._executors_stand)
-
     def start(self, master: Address) -> None:
         """Say hello to the master."""
         if not self.is_alive:
             return
-        self.links.route(MASTER, master)
+        self.to_master.connect(MASTER, master)
         hello = BrokerHello(self.broker, self.serial, "host", f"{self.serial}", own_version())
-        self._to_master([Parcel(hello)])
+        self.to_master.send(MASTER, [Parcel(hello)])
         self.turn()
 
     # --- what comes -------------------------------------------------------------------------------
 
-    def _deliver(self, peer: int, epoch: int, parcels: Sequence[Parcel]) -> None:
-        """A batch has arrived."""
-        if peer == MASTER:
-            for message, frames in parcels:
-                self._cluster.record(f"master -> {self.broker}", message)
-                if isinstance(message, SetPeers):
-                    self._set_peers(message)
-                self.core.receive_master(cast("MasterToBroker", message), frames, self.now)
-        elif epoch < self._peer_epochs.get(peer, 0):
-            self.stale_count += len(parcels)
-        else:
-            for message, frames in parcels:
-                self._cluster.record(f"{peer} -> {self.broker}", message)
-                self._from_peer(peer, cast("BrokerToBroker", message), frames)
-        self.turn()
+    def _from_master(self, peer: int, epoch: int, parcels: Sequence[Parcel]) -> None:  # noqa: ARG002
+        for message, frames in parcels:
+            self._cluster.record(f"master -> {self.broker}", message)
+            if isinstance(message, SetPeers):
+                self._set_peers(message)
+            elif isinstance(message, Welcome):
+                self._join(message.epoch)
+            self.core.receive_master(cast("MasterToBroker", message), frames, self.now)
 
-    def _from_peer(self, peer: int, message: BrokerToBroker, frames: Sequence[Frame]) -> None:
-        match message:
-            case TransferStart():
-                self._incoming.start(peer, message)
-            case TransferChunk():
-                self._incoming.chunk(peer, message, frames)
-            case TransferCredit():
-                self._outgoing.credit(peer, message)
-            case _:
-                self.core.receive_peer(peer, message, frames, self.now)
+    def _join(self, epoch: int) -> None:
+        if self._epoch not in (0, epoch):
+            self.to_peers.links.start_anew()
+        self._epoch = self.to_master.links.epoch = self.to_peers.links.epoch = epoch
+
+    def _from_peer(self, peer: int, epoch: int, parcels: Sequence[Parcel]) -> None:  # noqa: ARG002
+        for message, frames in parcels:
+            self._cluster.record(f"{peer} -> {self.broker}", message)
+            match message:
+                case TransferStart():
+                    self._incoming.start(peer, message)
+                case TransferChunk():
+                    self._incoming.chunk(peer, message, frames)
+                case TransferCredit():
+                    self._outgoing.credit(peer, message)
+                case _:
+                    known = cast("BrokerToBroker", message)
+                    self.core.receive_peer(peer, known, frames, self.now)
 
     def _set_peers(self, message: SetPeers) -> None:
         epochs = {peer: epoch for peer, epoch, _ in message.peers}
-        addresses = {peer: address for peer, _, address in message.peers}
         for peer, epoch in self._peer_epochs.items():
             if epochs.get(peer) != epoch:
                 self._outgoing.peer_lost(peer)
                 self._incoming.peer_lost(peer)
                 self.core.peer_lost(peer, self.now)
-        for peer in self._peer_epochs.keys() - epochs.keys():
-            self.links.forget(peer)
-        self._peer_epochs = epochs
-        for peer, address in addresses.items():
-            self.links.route(peer, ("broker", int(address)))
+                self.to_peers.links.remove(peer, epoch)
+        known, self._peer_epochs = self._peer_epochs, epochs
+        for peer, _, address in message.peers:
+            self.to_peers.connect(peer, ("broker", int(address)))
+            if peer not in known:
+                self.to_peers.links.send_again(peer, self.now)
 
     def from_executor(self, executor: SimExecutor, parcel: Parcel) -> None:
         """An executor sends something."""
@@ -210,16 +218,23 @@ class SimNode(SimProcess):
         if self._cluster.checks:
             self.core.check()
         self._do(actions)
+        self.to_master.flush()
+        self.to_peers.flush()
 
     def _next_timer(self) -> float | None:
-        times = (self.core.next_timer(), self.links.next_timer())
+        times = (
+            self.core.next_timer(),
+            self.to_master.links.next_timer(),
+            self.to_peers.links.next_timer(),
+        )
         return min((time for time in times if time is not None), default=None)
 
     def _handle_timer(self) -> None:
         due = self.core.next_timer()
         if due is not None and due <= self.now:
             self.core.handle_timer(self.now)
-        self.links.handle_timer()
+        self.to_master.links.handle_timer(self.now)
+        self.to_peers.links.handle_timer(self.now)
 
     def _do(self, actions: BrokerActions) -> None:
         network = self._cluster.network
@@ -244,21 +259,18 @@ class SimNode(SimProcess):
         for executor_id in actions.start:
             self.after(RESPAWN_S, partial(self._start, executor_id))
         for peer, parcels in actions.to_peers.items():
-            self.links.send(peer, parcels, self.core.epoch)
+            self.to_peers.send(peer, parcels)
         if actions.to_master:
-            self._to_master(actions.to_master)
+            self.to_master.send(MASTER, actions.to_master)
         for run, position, frame in actions.store:
             self._store(run, position, bytes(frame))
         for peer, run, info in actions.transfers:
             self._outgoing.start(peer, run, info)
         for peer, parcel in [*self._incoming.take_parcels(), *self._outgoing.take_parcels()]:
-            self.links.send(peer, [parcel], self.core.epoch)
+            self.to_peers.send(peer, [parcel])
         if actions.shutdown:
             self._cluster.tell(f"node {self.broker} leaves")
             self._cluster.node_left(self)
-
-    def _to_master(self, parcels: Sequence[Parcel]) -> None:
-        self.links.send(MASTER, parcels, self.core.epoch)
 
     def _start(self, executor: int) -> None:
         incarnation = self._incarnations.get(executor, 0) + 1

@@ -5,21 +5,33 @@ A line is a command; ``#`` begins a comment. ``NAME`` names a graph and its run.
     nodes 2:2 5:3                brokers with their executors; first of all
     seed 7                       of delays
     config lease_s=2.0 ...       settings
+    slowness 2:3.0 ..            how much longer tasks take on a node
+    cluster remote clocks rescued  any of: nodes that the client can't kill, clocks that differ,
+                                 a new node where all are gone
     graph NAME SHAPE ARGUMENTS   of `dagsched.testing.graphs`: wide 10, stencil 8 20, ..
-    durations NAME 0.01          seconds of its tasks
+    graph NAME rows - 0 0,1      the dependencies of each task
+    outputs NAME 2 ..            tasks; by default those of the shape, or the last one
+    durations NAME 0.01 ..       seconds of its functions
+    functions NAME 0 1 ..        which function each task calls
     task NAME ID fails | large BYTES | returns NAME2
+    source NAME VALUE BYTES      a constant; tasks name them by the numbers after their own
+    meta NAME ID ..              tasks that get Refs
+    library NAME ..              graphs that tasks may return, in this order
     submit NAME [priority=N] [timeout_s=S]
-    at TIME COMMAND              kill_executor B I, kill_node B, add_node B E, remove_node B,
-                                 cancel NAME, submit NAME
+    at TIME COMMAND              a method of `SimCluster` and its arguments, such as kill_node B;
+                                 or cancel NAME, submit NAME
     wait NAME ..                 until these have ended
+    until TIME                   let time go by
+    drop NAME ..                 the client drops its Refs to what these runs made
     expect NAME STATE [TEXT]     done (values are compared with the oracle), failed, ..; the text
                                  is in the failure's
     expect messages KIND <= N    at most so many were sent
     expect executed NAME <= N    at most so many tasks were run for it
     expect nothing left          no object, segment or run on any node
+    expect nothing lost          messages sent are messages taken
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +40,8 @@ from dagsched.config import Config
 from dagsched.errors import GraphError
 from dagsched.testing import graphs
 from dagsched.testing.cluster import SimCluster, SimOutcome
-from dagsched.testing.graphs import SimGraph, SimTask, serial_values
+from dagsched.testing.graphs import SimGraph, SimTask
+from dagsched.testing.judging import judge_run, unaccounted
 
 LIMIT_S = 60.0  # of simulated time, for one `wait`
 
@@ -56,6 +69,8 @@ class Scenario:
         self._graphs: dict[str, SimGraph] = {}
         self._library: list[str] = []
         self._outcomes: dict[str, SimOutcome] = {}
+        self._slowness: dict[int, float] = {}
+        self._kinds: set[str] = set()
         self._cluster: SimCluster | None = None
 
     @classmethod
@@ -72,7 +87,11 @@ class Scenario:
                 seed=self._seed,
                 config=Config(**self._settings),
                 library=[self._graphs[name] for name in self._library],
+                slowness=self._slowness,
                 is_recorded=True,
+                is_local="remote" not in self._kinds,
+                clocks_differ="clocks" in self._kinds,
+                is_rescued="rescued" in self._kinds,
             )
         return self._cluster
 
@@ -110,11 +129,37 @@ class Scenario:
             name, value = word.split("=")
             self._settings[name] = type(getattr(Config(), name))(value)
 
-    def _do_graph(self, name: str, shape: str, *arguments: str) -> None:
-        self._graphs[name] = SHAPES[shape](*map(int, arguments))
+    def _do_slowness(self, *words: str) -> None:
+        pairs = [word.split(":") for word in words]
+        self._slowness = {int(broker): float(factor) for broker, factor in pairs}
 
-    def _do_durations(self, name: str, seconds: str) -> None:
-        self._graphs[name].function_s = [float(seconds)]
+    def _do_cluster(self, *words: str) -> None:
+        self._kinds = set(words)
+
+    def _do_graph(self, name: str, shape: str, *arguments: str) -> None:
+        if shape == "rows":
+            deps = [_numbers(row.split(",")) if row != "-" else [] for row in arguments]
+            self._graphs[name] = SimGraph(deps, [len(deps) - 1])
+        else:
+            self._graphs[name] = SHAPES[shape](*map(int, arguments))
+
+    def _do_outputs(self, name: str, *words: str) -> None:
+        self._graphs[name].outputs = _numbers(words)
+
+    def _do_durations(self, name: str, *seconds: str) -> None:
+        self._graphs[name].function_s = [float(word) for word in seconds]
+
+    def _do_functions(self, name: str, *words: str) -> None:
+        self._graphs[name].function_of = _numbers(words)
+
+    def _do_source(self, name: str, value: str, size_bytes: str) -> None:
+        self._graphs[name].sources.append(graphs.constant(int(value), int(size_bytes)))
+
+    def _do_meta(self, name: str, *words: str) -> None:
+        self._graphs[name].meta = frozenset(_numbers(words))
+
+    def _do_library(self, *names: str) -> None:
+        self._library = list(names)
 
     def _do_task(self, name: str, at: str, what: str, argument: str = "") -> None:
         number = int(at)
@@ -140,7 +185,7 @@ class Scenario:
         elif command == "cancel":
             action = partial(self._cancel, words[0])
         else:
-            action = partial(getattr(self.cluster, command), *map(int, words))
+            action = partial(getattr(self.cluster, command), *map(_number, words))
         self.cluster.clock.at(float(when), action)
 
     def _cancel(self, name: str) -> None:
@@ -151,10 +196,22 @@ class Scenario:
             lambda: all(n in self._outcomes and self._outcomes[n].is_over for n in names), LIMIT_S
         )
 
+    def _do_until(self, when: str) -> None:
+        rest_s = float(when) - self.cluster.clock.now
+        if rest_s > 0:
+            self.cluster.let_pass(rest_s)
+
+    def _do_drop(self, *names: str) -> None:
+        for name in names:
+            for ref in sorted(set(self._outcomes[name].refs)):
+                self.cluster.drop_ref(*ref)
+
     # --- expectations -----------------------------------------------------------------------------
 
     def _do_expect(self, what: str, *words: str) -> None:
-        if what == "nothing":
+        if (what, words) == ("nothing", ("lost",)):
+            _demand(not (vanished := unaccounted(self.cluster)), f"{vanished}")
+        elif what == "nothing":
             _demand(not (left := self.cluster.left_behind()), f"left: {left}")
         elif what == "messages":
             count = self.cluster.network.counts[words[0]]
@@ -172,11 +229,16 @@ class Scenario:
         if text:
             _demand(text in str(outcome.failure), f"{outcome.failure}")
         if state == "done":
-            values = serial_values(graph, [self._graphs[other] for other in self._library])
-            wrong = [
-                number for number in graph.outputs if outcome.value_of(number) != values[number]
-            ]
-            _demand(not wrong, f"wrong values of {wrong}")
+            wrong = judge_run(graph, [self._graphs[other] for other in self._library], outcome)
+            _demand(not wrong, "; ".join(wrong))
+
+
+def _number(word: str) -> float:
+    return int(word) if word.lstrip("-").isdigit() else float(word)
+
+
+def _numbers(words: Sequence[str]) -> list[int]:
+    return [int(word) for word in words]
 
 
 def _demand(is_so: bool, otherwise: str) -> None:

@@ -55,7 +55,7 @@ def _node_lines(node: "SimNode") -> list[str]:
     lines = [
         (
             f"node {node.broker} (number {node.serial}, epoch {node.core.epoch}{state}): executors "
-            f"{busy}, {node.links.unacknowledged_count()} batches unacknowledged"
+            f"{busy}, {node.unacknowledged_count()} batches unacknowledged"
         )
     ]
     for run in node.core.runs.values():
