@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 from dagsched.brokers.launch import BrokerSettings, restore_python_path
 
@@ -28,7 +29,7 @@ def main() -> int:
         return 0  # whoever started us is gone already
     try:
         settings = BrokerSettings.from_line(line)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError) as error:
         sys.stderr.write(f"a broker's settings are a line of JSON; this is none: {error}\n")
         return 2
     logging.basicConfig(
@@ -41,9 +42,11 @@ def main() -> int:
 
 def _serve(settings: BrokerSettings) -> int:
     from dagsched.brokers.executor import ExecutorSettings, executor_main
+    from dagsched.brokers.objects.segments import prepare_spill
     from dagsched.brokers.zygote import fork_zygote
     from dagsched.plan import ClusterShape
 
+    spill = prepare_spill(Path(settings.run_directory), settings.config.spill_directory)
     executor_settings = ExecutorSettings(
         name_prefix=settings.name_prefix,
         sys_path=settings.sys_path,
@@ -52,6 +55,7 @@ def _serve(settings: BrokerSettings) -> int:
         broker_pid=os.getpid(),
         token=settings.env_token,
         shape=ClusterShape(settings.nodes, settings.executors),
+        spill_directory=str(spill),
     )
     forked = fork_zygote(executor_main, executor_settings, settings.name_prefix)
     # Only now what starts threads or opens sockets.

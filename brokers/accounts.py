@@ -83,9 +83,12 @@ class Accounts:
             live_object_count=table.live_count,
             live_bytes=table.live_bytes,
             peak_bytes=table.peak_bytes,
+            spilled_bytes=table.spilled_bytes,
             bundle_count=counters.bundle_count,
             retry_count=counters.retry_count,
             stale_count=counters.stale_count,
+            crash_retry_count=counters.crash_retry_count,
+            timeout_retry_count=counters.timeout_retry_count,
             executors=executors,
         )
 

@@ -19,6 +19,7 @@ import numpy as np
 from dagsched.brokers import bundling, dispatch
 from dagsched.brokers.accounts import Accounts
 from dagsched.brokers.actions import BrokerActions
+from dagsched.brokers.answers import LookAt, no_look, task_answer
 from dagsched.brokers.exchange import Exchange
 from dagsched.brokers.holdings import Holder
 from dagsched.brokers.ledger import Ledger
@@ -32,7 +33,7 @@ from dagsched.brokers.table import ObjectTable
 from dagsched.config import Config
 from dagsched.errors import InternalError
 from dagsched.ids import ProcessId, RunNo, SubtreeNo
-from dagsched.protocol.asking import AskTask
+from dagsched.protocol.asking import AskTask, shortened
 from dagsched.protocol.messages import (
     CHUNK_TASKS,
     EXPORTED,
@@ -109,6 +110,7 @@ class BrokerCore:
         self.accounts = Accounts(self)
         self.holder = Holder(self)
         self.is_orphan = False  # its master is gone, and there is no other yet
+        self.look: LookAt = no_look  # the shell's: what an executor does at this moment
         self._now = 0.0
         self.estimates: dict[bytes, float] = {}  # digest of function: mean seconds of a call
         self.ended_runs: dict[RunNo, int] = {}  # lately, in order: the epoch that has ended
@@ -157,7 +159,7 @@ class BrokerCore:
                 stats = self.accounts.node_stats(None, now)
                 self.tell_master(Stats(message.request, stats))
             case AskTask():
-                pass
+                self.tell_master(task_answer(self, message, now))
             case Ping():
                 self.tell_master(Pong(message.number))
             case Welcome():
@@ -409,7 +411,7 @@ class BrokerCore:
         if bundle is None or bundle.number != message.bundle:
             self.table.discard(message.objects, executor.id, executor.incarnation)
             return
-        executor.queue.pop(0)
+        executor.take_head(self._now)
         if executor.queue and executor.queue[0].run.cancelled:
             self._stop_head(executor, self.config.cancel_grace_s, self._now)
         run = bundle.run
@@ -430,20 +432,16 @@ class BrokerCore:
         lost = self.executors.get(ProcessId(executor))
         if lost is None:
             return
-        self.tell_master(ExecutorChanged(executor, 0, lost.restart_count))
+        self.tell_master(ExecutorChanged(executor, 0, lost.restart_count, shortened(exit_info)))
         self.table.executor_ended(lost.id, lost.incarnation)
         for stored in lost.collected:
             self.table.unpin(stored)
         queue, killed = lost.queue, lost.killed
         self._incarnations[lost.id] = lost.incarnation + 1
-        fresh = Executor(
-            lost.id, lost.incarnation + 1, restart_count=lost.restart_count + 1,
-            rss_peak_bytes=max(lost.rss_peak_bytes, exit_info.rss_bytes),
-        )  # fmt: skip
         if lost.draining:
             del self.executors[lost.id]
         else:
-            self.executors[lost.id] = fresh
+            self.executors[lost.id] = lost.successor(exit_info.rss_bytes)
             self.actions.start.append(executor)
         for item in queue:
             if item.run.cancelled:
@@ -470,6 +468,7 @@ class BrokerCore:
             parcel = dispatch.bundle_parcel(run, bundle, executor)
             bundle.move(BundleState.DISPATCHED)
             bundle.subtree.open_bundle_count -= 1
+            bundle.begun_s = now
             executor.queue.append(bundle)
             if len(executor.queue) > 1:
                 self._look_for_late(now)

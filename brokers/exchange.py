@@ -293,6 +293,11 @@ class Exchange:
             self._sending[peer, number, info.first] = stored
             self.core.actions.transfers.append((peer, number, info))
 
+    @property
+    def transfer_count(self) -> int:
+        """Large objects that are being sent."""
+        return len(self._sending)
+
     def transfer_done(self, peer: ProcessId, number: RunNo, first: int) -> None:
         """The shell has sent a large object, or given up."""
         stored = self._sending.pop((peer, number, first), None)

@@ -26,9 +26,13 @@ from dagsched.delayed import Delayed
 from dagsched.entries import fill
 from dagsched.errors import InternalError, OutOfMemory, SerializationError
 from dagsched.plan import ClusterShape
+from dagsched.protocol.asking import TaskRetried
 from dagsched.protocol.messages import Failure, Frame, ObjectInfo, RunBundle, TaskOptions
 from dagsched.ref import Ref
-from dagsched.remote_errors import dump_exception
+from dagsched.remote_errors import dump_exception, exception_in_short
+
+RETRIES_MAX = 20
+"""Retries of one bundle that are told one by one; all are counted."""
 
 # What the hot loop does with a result: HAND_OVER to its only user, or the sum of the others.
 HAND_OVER, USED, EXPORTED = 1, 2, 4
@@ -73,6 +77,7 @@ class Outcome:
     inline: list[bytes] = field(default_factory=list)
     seconds: list[tuple[int, int, float]] = field(default_factory=list)
     retry_count: int = 0
+    retries: list[TaskRetried] = field(default_factory=list)  # the first `RETRIES_MAX`
 
 
 class SlowTask(Special):
@@ -297,18 +302,30 @@ class BundleRun:
                 result = _call(function, task.make(), values)
             except ArgumentError:
                 raise
-            except Exception:
+            except Exception as error:
                 if is_last or self.status[STOP] == self.message.bundle:
                     raise
+                self._note_retry(error)
             else:
                 for d in deps if not is_last and not task.is_meta else ():
                     self.values.take(d)  # the copies counted as no use
                 return result
             self._attempt += 1
-            self.outcome.retry_count += 1
             if self.services.state.is_dirty:
                 self.services.state.restore()
             self.status[STARTED] = monotonic_ns()
+
+    def _note_retry(self, error: Exception) -> None:
+        outcome = self.outcome
+        outcome.retry_count += 1
+        if len(outcome.retries) < RETRIES_MAX:
+            attempt = self.message.attempt + self._attempt - 1
+            outcome.retries.append(
+                TaskRetried(
+                    0, self.status[POSITION], attempt, "exception", self.services.executor,
+                    exception_in_short(error),
+                )
+            )  # fmt: skip
 
     def _spare(self, position: int) -> object:
         try:

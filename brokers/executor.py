@@ -15,6 +15,7 @@ import types
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 from typing import NoReturn
 
@@ -72,6 +73,7 @@ class ExecutorSettings:
         broker_pid: process of the broker.
         token: of the environment; references carry it.
         shape: of the cluster, for graphs that tasks return.
+        spill_directory: of objects for which shared memory has no room; empty: none.
     """
 
     name_prefix: str
@@ -81,6 +83,7 @@ class ExecutorSettings:
     broker_pid: int = 0
     token: str = ""
     shape: ClusterShape = field(default_factory=lambda: ClusterShape(1, 1))
+    spill_directory: str = ""
 
 
 def executor_main(
@@ -141,7 +144,11 @@ class Executor:
             executor,
             settings.config,
             Reader(),
-            Arena(f"{settings.name_prefix}-{executor}-{incarnation}", settings.config),
+            Arena(
+                f"{settings.name_prefix}-{executor}-{incarnation}",
+                settings.config,
+                Path(settings.spill_directory) if settings.spill_directory else None,
+            ),
             ProcessState(),
             settings.shape,
             settings.token,
@@ -271,6 +278,7 @@ class Executor:
             reader.read_bytes - read_before,
             arena.written_bytes - written_before,
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            outcome.retries,
         )
         fault("executor.before_report")
         self.send([Parcel(done, _frames_of(outcome))])

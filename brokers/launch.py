@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dagsched.config import Config
@@ -28,6 +28,13 @@ _THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
 )
 """Executors fill the CPUs; threads of numeric libraries on top of that would only be in the way."""
+
+
+_TYPES = {
+    "int": int, "str": str, "bool": bool, "list[str]": list, "Config": Config,
+    "<class 'int'>": int, "<class 'str'>": str, "<class 'bool'>": bool,
+    "<class 'dagsched.config.Config'>": Config,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,6 +62,21 @@ class BrokerSettings:
 
     config: Config = dataclasses.field(default_factory=Config)
     debug: bool = False
+    master_address: str = ""
+    """``tcp://HOST:PORT`` of the master; empty: it listens at `master_socket`."""
+
+    listen: str = ""
+    """``tcp://HOST``, where other brokers connect; empty: they do so at `data_socket`."""
+
+    keys: list[str] = dataclasses.field(default_factory=list, repr=False)
+    """The four of `dagsched.transport.CurveKeys`, where TCP is used."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, wanted = getattr(self, field.name), _TYPES[str(field.type)]
+            items = value if isinstance(value, list) else ()
+            if type(value) is not wanted or not all(isinstance(item, str) for item in items):
+                raise TypeError(f"{field.name} must be {field.type}, not {type(value).__name__}")
 
     @property
     def log_path(self) -> Path:
@@ -70,10 +92,15 @@ class BrokerSettings:
         """The settings that `to_line` wrote.
 
         Raises:
-            ValueError: the line is no JSON object, or a value in it is not allowed.
-            TypeError: a setting is missing or unknown.
+            ValueError: the line is no JSON, or a value in it is not allowed.
+            TypeError: it is no object, or a setting is missing, unknown, or of another type.
         """
-        values = json.loads(line)
+        try:
+            values = json.loads(line)
+        except RecursionError as error:
+            raise ValueError("it is nested too deep") from error
+        if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
+            raise TypeError("it is no object, or has no object as its config")
         return cls(**values | {"config": Config(**values["config"])})
 
 
@@ -85,7 +112,7 @@ def package_root() -> Path:
 
 
 def launch_broker(
-    settings: BrokerSettings, environ: Mapping[str, str]
+    settings: BrokerSettings, environ: Mapping[str, str], command_prefix: Sequence[str] = ()
 ) -> "subprocess.Popen[bytes]":
     """Start a broker in a session of its own.
 
@@ -95,6 +122,8 @@ def launch_broker(
     Args:
         settings: sent to it.
         environ: of the new process; numeric libraries get one thread each unless it says otherwise.
+        command_prefix: a program that becomes the broker where that shall be, such as in another
+            network namespace.
     """
     given = environ.get("PYTHONPATH")
     root = str(package_root())
@@ -109,7 +138,7 @@ def launch_broker(
     try:
         process = subprocess.Popen(
             # -P: a user's json.py in the working directory must not become ours.
-            [sys.executable, "-P", "-m", "dagsched.brokers"],
+            [*command_prefix, sys.executable, "-P", "-m", "dagsched.brokers"],
             stdin=subprocess.PIPE,
             stdout=log_fd,
             stderr=log_fd,

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from dagsched.brokers import bundling, dispatch
 from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Executor, Subtree
 from dagsched.ids import Position, ProcessId
+from dagsched.protocol.asking import TaskRetried, shortened
 from dagsched.protocol.messages import (
     EXPORTED,
     BundleDone,
@@ -63,6 +65,8 @@ class Ledger:
         ended_count = len(bundle.positions) - len(deferred) - len(expanded)
         subtree.remaining_count -= ended_count - len(message.failures)
         run.done_count += ended_count - len(message.failures)
+        for retried in message.retries:
+            self.core.tell_master(replace(retried, run=run.number))
         for failure in message.failures:
             has_frame = failure.kind in ("raised", "not_exception")
             frame_list = [next(inline)] if has_frame else []
@@ -212,6 +216,22 @@ class Ledger:
                     self.subtree_ended(run, subtree)
                 return
 
+    def _tell_retried(
+        self, bundle: Bundle, position: int, kind: str, executor: int, exit_info: ExitInfo
+    ) -> None:
+        """Count a retry, and let the master write it into the run's story."""
+        counters = bundle.run.counters
+        counters.retry_count += 1
+        if kind == "timeout":
+            counters.timeout_retry_count += 1
+        else:
+            kind = "crash"
+            counters.crash_retry_count += 1
+        end = shortened(exit_info)
+        self.core.tell_master(
+            TaskRetried(bundle.run.number, position, bundle.attempt, kind, executor, end=end)
+        )
+
     def requeue(self, bundle: Bundle) -> None:
         """Dispatch again what an executor that is gone had; nobody is charged."""
         bundle.attempt += 1
@@ -269,7 +289,7 @@ class Ledger:
             self.retire(bundle)
             self.stop_run(run)
             return
-        run.counters.retry_count += 1
+        self._tell_retried(bundle, position, kind, executor, exit_info)
         bundle.timed_out = False
         if len(bundle.positions) == 1:
             self.requeue(bundle)

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dagsched.brokers import processes, zygote
+from dagsched.brokers.answers import Look
 from dagsched.brokers.channel import ChannelFull, Receiver, Sender
 from dagsched.brokers.logs import ExecutorLog
 from dagsched.brokers.poller import READ, WRITE, Poller
-from dagsched.brokers.status import IDLE_POSITION, POSITION, RUNNING, STOP, TAKEN_BACK
+from dagsched.brokers.status import IDLE_POSITION, POSITION, RUNNING, STARTED, STOP, TAKEN_BACK
 from dagsched.brokers.zygote import STATUS_WORDS, Zygote
 from dagsched.config import Config
 from dagsched.errors import DagschedError, InternalError, ProtocolError
@@ -208,6 +209,17 @@ class Pool:
         """Process id of a running executor; 0: there is none (yet)."""
         process = self._processes.get(executor)
         return process.pid if process is not None else 0
+
+    def look(self, executor: int) -> Look | None:
+        """What a running executor does at this moment; None: there is none (yet)."""
+        process = self._processes.get(executor)
+        if process is None or not process.pid:
+            return None
+        words = self._words(self._slots[executor])
+        is_stopped = processes.is_stopped(process.pid)
+        if not words[RUNNING]:
+            return Look(IDLE_POSITION, 0.0, is_stopped)
+        return Look(words[POSITION], words[STARTED] / 1e9, is_stopped)
 
     def next_timer(self) -> float | None:
         """When `handle_timer` should be called."""

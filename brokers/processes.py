@@ -86,12 +86,23 @@ def all_processes() -> list[int]:
 
 def parent_of(pid: int) -> int | None:
     """Parent of a process; None: there is no such process any more."""
+    fields = _stat_fields(pid)
+    return int(fields[1]) if fields else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process has been stopped by a signal, or by a debugger."""
+    return _stat_fields(pid)[:1] in ([b"T"], [b"t"])
+
+
+def _stat_fields(pid: int) -> list[bytes]:
+    """State, parent, and what else the kernel says; nothing if there is no such process."""
     try:
         with open(f"{_PROC}/{pid}/stat", "rb") as stat:
-            # The name, in parentheses, may hold anything; state and parent follow the last one.
-            return int(stat.read().rpartition(b")")[2].split()[1])
+            # The name, in parentheses, may hold anything; the state follows the last one.
+            return stat.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return []
 
 
 def is_exiting(pid: int) -> bool:

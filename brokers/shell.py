@@ -21,14 +21,16 @@ from dagsched._version import __version__
 from dagsched.brokers.actions import BrokerActions
 from dagsched.brokers.core import BrokerCore
 from dagsched.brokers.launch import GOODBYE, BrokerSettings
-from dagsched.brokers.objects.arena import Arena, unlink_segments
+from dagsched.brokers.objects.arena import Arena
+from dagsched.brokers.objects.segments import SPILL_NAME, unlink_segments
 from dagsched.brokers.poller import Poller
 from dagsched.brokers.pool import Pool
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
 from dagsched.brokers.zygote import Zygote
-from dagsched.errors import OutOfMemory, ProtocolError
+from dagsched.errors import AuthenticationError, OutOfMemory, ProtocolError, VersionMismatch
 from dagsched.faults import fault
 from dagsched.ids import ProcessId, RunNo
+from dagsched.limits import raise_descriptor_limit
 from dagsched.protocol.codec import PROTOCOL_VERSION, Decoder, encode_batch
 from dagsched.protocol.links import Links
 from dagsched.protocol.messages import (
@@ -41,6 +43,7 @@ from dagsched.protocol.messages import (
     MasterToBroker,
     ObjectInfo,
     Parcel,
+    Refused,
     SetPeers,
     TaskFailed,
     TransferChunk,
@@ -51,12 +54,15 @@ from dagsched.protocol.messages import (
 from dagsched.protocol.session import SessionFull
 from dagsched.rundir import remove_environment
 from dagsched.tenancy import Tenancy, wait_for_store
-from dagsched.transport import BrokerEndpoint, DataPort
+from dagsched.transport import BrokerEndpoint, CurveKeys, DataPort
 
 logger = logging.getLogger(__name__)
 
 EXIT_INTERNAL = 70
 """Exit code after an internal error (EX_SOFTWARE of sysexits.h)."""
+
+EXIT_REFUSED = 77
+"""Exit code of a broker that the master does not want (EX_NOPERM)."""
 
 MASTER = 1
 """The master's process id, by which its link is known."""
@@ -81,12 +87,14 @@ class BrokerShell:
         self._core = BrokerCore(settings.broker, settings.host, settings.config)
         self._poller = Poller()
         self._pool = Pool(forked, self._poller, Path(settings.run_directory), settings.config)
-        self._arena = Arena(f"{settings.name_prefix}-0-0", settings.config)
+        self._spill = Path(settings.run_directory) / SPILL_NAME
+        self._arena = Arena(f"{settings.name_prefix}-0-0", settings.config, self._spill)
+        self._core.look = self._pool.look
         self._outgoing = OutgoingTransfers(settings.config)
         self._incoming = IncomingTransfers(self._arena)
         number = time.monotonic_ns
         config = settings.config
-        self._master_links = Links(Decoder(MasterToBroker, config), config, number)
+        self._master_links = Links(Decoder(MasterToBroker | Refused, config), config, number)
         self._peer_links = Links(Decoder(BrokerToBroker, config), config, number)
         self._from_executor = Decoder(ExecutorToBroker, settings.config)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -115,6 +123,9 @@ class BrokerShell:
             self._open()
             while not self._is_over:
                 self._turn()
+        except (AuthenticationError, VersionMismatch) as error:
+            logger.error("%s: %s", type(error).__name__, error)
+            code = EXIT_REFUSED
         except Exception:
             logger.exception("broker %d has failed and ends", self._settings.broker)
             code = EXIT_INTERNAL
@@ -124,14 +135,20 @@ class BrokerShell:
     def _open(self) -> None:
         settings = self._settings
         self._tenancy.live()
+        raise_descriptor_limit()  # executors, whose zygote has been forked, keep the user's
         self._pool.open()
         self._listen_to_signals()
         self._poller.add(self._lifeline_fd, self._lifeline_ready)
         self._context = zmq.Context()
-        self._data = DataPort(self._context, settings.broker, settings.data_socket)
-        self._master = BrokerEndpoint(self._context, settings.broker, settings.master_socket)
-        self._poller.add(self._data.fd, self._set_peers_ready)
-        self._poller.add(self._master.fd, self._set_master_ready)
+        keys = CurveKeys(*settings.keys) if settings.keys else None
+        where = settings.listen or settings.data_socket
+        self._data = DataPort(self._context, settings.broker, where, keys)
+        master = settings.master_address or settings.master_socket
+        self._master = BrokerEndpoint(self._context, settings.broker, master, keys)
+        for fd in self._data.fds:
+            self._poller.add(fd, self._set_peers_ready)
+        for fd in self._master.fds:
+            self._poller.add(fd, self._set_master_ready)
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         hello = BrokerHello(
             settings.broker,
@@ -139,6 +156,7 @@ class BrokerShell:
             settings.host,
             self._data.address,
             (python, __version__, PROTOCOL_VERSION),
+            token=settings.env_token,
         )
         self._send_master([Parcel(hello)])
         self._send_batches(time.monotonic())
@@ -154,7 +172,7 @@ class BrokerShell:
                 linger = lambda: self._master.close(0)  # noqa: E731
             steps += [self._data.close, linger, self._context.term]
         steps += [
-            lambda: unlink_segments(self._settings.name_prefix),
+            lambda: unlink_segments(self._settings.name_prefix, spill=self._spill),
             self._forget_signals,
             self._poller.close,
             self._leave,
@@ -302,6 +320,9 @@ class BrokerShell:
         message = cast("MasterToBroker", parcel.message)
         if self._settings.debug:
             logger.debug("from master: %.500r", message)
+        if isinstance(parcel.message, Refused):
+            kind = VersionMismatch if parcel.message.kind == "version" else AuthenticationError
+            raise kind(f"the master refuses this broker: {parcel.message.text}")
         if isinstance(message, SetPeers):
             self._set_peers(message, now)
         elif isinstance(message, Welcome):
@@ -361,7 +382,7 @@ class BrokerShell:
                 for _, parcels in self._peer_links.receive(peer, frames, now):
                     for parcel in parcels:
                         self._take_peer_parcel(peer, parcel, now)
-            except ProtocolError as error:
+            except (ProtocolError, VersionMismatch) as error:
                 # The master decides about that broker; we only don't listen to it for ever.
                 logger.warning("dropped: broker %d sent nonsense: %s", peer, error)
                 if self._peer_links.note_nonsense(peer):
@@ -435,7 +456,8 @@ class BrokerShell:
         for location in actions.free:
             self._arena.free(location)
         for executor, incarnation, keep in actions.reclaim:
-            unlink_segments(f"{self._settings.name_prefix}-{executor}-{incarnation}", keep)
+            prefix = f"{self._settings.name_prefix}-{executor}-{incarnation}"
+            unlink_segments(prefix, keep, self._spill)
         for run, position, frame in actions.store:
             self._store(run, position, frame, now)
         for peer, run, info in actions.transfers:

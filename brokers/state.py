@@ -54,6 +54,7 @@ class Bundle:
     waiting_count: int = 0  # bundles and single positions that it still waits for
     dependents: list["Bundle"] = field(default_factory=list)
     attempt: int = 1
+    begun_s: float = 0.0  # when it came first in its executor's queue
     imports: Int32 = field(
         default_factory=lambda: NO_POSITIONS
     )  # what it takes from outside itself ..
@@ -207,6 +208,8 @@ class Counters:
     out_bytes: int = 0
     bundle_count: int = 0
     retry_count: int = 0
+    crash_retry_count: int = 0  # of these: executors died
+    timeout_retry_count: int = 0
     stale_count: int = 0
     seconds: dict[int, list[float]] = field(default_factory=dict)  # by function: calls, seconds
     executors: dict[ProcessId, ExecutorCounters] = field(default_factory=dict)
@@ -229,3 +232,17 @@ class Executor:
     is_late: bool = False  # it has run that for longer than anybody should have to wait behind it
     restart_count: int = 0
     rss_peak_bytes: int = 0
+
+    def take_head(self, now: float) -> Bundle:
+        """Take the bundle that ran out of the queue: the next one begins."""
+        head = self.queue.pop(0)
+        if self.queue:
+            self.queue[0].begun_s = now
+        return head
+
+    def successor(self, rss_bytes: int) -> "Executor":
+        """The process in place of this one, which has ended with so much memory."""
+        return Executor(
+            self.id, self.incarnation + 1, restart_count=self.restart_count + 1,
+            rss_peak_bytes=max(self.rss_peak_bytes, rss_bytes),
+        )  # fmt: skip

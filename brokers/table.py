@@ -26,6 +26,7 @@ class ObjectTable:
         self.live_count = 0
         self.live_bytes = 0
         self.peak_bytes = 0
+        self.spilled_bytes = 0  # of live ones, those that lie in files
         self.kept: dict[tuple[RunNo, int], StoredObject] = {}  # of ended runs, for Refs
         self._segments: dict[tuple[ProcessId, int], dict[str, int]] = {}  # live storages in each
         self._dead: set[tuple[ProcessId, int]] = set()  # incarnations that have ended
@@ -48,6 +49,8 @@ class ObjectTable:
     ) -> StoredObject:
         """Take an object in; its bytes are `frame`, or lie at ``info.location``."""
         storage = Storage(frame, info.size_bytes, owner, incarnation)
+        if info.location is not None and info.location.is_spilled:
+            self.spilled_bytes += info.location.size_bytes
         if info.location is not None and owner is not None:
             segments = self._segments.setdefault((owner, incarnation), {})
             segments[info.location.segment] = segments.get(info.location.segment, 0) + 1
@@ -65,6 +68,8 @@ class ObjectTable:
         """Take in an object that belongs to no living run here; it is freed by its last `unpin`."""
         self.live_bytes += info.size_bytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        if info.location is not None and info.location.is_spilled:
+            self.spilled_bytes += info.location.size_bytes
         storage = Storage(frame, info.size_bytes, None)
         return StoredObject(number, info, storage, broker, dropped=True)
 
@@ -168,6 +173,7 @@ class ObjectTable:
         self.live_bytes -= storage.location_size_bytes
         location = stored.info.location
         if location is not None:
+            self.spilled_bytes -= location.size_bytes if location.is_spilled else 0
             self._free(location, storage)
 
     def _free(self, location: Location, storage: Storage) -> None:

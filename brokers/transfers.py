@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dagsched.brokers.objects.arena import SHM_DIRECTORY
+from dagsched.brokers.objects.segments import open_segment
 from dagsched.config import Config
 from dagsched.errors import OutOfMemory, ProtocolError
 from dagsched.protocol.messages import (
@@ -267,9 +267,7 @@ def map_object(location: Location) -> memoryview:
         FileNotFoundError: the segment is gone.
         ProtocolError: its name is none.
     """
-    if "/" in location.segment:
-        raise ProtocolError(f"{location.segment!r} is no segment's name")
-    fd = os.open(SHM_DIRECTORY / location.segment, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_segment(location.segment)
     try:
         mapped = mmap.mmap(fd, location.size_bytes, prot=mmap.PROT_READ, offset=location.offset)
     finally:

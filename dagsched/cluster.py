@@ -5,11 +5,12 @@ tells to whoever waits for it. `RunEnv` is its public face.
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dagsched.answers import NO_ANSWER, Answers
@@ -30,17 +31,20 @@ from dagsched.tracking import Tracker
 
 if TYPE_CHECKING:
     from dagsched.master.core import MasterCore
-    from dagsched.master.events import ClientEvent, RunEnded
+    from dagsched.master.events import ClientEvent, RunEnded, RunStalled
+    from dagsched.master.explaining import Explanation
     from dagsched.master.shell import MasterShell
     from dagsched.nodes import NodeChanges
     from dagsched.plan import RunPlan
     from dagsched.protocol.messages import NodeStats
     from dagsched.run import Run
     from dagsched.stats import RunNumbers
+    from dagsched.transport import MasterEndpoint
 
 logger = logging.getLogger(__name__)
 
 _STATS_TIMEOUT_S = 2.0
+_EXPLAIN_TIMEOUT_S = 5.0  # a node that doesn't answer has been given up by then
 
 
 class Cluster:
@@ -53,6 +57,7 @@ class Cluster:
         debug: log every decision.
         profile: profile the master's thread.
         track: address of a listener to events, if there is one.
+        listen: ``tcp://HOST`` for TCP between master and brokers; None: Unix sockets.
     """
 
     def __init__(
@@ -64,12 +69,15 @@ class Cluster:
         debug: bool = False,
         profile: bool = False,
         track: str | None = None,
+        listen: str | None = None,
     ) -> None:
         self._names = names
         self._config = config
         self._debug = debug
         self._tenancy = Tenancy(names.directory)
-        self._brokers = BrokerProcesses(names, config, debug=debug)
+        self._brokers = BrokerProcesses(names, config, debug=debug, listen=listen)
+        self._listen = listen
+        self._endpoint: MasterEndpoint | None = None  # of TCP
         self._roster = Roster(
             nodes, self._brokers, lambda: self._closing or self._crash is not None
         )
@@ -106,6 +114,8 @@ class Cluster:
         # while they do.
         self._tenancy.live()
         self._tenancy.rule()
+        if self._listen is not None:
+            self._endpoint = self._open_tcp(self._listen)
         started = self._roster.begin()
         self._note = EnvironmentNote.of(self._names, metastore)
         self._write_note()
@@ -114,7 +124,9 @@ class Cluster:
         from dagsched.master.shell import MasterShell
 
         core = MasterCore(self._config)
-        shell = MasterShell(core, self._names.master_socket, self._config, self, debug=self._debug)
+        where = self._endpoint or self._names.master_socket
+        tokens = [self._names.token]
+        shell = MasterShell(core, where, self._config, self, tokens=tokens, debug=self._debug)
         self._core = core
         self._shell = shell
         self._tell_nodes()  # waits for the thread, so that no broker comes before it is wanted
@@ -134,6 +146,17 @@ class Cluster:
         import dagsched.outcome
         import dagsched.planning
         import dagsched.run  # noqa: F401 - the first run shall not wait for these imports
+
+    def _open_tcp(self, listen: str) -> "MasterEndpoint":
+        from dagsched.transport import CurveKeys, MasterEndpoint
+        from dagsched.transport.curve import write_cluster_file
+
+        keys = CurveKeys.generate()
+        endpoint = MasterEndpoint(listen, keys)
+        self._brokers.master_address = endpoint.address
+        self._brokers.keys = list(dataclasses.astuple(keys))
+        write_cluster_file(self._names.directory, endpoint.address, keys)
+        return endpoint
 
     def close(self) -> None:
         """End everything and leave nothing; safe to call again, also after an interruption."""
@@ -155,6 +178,8 @@ class Cluster:
                 steps.callback(self._tracker.close)
             if self._profile is not None:
                 steps.callback(self._profile.tell)
+            if self._endpoint is not None and self._shell is None:
+                steps.callback(self._endpoint.close)
             if self._shell is not None:
                 steps.callback(self._shell.stop, timeout_s)
             steps.callback(self._brokers.let_go)
@@ -245,6 +270,13 @@ class Cluster:
                 )
         return values
 
+    def explain(self, run: int, position: int) -> "Explanation | None":
+        """Ask the master about a task; None: it knows nothing of it, or doesn't answer."""
+        request = self._answers.ask()
+        self._call(lambda core, now: core.explain(request, run, position, now))
+        answer = self._wait_for_answer(request, _EXPLAIN_TIMEOUT_S)
+        return None if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+
     def cancel_run(self, number: int) -> None:
         """Ask the master to stop a run."""
         if not self._closing:
@@ -275,6 +307,13 @@ class Cluster:
     def nodes(self) -> tuple[NodeEnv, ...]:
         """The nodes wanted, without those that were lost."""
         return self._roster.nodes
+
+    def troubles(self) -> list[str]:
+        """What doesn't go as it should at the moment, in a few words each."""
+        found = [] if self._roster.joined_count else ["no nodes"]
+        if self._storing.state()["state"] == "degraded":
+            found.append("journal waits for its store")
+        return found
 
     def describe_losses(self) -> str:
         """Which nodes were lost, and why."""
@@ -322,23 +361,31 @@ class Cluster:
         """Numbers of the last run, with what the brokers hold now."""
         from dagsched.stats import add_idle_nodes, broker_rows, executor_rows, merge_live
 
-        live = self._ask_stats()
+        live, counters = self._ask_stats()
+        now = {
+            "store": self._storing.state(),
+            "stalls": counters.get("stalls", 0),
+            "counters": dict(counters),
+            "links": self._link_counts(),
+        }
         numbers = self._last_numbers
         if numbers is None:
             rows = {"brokers": broker_rows(live), "executors": executor_rows(live)}
-            return {"run": None, **rows, "store": self._storing.state()}
+            return {"run": None, **rows, **now}
         result = numbers.as_dict()
         add_idle_nodes(result, live)
         merge_live(result["brokers"], live)
-        result["store"] = self._storing.state()
-        return result
+        return {**result, **now}
 
-    def _ask_stats(self) -> "Sequence[NodeStats]":
+    def _link_counts(self) -> dict[str, int]:
+        return {} if self._shell is None else self._shell.link_counts
+
+    def _ask_stats(self) -> "tuple[Sequence[NodeStats], Mapping[str, int]]":
         request = self._answers.ask()
         self._call(lambda core, now: core.ask_stats(request, now))
         answer = self._wait_for_answer(request, _STATS_TIMEOUT_S)
         # A node that doesn't answer is on its way to being lost; the run's own numbers are there.
-        return () if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+        return ((), {}) if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
 
     def _numbers(self, run: "Run", state: str) -> "RunNumbers":
         from dagsched.stats import RunNumbers
@@ -376,6 +423,13 @@ class Cluster:
             case events.RunStarted():
                 if (run := self._running.get(event.run)) is not None:
                     run.take_started()
+            case events.RunHappened():
+                if (run := self._running.get(event.run)) is not None:
+                    run.take_happened(event)
+            case events.RunStalled():
+                self._take_stall(event)
+            case events.TaskExplained():
+                self._answers.give(event.request, event.found)
             case events.OutputsComplete():
                 if (run := self._running.get(event.run)) is not None:
                     self._take_outputs(run, event)
@@ -384,7 +438,7 @@ class Cluster:
             case events.ValueArrived():
                 self._answers.give(event.request, event)
             case events.StatsArrived():
-                self._answers.give(event.request, event.stats)
+                self._answers.give(event.request, (event.stats, event.counters))
             case events.NodeJoined():
                 self._roster.take_joined(event.broker)
             case events.NodeRemoved():
@@ -393,6 +447,14 @@ class Cluster:
                 logger.debug(
                     "executor %d of node %d: pid %d", event.executor, event.broker, event.pid
                 )
+
+    def _take_stall(self, event: "RunStalled") -> None:
+        from dagsched.story import stall_text
+
+        run = self._running.get(event.run)
+        if run is not None:
+            run.take_happened(event)
+            logger.warning("run %s: %s", run.run_id, stall_text(run, event))
 
     def take_crash(self, error: BaseException) -> None:
         """The master's thread has failed: nobody may wait any longer."""
@@ -509,8 +571,7 @@ class Cluster:
         for run in runs:
             run.take_error(state, error)
 
-    @staticmethod
-    def _unlink_segments(prefix: str) -> None:
-        from dagsched.brokers.objects.arena import unlink_segments
+    def _unlink_segments(self, prefix: str) -> None:
+        from dagsched.brokers.objects.segments import SPILL_NAME, unlink_segments
 
-        unlink_segments(prefix)
+        unlink_segments(prefix, spill=self._names.directory / SPILL_NAME)

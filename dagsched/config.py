@@ -8,7 +8,8 @@ class Config:
     """Settings of an environment. Units stand last in each name.
 
     Raises:
-        ValueError: a limit is not positive.
+        ValueError: a limit is not positive, or a directory's name is empty.
+        TypeError: a directory's name is no str.
     """
 
     inline_bytes_max: int = 16_384
@@ -25,6 +26,9 @@ class Config:
 
     memory_limit_bytes: int | None = None
     """Most bytes of shared memory that one process's arena may take; None: what the system has."""
+
+    spill_directory: str | None = None
+    """Where objects go that shared memory has no room for; None: the run directory."""
 
     bundle_s: float = 0.005
     """A bundle is cut to about this much work, so that no task pays for messages."""
@@ -68,6 +72,12 @@ class Config:
 
     master_grace_max_s: float = 3600.0
     """But never longer than this."""
+
+    stall_warning_s: float = 30.0
+    """A run in which nothing moves and no task runs for this long is warned of, with the cause."""
+
+    story_events_max: int = 10_000
+    """What is kept of a run's placements, losses and retries, so that each task's story is told."""
 
     lease_s: float = 6.0
     """A node not heard of for this long is lost."""
@@ -128,5 +138,11 @@ class Config:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
+            if name == "spill_directory":
+                if value is not None and not isinstance(value, str):
+                    raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+                if value == "":
+                    raise ValueError(f"{name} must not be empty")
+                continue
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, not {value!r}")

@@ -81,7 +81,14 @@ class AuthenticationError(DagschedError):
 
 
 class VersionMismatch(DagschedError):
-    """Two sides speak different versions of Python, dagsched or its protocol."""
+    """Two sides speak different versions of Python, dagsched or its protocol.
+
+    `protocol` is the other side's version of the protocol, where that is what differs.
+    """
+
+    def __init__(self, message: str, protocol: int = 0) -> None:
+        super().__init__(message)
+        self.protocol = protocol
 
 
 class ClosedError(DagschedError):

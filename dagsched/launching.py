@@ -42,9 +42,17 @@ class BrokerProcesses:
         names: of the environment.
         config: goes to each broker.
         debug: brokers log every decision.
+        listen: ``tcp://HOST`` for TCP between master and brokers; None: Unix sockets.
     """
 
-    def __init__(self, names: RunNames, config: Config, *, debug: bool = False) -> None:
+    def __init__(
+        self, names: RunNames, config: Config, *, debug: bool = False, listen: str | None = None
+    ) -> None:
+        self.master_address = ""
+        """Of the master, where it listens on TCP."""
+
+        self.keys: list[str] = []
+        self._listen = listen or ""
         self._names = names
         self._config = config
         self._debug = debug
@@ -57,6 +65,7 @@ class BrokerProcesses:
         """
         incarnation = 1 + sum(old.node.brokerid == node.brokerid for old in self._started)
         prefix = self._names.broker_prefix(node.brokerid, incarnation)
+        command_prefix, own_listen = place_broker(node)
         settings = BrokerSettings(
             broker=node.brokerid,
             host=node.host,
@@ -71,8 +80,11 @@ class BrokerProcesses:
             executors=sum(len(other.executorids) for other in nodes),
             config=self._config,
             debug=self._debug,
+            master_address=self.master_address,
+            listen=own_listen or self._listen,
+            keys=self.keys,
         )
-        process = launch_broker(settings, dict(os.environ))
+        process = launch_broker(settings, dict(os.environ), command_prefix)
         log_path = self._names.directory / f"broker-{node.brokerid}.log"
         started = BrokerProcess(node, process, prefix, log_path)
         self._started.append(started)
@@ -135,6 +147,14 @@ class BrokerProcesses:
             # The child isn't the brokers' parent and can't wait for them.
             started.process.returncode = 0
         self._started.clear()
+
+
+def place_broker(node: NodeEnv) -> tuple[Sequence[str], str]:  # noqa: ARG001
+    """Where a broker starts: a command prefix, and the ``tcp://HOST`` of its own, if it has one.
+
+    Tests put brokers into network namespaces by it.
+    """
+    return (), ""
 
 
 def kill_group(process: "subprocess.Popen[bytes]") -> None:

@@ -214,3 +214,27 @@ def _as_id(value: object, what: str) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{what} must be an int, not {value!r}")
     return int(value.__index__())
+
+
+def check_listen(listen: str) -> str:
+    """``tcp://HOST``, if HOST is an address of this machine that others can dial.
+
+    Raises:
+        TypeError: it is not a str.
+        ValueError: it is none.
+    """
+    if not isinstance(listen, str):
+        raise TypeError(f"listen must be a str or None, not {type(listen).__name__}")
+    scheme, _, host = listen.partition("://")
+    wildcards = {"", "*", "0.0.0.0", "::", "[::]"}
+    if scheme != "tcp" or host in wildcards or not host.replace("-", "").replace(".", "").isalnum():
+        raise ValueError(
+            f"listen {listen!r} is not valid: it is 'tcp://HOST', with one IPv4 address or name of "
+            "this machine; the system chooses the port"
+        )
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        raise ValueError(f"{host} is no address of this machine: {error.strerror}") from error
+    return listen

@@ -112,8 +112,8 @@ def failure_error(
             )
         case "memory":
             error = OutOfMemory(
-                f"shared memory was full for {where}{_said(failure.text)}: use smaller pieces, "
-                "release references, or raise Config.memory_limit_bytes"
+                f"there was no room for {where}{_said(failure.text)}: use smaller pieces, release "
+                "references, or allow more with Config.memory_limit_bytes and spill_directory"
             )
         case _:
             error = InternalError(f"{where} failed in an unknown way: {failure!r}")

@@ -1,7 +1,7 @@
 """The progress bar of a run, and waiting for a run with one.
 
-Responsible for showing tasks done, rate, failures and time left on a terminal; it reads the run's
-counters and never delays the run.
+Responsible for showing tasks done, rate, failures, time left and what doesn't go as it should on a
+terminal; it reads the run's counters and never delays the run.
 """
 
 import sys
@@ -54,12 +54,13 @@ def _wait_with_bar(run: "Run") -> None:
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[failures]}"),
+        TextColumn("{task.fields[troubles]}", style="yellow"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=10) as bar:
         done, total = run.progress()
-        shown = bar.add_task(f"run {run.number}", total=total, rate="", failures="")
+        shown = bar.add_task(f"run {run.number}", total=total, rate="", failures="", troubles="")
         over = False
         while not over:
             over = run.wait(_REFRESH_S)
@@ -67,4 +68,11 @@ def _wait_with_bar(run: "Run") -> None:
             elapsed_s = bar.tasks[0].elapsed or 0.0
             rate = f"{done / elapsed_s:,.0f} tasks/s" if elapsed_s > 0 else ""
             failures = f"{run.state}" if over and run.state != "done" else "0 failed"
-            bar.update(shown, completed=done, total=total, rate=rate, failures=failures)
+            bar.update(
+                shown,
+                completed=done,
+                total=total,
+                rate=rate,
+                failures=failures,
+                troubles=run.troubles(),
+            )

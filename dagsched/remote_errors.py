@@ -17,6 +17,7 @@ from dagsched.pickling import dumps
 from dagsched.protocol.messages import Frame
 
 TEXT_CHARS_MAX = 4_000
+SHORT_CHARS_MAX = 200
 TRACEBACK_CHARS_MAX = 64_000
 EXCEPTION_BYTES_MAX = 1 << 20
 
@@ -49,6 +50,12 @@ def dump_exception(error: BaseException, limit_bytes: int = EXCEPTION_BYTES_MAX)
     data = _proven(error, limit_bytes) if is_small and text is not None else b""
     text = f"<{type(error).__name__} that can't be printed>" if text is None else text
     return DumpedException(data, name, text, _traceback_of(error, name, text, limit_bytes))
+
+
+def exception_in_short(error: BaseException) -> str:
+    """Type and text of an exception on one line; its methods may fail."""
+    text = _text_of(error, _is_small(error, EXCEPTION_BYTES_MAX)) or ""
+    return f"{type_name(error)}: {text.partition(chr(10))[0]}"[:SHORT_CHARS_MAX]
 
 
 def load_exception(data: Frame) -> BaseException:

@@ -51,6 +51,12 @@ class Roster:
         with self._changed:
             return "; ".join(f"node {n}: {why}" for n, why in sorted(self._lost.items()))
 
+    @property
+    def joined_count(self) -> int:
+        """Nodes that are wanted and there."""
+        with self._changed:
+            return len(self._usable())
+
     def begin(self) -> list[BrokerProcess]:
         """Start the brokers of all nodes."""
         return [self._brokers.launch(node, self._wanted) for node in self._wanted]

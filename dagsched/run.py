@@ -8,7 +8,7 @@ begin in `submission`.
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,9 +16,17 @@ from dagsched.errors import DagschedError, InternalError, ObjectLost, TaskFailed
 
 if TYPE_CHECKING:
     from dagsched.graph import TaskGraph
-    from dagsched.master.events import HeldObject, OutputsComplete, RunEnded, TracesArrived
+    from dagsched.master.events import (
+        HeldObject,
+        OutputsComplete,
+        RunEnded,
+        RunHappened,
+        RunStalled,
+        TracesArrived,
+    )
+    from dagsched.master.explaining import Explanation
     from dagsched.plan import Int32, Int64, RunPlan
-    from dagsched.protocol.messages import NodeStats
+    from dagsched.protocol.messages import Failure, NodeStats
     from dagsched.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -45,6 +53,12 @@ class RunHost(Protocol):
 
     def source_values(self, run: "Run") -> dict[int, object]:
         """Values of those outputs that no task of the run computes."""
+
+    def explain(self, run: int, position: int) -> "Explanation | None":
+        """Ask the master about a task; None: it knows nothing of it, or doesn't answer."""
+
+    def troubles(self) -> Sequence[str]:
+        """What of the environment doesn't go as it should, in a few words each."""
 
     def describe_losses(self) -> str:
         """Which nodes were lost, and why; empty if none was."""
@@ -77,7 +91,9 @@ class RunRecord:
     total: int = 0
     subtree_brokers: Sequence[int] = ()
     node_stats: "Sequence[NodeStats]" = ()
-    events: list[tuple[float, str]] = field(default_factory=list)
+    events: "list[RunHappened | RunStalled]" = field(default_factory=list)  # in order
+    trouble: str = ""  # what keeps it from going on at the moment
+    tally: Mapping[str, int] = field(default_factory=dict)  # what happened, by kind, once over
 
 
 class Run:
@@ -199,7 +215,18 @@ class Run:
             raise TaskFailed(f"a task of run {self.run_id} raised StopIteration") from error
 
     def stats(self) -> dict[str, Any]:
-        """The run's numbers: ``run`` (a dict), ``brokers`` and ``executors`` (lists of dicts)."""
+        """The run's numbers; complete once it is over.
+
+        Returns:
+            ``brokers`` and ``executors`` (lists of dicts, one a process), and ``run``, a dict:
+            ``run_id``, ``state``, ``task_count``, ``done_count``, ``failed_count``,
+            ``cancelled_count``, ``duration_s``, ``critical_path_s``, ``subtree_count``,
+            ``bundle_count``; ``retry_count``, of which ``exception_retry_count``,
+            ``crash_retry_count`` (its executor died) and ``timeout_retry_count``;
+            ``node_loss_count`` (nodes that it needed), ``recovery_count`` (of what they had),
+            ``recomputed_count`` (tasks), ``moved_count`` (values, off nodes that were to leave),
+            ``stall_count`` (times that nothing moved for `Config.stall_warning_s`).
+        """
         from dagsched.stats import run_stats
 
         return run_stats(self)
@@ -217,20 +244,26 @@ class Run:
         )
 
     def explain(self, key: object) -> str:
-        """In words, why a task is where it is.
+        """In words, why a task is where it is: what it does, or what it waits for, and where.
 
         Args:
             key: a `Delayed` of the graph, or its key.
+
+        Raises:
+            GraphError: the run has no such task.
         """
         from dagsched.story import explain_task
 
         return explain_task(self, key)
 
     def story(self, key: object) -> list[str]:
-        """All that is known to have happened to a task, in order.
+        """All that is known to have happened to a task, in order, with seconds since the start.
 
         Args:
             key: a `Delayed` of the graph, or its key.
+
+        Raises:
+            GraphError: the run has no such task.
         """
         from dagsched.story import task_story
 
@@ -246,6 +279,18 @@ class Run:
         """The first subtree has been placed."""
         if self.record.started_s is None:
             self.record.started_s = time.monotonic()
+
+    def take_happened(self, event: "RunHappened | RunStalled") -> None:
+        """Something for the story."""
+        from dagsched.master.events import RunStalled
+
+        self.record.events.append(event)
+        if isinstance(event, RunStalled):
+            self.record.trouble = "nothing moves"
+        elif event.kind == "recovering":
+            self.record.trouble = "recovering"
+        elif event.kind != "node_lost":
+            self.record.trouble = ""
 
     def take_progress(self, done_count: int, total: int) -> None:
         """So many tasks have ended."""
@@ -299,12 +344,37 @@ class Run:
         record = self.record
         record.subtree_brokers = event.subtree_brokers
         record.node_stats = event.stats
+        record.tally = event.tally
         if event.state == "done":
             record.done_count = record.total
         record.ended_s = time.monotonic()
         self._end = event
         tell(self, event.state)
         self._finish(event.state)
+
+    def troubles(self) -> str:
+        """What doesn't go as it should at the moment, in a few words; empty: nothing."""
+        if self.done():
+            return ""
+        own = (self.record.trouble,) if self.record.trouble else ()
+        return ", ".join((*own, *self._host.troubles()))
+
+    def ask_why(self, position: int) -> "Explanation | None":
+        """What the master says of a task; None: nothing."""
+        return self._host.explain(self.number, position)
+
+    @property
+    def failure(self) -> "Failure | None":
+        """The task that failed for good, and how."""
+        return None if self._end is None else self._end.failure
+
+    def failure_text(self) -> str:
+        """How that task failed, to be put behind a sentence."""
+        failure = self.failure
+        if failure is None:
+            return ""
+        text = failure.text.partition("\n")[0][:200]
+        return f" ({': '.join(part for part in (failure.kind, failure.type_name, text) if part)})"
 
     def take_error(self, state: str, error: BaseException) -> None:
         """The run can't go on: the environment was closed, or the master failed."""

@@ -30,6 +30,7 @@ ROOT_PATH_MAX = SOCKET_PATH_MAX - 56
 """A run directory's name takes up to 36 characters, a socket's in it up to 20."""
 
 _SEGMENT_DIRECTORY = Path("/dev/shm")
+_SPILL_NAME = "spill"  # as in dagsched.brokers.objects.segments, which clients needn't load
 _ROOTPATH = re.compile(r"(/[A-Za-z0-9_.-]{1,64})+")
 _ROOTPATH_MAX = 128
 _NAME = re.compile(r"dagsched-(\d+)-([0-9a-f]+)-(\d+)-([0-9a-f]+)-([0-9a-f]{8})(?=[.-]|$)")
@@ -208,6 +209,13 @@ def token_of(name: str) -> str | None:
 
 
 def _remove_directory(path: Path) -> None:
+    spill = path / _SPILL_NAME
+    if spill.is_symlink():  # else what lies in it goes with it
+        owner = _own_start() + path.name
+        with contextlib.suppress(OSError):
+            for name in os.listdir(spill):
+                if name.startswith(owner):
+                    os.unlink(spill / name)
     shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
         path.parent.rmdir()

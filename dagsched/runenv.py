@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Self
 from dagsched.config import Config
 from dagsched.debuglog import start_debug_log, stop_debug_log
 from dagsched.errors import ClosedError, NoNodesError
-from dagsched.nodes import LOCAL_HOST, NodeChanges, NodeEnv, check_nodes, group_nodes
+from dagsched.limits import check_descriptors
+from dagsched.nodes import (
+    LOCAL_HOST,
+    NodeChanges,
+    NodeEnv,
+    check_listen,
+    check_nodes,
+    group_nodes,
+)
 from dagsched.procs import process_hosts, reserve_private
 from dagsched.rundir import check_rootpath, make_run_directory, remove_run_directory
 from dagsched.submission import resume, rundag, submit
@@ -63,6 +71,8 @@ class RunEnv:
         profile: profile the master's thread; a file for each run, below the working directory.
         remotetrack: send events as JSON lines to a listener: ``host:port``, ``unix:PATH``, or True
             for the address in ``DAGSCHED_TRACK``.
+        listen: ``tcp://HOST``, an address of this machine, for TCP between master and brokers,
+            encrypted and with keys made for this environment; None: Unix sockets.
         config: limits and defaults.
 
     Raises:
@@ -87,6 +97,7 @@ class RunEnv:
         debug: bool = False,
         profile: bool = False,
         remotetrack: bool | str = False,
+        listen: str | None = None,
         config: Config | None = None,
     ) -> None:
         self._rootpath = check_rootpath(rootpath)
@@ -95,6 +106,7 @@ class RunEnv:
         if metastore is not None and not isinstance(metastore, str):
             raise TypeError(f"metastore must be a str or None, not {type(metastore).__name__}")
         self._config = Config() if config is None else config
+        self._listen = None if listen is None else check_listen(listen)
         self._flags = {"debug": debug, "profile": profile, "remotetrack": bool(remotetrack)}
         self._private: tuple[NodeEnv, ...] = ()
         self._lock = threading.RLock()
@@ -137,8 +149,15 @@ class RunEnv:
         """Numbers of the last run, and what brokers hold now.
 
         Returns:
-            ``run`` (a dict, or None if there was no run), ``brokers`` and ``executors`` (lists of
-            dicts, one a process), ``store`` (``state`` ok or degraded, and a ``reason``).
+            ``run`` (a dict, or None if there was no run; its fields as in `Run.stats`), ``brokers``
+            and ``executors`` (lists of dicts, one a process), ``store`` (``state`` ok or degraded,
+            and a ``reason``), ``stalls`` (how often a run stood still and it was warned of), and
+            ``counters`` of all since the environment began: ``node_losses``, ``executor_losses``
+            (processes of executors that died or were killed), ``exception_retries``,
+            ``crash_retries``, ``timeout_retries``, ``stalls``, ``stale_messages`` (of those who
+            didn't know yet that they were gone), ``recoveries``, ``recomputed_tasks``,
+            ``moved_objects``; and ``links`` (batches that were stale, nonsense, repeated or resent;
+            connections refused).
 
         Raises:
             ClosedError: the environment has been closed.
@@ -222,18 +241,22 @@ class RunEnv:
         hosts = process_hosts()
         private_ids = [number for node in self._private for number in node.ids]
         if nodes is not None:
-            return check_nodes(nodes, hosts, private_ids)
+            given = check_nodes(nodes, hosts, private_ids)
+            check_descriptors(given)
+            return given
         try:
             added = group_nodes(hosts) if hosts else ()
         except NoNodesError:
             if not self._private:
                 raise
             added = ()
-        wanted = (*self._private, *added)
-        return check_nodes(wanted, hosts, private_ids)
+        wanted = check_nodes((*self._private, *added), hosts, private_ids)
+        check_descriptors(wanted)
+        return wanted
 
     def _open(self, nodes: tuple[NodeEnv, ...], metastore: str | None, track: str | None) -> None:
         """Start everything; what was started is ended again if that fails."""
+        check_descriptors(nodes)
         names = make_run_directory(self._rootpath)
         if self._flags["debug"]:
             start_debug_log()
@@ -247,6 +270,7 @@ class RunEnv:
                 debug=self._flags["debug"],
                 profile=self._flags["profile"],
                 track=track,
+                listen=self._listen,
             )
             self._cluster.open(metastore)
         except BaseException:

@@ -24,6 +24,15 @@ EXECUTOR_FIELDS = (
     "id", "task_count", "bundle_count", "busy_s", "idle_s", "read_bytes", "written_bytes",
     "restart_count", "rss_peak_bytes",
 )  # fmt: skip
+TALLY_FIELDS = {
+    "node_loss_count": "node_lost",
+    "recovery_count": "recovering",
+    "recomputed_count": "recomputed",
+    "moved_count": "moved",
+    "stall_count": "stalled",
+}
+"""Of a run: how often what happened to it, by the kinds of `RunHappened`."""
+
 LIVE_FIELDS = ("live_object_count", "live_bytes", "peak_bytes", "spilled_bytes")
 """Of a broker: what is true now, not of one run."""
 
@@ -62,6 +71,7 @@ class RunNumbers:
 
     def _run_fields(self, nodes: "Sequence[NodeStats]") -> dict[str, Any]:
         record = self.record
+        tally = record.tally
         ended = record.ended_s
         # A run that a task's failure has stopped: what had not ended was cancelled.
         rest = record.total - record.done_count - self.failed
@@ -72,11 +82,12 @@ class RunNumbers:
             "done_count": record.done_count,
             "failed_count": int(self.failed),
             "cancelled_count": 0 if self.state in ("running", "done") else max(0, rest),
-            "retry_count": sum(node.retry_count for node in nodes),
+            **retry_fields(nodes, tally),
             "duration_s": (ended - record.submitted_s) if ended is not None else 0.0,
             "critical_path_s": self._critical_path(),
             "subtree_count": len(self.shape.subtree_starts) - 1,
             "bundle_count": sum(node.bundle_count for node in nodes),
+            **{name: tally.get(kind, 0) for name, kind in TALLY_FIELDS.items()},
         }
 
     def _critical_path(self) -> float:
@@ -90,6 +101,25 @@ class RunNumbers:
                 longest_path(self.indptr.tolist(), self.deps.tolist(), durations_ns) / 1e9
             )
         return self._critical_path_s
+
+
+def retry_fields(nodes: "Sequence[NodeStats]", tally: Mapping[str, int]) -> dict[str, int]:
+    """Attempts that came to nothing and were followed by another, by their cause.
+
+    Crashes and timeouts are told to the master at once; exceptions that were tried again on a node
+    that is lost since are known only as far as it had told of them.
+    """
+    crashes, timeouts = tally.get("crash_retries", 0), tally.get("timeout_retries", 0)
+    counted = sum(
+        node.retry_count - node.crash_retry_count - node.timeout_retry_count for node in nodes
+    )
+    exceptions = max(counted, tally.get("exception_retries", 0))
+    return {
+        "retry_count": exceptions + crashes + timeouts,
+        "exception_retry_count": exceptions,
+        "crash_retry_count": crashes,
+        "timeout_retry_count": timeouts,
+    }
 
 
 def run_stats(run: "Run") -> dict[str, Any]:
@@ -184,7 +214,7 @@ def format_stats(stats: Mapping[str, Any]) -> str:
         f"duration {run['duration_s']:.6f} s, critical path {run['critical_path_s']:.6f} s, "
         f"{run['subtree_count']} subtrees, {run['bundle_count']} bundles"
     )
-    lines = [tasks, times, ""]
+    lines = [tasks, times, _troubles(run), ""]
     executors = [
         [
             f"executor {row['id']}", f"node {row['node']}", str(row["task_count"]),
@@ -207,7 +237,32 @@ def format_stats(stats: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     header = ["broker", "host", "parts received", "given away", "bytes in", "bytes out",
               "live objects", "live bytes", "peak bytes", "spilled bytes"]  # fmt: skip
-    return "\n".join(lines + _table(header, brokers))
+    return "\n".join([*lines, *_table(header, brokers), *_environment_lines(stats)])
+
+
+def _troubles(run: Mapping[str, Any]) -> str:
+    """What went wrong in a run and was made good."""
+    return (
+        f"tried again: {run['exception_retry_count']} after an exception, "
+        f"{run['crash_retry_count']} after a crash, {run['timeout_retry_count']} after a timeout; "
+        f"nodes lost: {run['node_loss_count']}, recoveries: {run['recovery_count']}, tasks "
+        f"computed again: {run['recomputed_count']}, objects moved: {run['moved_count']}, "
+        f"stalls: {run['stall_count']}"
+    )
+
+
+def _environment_lines(stats: Mapping[str, Any]) -> list[str]:
+    """What is true of the environment, not of one run."""
+    lines = []
+    counters = stats.get("counters")
+    if counters:
+        counted = ", ".join(f"{name.replace('_', ' ')}: {counters[name]}" for name in counters)
+        lines += ["", f"since the environment began: {counted}"]
+    store = stats.get("store")
+    if store is not None:
+        why = f" ({store['reason']})" if store.get("reason") else ""
+        lines.append(f"metadata store: {store['state']}{why}")
+    return lines
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -6,6 +6,7 @@ It is not responsible for what the tasks were (see `dagsched.graph`) nor for dra
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,16 @@ class Trace:
         return int(self.end_ns[ran].max() - self.start_ns[ran].min())
 
 
+class Execution(NamedTuple):
+    """One time that a task ended."""
+
+    node: int
+    executor: int
+    attempt: int
+    start_ns: int
+    end_ns: int
+
+
 class TraceBuilder:
     """Gathers the stamps of one run as they arrive; adding is as cheap as appending to a list."""
 
@@ -93,6 +104,23 @@ class TraceBuilder:
                 int64 bytes.
         """
         self._pieces.append((broker, executor, attempt, positions, stamps))
+
+    def executions_of(self, position: int) -> list[Execution]:
+        """Every time that the task at a position has ended, in order.
+
+        Looks at the first and last of each piece only, as tasks of a piece rise in position.
+        """
+        found = []
+        for piece in self._pieces:
+            ids = _as_array(piece[3], np.dtype("<i4"))
+            if not len(ids) or not ids[0] <= position <= ids[-1]:
+                continue
+            place = int(np.searchsorted(ids, position))
+            if ids[place] == position:
+                stamps = _as_array(piece[4], np.dtype("<i8"))
+                start_ns, end_ns = int(stamps[place]), int(stamps[place + 1])
+                found.append(Execution(piece[0], piece[1], piece[2], start_ns, end_ns))
+        return sorted(found, key=lambda one: one.end_ns)
 
     def build(
         self,

@@ -43,7 +43,7 @@ _RETRY_S = 0.001
 # The shell reaps nothing before its last command, so the number it kills is still its server's,
 # even if that died long before.
 # The server alone holds the keeper's standard output, whose end so tells that it has died.
-_KEEPER = '"$@" </dev/null & exec >&-; read line; kill -9 $!; wait'
+_KEEPER = '"$@" </dev/null & exec >&-; read line; kill -9 $! 2>&-; wait'
 
 
 class EmbeddedStore(RedisStore):
@@ -183,7 +183,10 @@ class EmbeddedStore(RedisStore):
             "unixsocketperm": "700",
             "dir": str(data),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            # Each append is in the system's hands before it is answered, so the end of any process
+            # loses nothing. With "everysec" the server holds writes back while it syncs, up to two
+            # seconds, which its end would lose. The machine's end takes the nodes along anyway.
+            "appendfsync": "no",
             "save": "",
             "logfile": str(self._directory / LOG_NAME),
             "loglevel": "warning",
@@ -241,7 +244,7 @@ class EmbeddedStore(RedisStore):
             log = (self._directory / LOG_NAME).read_bytes()[-10_000:].decode(errors="replace")
         except FileNotFoundError:
             log = ""
-        lines = log.splitlines()
+        lines = [line for line in log.splitlines() if line.strip()]
         return StoreUnavailable(
             f"its server has ended: {lines[-1] if lines else 'it said nothing'}"
         )

@@ -347,7 +347,7 @@ class RedisStore:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:
-        words = str(error) or type(error).__name__
+        words = (str(error) or type(error).__name__).rstrip(".")
         return StoreUnavailable(
             f"the metadata store {self.address} is unavailable: {words}; check the address, and "
             f"that a server of the Redis protocol answers there"

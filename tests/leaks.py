@@ -88,11 +88,11 @@ def left_behind(before: Traces, redis_url: str | None = None) -> list[str]:
 
 def _is_of_a_stranger(name: str) -> bool:
     """Whether a living process that is neither this one nor below it owns what is named so."""
-    match = re.search(r"-(\d+)-[0-9a-f]+-[0-9a-f]{8}", "-" + name)
+    match = re.search(r"-(\d+)-[0-9a-f]+-[0-9a-f]{8}|handmaster-(\d+)-", "-" + name)
     if match is None:
         return False
     try:
-        owner = psutil.Process(int(match[1]))
+        owner = psutil.Process(int(match[1] or match[2]))
         return os.getpid() not in {owner.pid, *(parent.pid for parent in owner.parents())}
     except psutil.NoSuchProcess:
         return False

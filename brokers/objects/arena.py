@@ -1,28 +1,40 @@
 """Shared memory that one process owns and writes: segments, grown when needed, reused while warm.
 
-Responsible for creating, filling and unlinking segments. Who may free what, and when, is decided
-by the broker; other processes read by `dagsched.brokers.objects.reader`.
+Responsible for creating, filling and unlinking segments. Where shared memory has no room, or there
+is none, segments are files of the node, mapped in the same way: slower, but what runs goes on. Who
+may free what, and when, is decided by the broker; other processes read by
+`dagsched.brokers.objects.reader`.
 """
 
 import contextlib
 import errno
+import logging
 import mmap
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import posix_ipc
-
 from dagsched.brokers.objects.layout import PAGE_BYTES, ExtentMap, plan_layout, write_header
+from dagsched.brokers.objects.segments import (
+    SHM_DIRECTORY,
+    base_name,
+    create_segment,
+    free_bytes,
+    unlink_segment,
+)
 from dagsched.config import Config
 from dagsched.errors import InternalError, OutOfMemory
 from dagsched.faults import fault
 from dagsched.protocol.messages import Frame, Location
 
-SHM_DIRECTORY = Path("/dev/shm")
+logger = logging.getLogger(__name__)
 
 FIRST_SEGMENT_BYTES = 4 << 20
 """Arenas start small and double up to ``segment_bytes``: most executors seal little."""
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM})
+NO_PLACE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+"""Errors that say that segments must lie elsewhere; any other is raised."""
 
 WARM_LARGE_SEGMENTS_MAX = 2
 """Empty segments of a single large object that are kept: fresh pages cost 3x a copy."""
@@ -34,10 +46,15 @@ class Arena:
     Args:
         name_prefix: begins the names of all segments; no slash in it.
         config: sizes and limits.
+        spill: directory of segments that are files; None: there are none.
     """
 
-    def __init__(self, name_prefix: str, config: Config) -> None:
+    def __init__(self, name_prefix: str, config: Config, spill: Path | None = None) -> None:
         self._prefix = name_prefix
+        self._spill = spill
+        self._names: dict[int, str] = {}
+        self._spilled: set[int] = set()  # segments that are files
+        self._is_spilling = False
         self._config = config
         self._extents = ExtentMap()
         self._views: dict[int, memoryview] = {}
@@ -52,8 +69,14 @@ class Arena:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of shared memory that the arena takes."""
+        """Bytes of memory and of files that the arena takes."""
         return self._extents.total_bytes
+
+    @property
+    def spilled_bytes(self) -> int:
+        """Of these the bytes of files."""
+        sizes = self._extents.segments
+        return sum(sizes[segment] for segment in self._spilled)
 
     def write(self, stream: Frame, buffers: Sequence[Frame]) -> Location:
         """Seal a pickle and its out-of-band buffers; each byte is copied once.
@@ -63,7 +86,7 @@ class Arena:
             buffers: contiguous, of any item type, in the pickle's order.
 
         Raises:
-            OutOfMemory: the system, or the arena's own limit, has no room.
+            OutOfMemory: neither shared memory nor the disk has room.
         """
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         layout = plan_layout(len(stream), [len(view) for view in views])
@@ -80,7 +103,7 @@ class Arena:
         """Room for the bytes of an object, to be filled by the caller.
 
         Raises:
-            OutOfMemory: the system, or the arena's own limit, has no room.
+            OutOfMemory: neither shared memory nor the disk has room.
         """
         extent = self._extents.allocate(size_bytes)
         if extent is None:
@@ -91,7 +114,7 @@ class Arena:
         fault("arena.in_allocator")
         self.written_bytes += size_bytes
         view = self._views[extent.segment][extent.offset : extent.offset + size_bytes]
-        return Location(self._name(extent.segment), extent.offset, size_bytes), view
+        return Location(self._names[extent.segment], extent.offset, size_bytes), view
 
     def free(self, location: Location) -> None:
         """Use an object's bytes again; nobody reads them any more.
@@ -99,7 +122,7 @@ class Arena:
         Raises:
             InternalError: the arena has no such object.
         """
-        prefix, _, number = location.segment.rpartition("-")
+        prefix, _, number = base_name(location.segment).rpartition("-")
         if prefix != self._prefix or not number.isdecimal():
             raise InternalError(f"segment {location.segment} is not of arena {self._prefix}")
         segment = int(number)
@@ -121,16 +144,13 @@ class Arena:
     def unlink_all(self) -> None:
         """Remove the names of all segments; who has them mapped can still read them."""
         for segment in self._extents.segments:
-            _unlink(self._name(segment))
+            unlink_segment(self._names[segment])
 
     def check(self) -> None:
         """Raise InternalError if the books are wrong."""
         self._extents.check()
-        if set(self._maps) != set(self._extents.segments):
+        if not set(self._maps) == set(self._names) == set(self._extents.segments):
             raise InternalError("mapped segments are not those of the extent map")
-
-    def _name(self, segment: int) -> str:
-        return f"{self._prefix}-{segment}"
 
     def _grow(self, size_bytes: int) -> None:
         """Add a segment with room for `size_bytes`; a small one if a usual one does not fit."""
@@ -140,38 +160,63 @@ class Arena:
         usual = (usual + PAGE_BYTES - 1) & -PAGE_BYTES
         if not self._has_room(max(usual, needed)):
             self._drop_empty()
-        for size in dict.fromkeys((max(usual, needed), needed)):
-            if self._has_room(size) and self._try_add(size):
-                return
-        raise self._out_of_memory(needed)
+        sizes = list(dict.fromkeys((max(usual, needed), needed)))
+        if any(self._has_room(size) and self._try_add(size) for size in sizes):
+            if self._is_spilling:
+                logger.warning("there is room in %s again, and new objects go there", SHM_DIRECTORY)
+                self._is_spilling = False
+            return
+        # Files stay small, so that objects go to memory again soon after it has room.
+        files = list(dict.fromkeys((max(FIRST_SEGMENT_BYTES, needed), needed)))
+        if self._spill is None or not any(self._try_add(size, self._spill) for size in files):
+            raise self._out_of_memory(needed)
+        if not self._is_spilling:
+            logger.warning("%s; new objects go to files in %s, which is slower",
+                           self._fullness(needed), self._spill)  # fmt: skip
+            self._is_spilling = True
 
     def _has_room(self, size: int) -> bool:
         limit = self._config.memory_limit_bytes
-        return limit is None or self._extents.total_bytes + size <= limit
+        return limit is None or self._extents.total_bytes - self.spilled_bytes + size <= limit
 
-    def _try_add(self, size: int) -> bool:
-        """Create, reserve and map a segment; False, and nothing left of it, if there's no room."""
+    def _try_add(self, size: int, directory: Path | None = None) -> bool:
+        """Create, reserve and map a segment; False, and nothing left of it, if there's no room.
+
+        Args:
+            size: of the segment.
+            directory: of the file that it shall be; None: it shall be shared memory.
+        """
         segment = self._next
-        name = self._name(segment)
-        shared = posix_ipc.SharedMemory(f"/{name}", posix_ipc.O_CREX, mode=0o600)
+        name = f"{self._prefix}-{segment}"
+        if directory is not None:
+            name = f"{directory}/{name}"
+        try:
+            fd = create_segment(name)
+        except OSError as error:
+            if error.errno in NO_ROOM | NO_PLACE:
+                return False
+            raise
         self._next += 1
         try:
-            _reserve(shared.fd, size)
-            mapping = mmap.mmap(shared.fd, size, flags=mmap.MAP_SHARED)
+            _reserve(fd, size)
+            mapping = mmap.mmap(fd, size, flags=mmap.MAP_SHARED)
         except BaseException as error:
-            _unlink(name)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
+            unlink_segment(name)
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
                 return False
             raise
         finally:
-            shared.close_fd()
+            os.close(fd)
+        if directory is not None:
+            self._spilled.add(segment)
+        self._names[segment] = name
         self._maps[segment] = mapping
         self._views[segment] = memoryview(mapping)
         self._extents.add_segment(segment, size)
         return True
 
     def _drop_cold(self) -> None:
-        """Unlink empty segments: of single large objects all but the few latest.
+        """Unlink empty segments: files, and of those of single large objects all but the latest.
 
         Of the others the latest stay, as many as have room in one of the usual size: every process
         of a node has an arena, and each would keep its own peak for good.
@@ -179,8 +224,10 @@ class Arena:
         usual = self._config.segment_bytes
         sizes = self._extents.segments
         empty = [segment for segment in sizes if self._extents.is_empty(segment)]
+        cold = [segment for segment in empty if segment in self._spilled]
+        empty = [segment for segment in empty if segment not in self._spilled]
         large = [segment for segment in empty if sizes[segment] > usual]
-        cold = large[:-WARM_LARGE_SEGMENTS_MAX]
+        cold += large[:-WARM_LARGE_SEGMENTS_MAX]
         room = usual
         for segment in reversed(empty):
             if sizes[segment] <= usual:
@@ -202,37 +249,30 @@ class Arena:
         mapping = self._maps.pop(segment)
         with contextlib.suppress(BufferError):
             mapping.close()
-        _unlink(self._name(segment))
+        self._spilled.discard(segment)
+        unlink_segment(self._names.pop(segment))
 
-    def _out_of_memory(self, needed: int) -> OutOfMemory:
+    def _fullness(self, needed: int) -> str:
         limit = self._config.memory_limit_bytes
-        own = f"this process's arena holds {self._extents.total_bytes:,} bytes"
+        own = f"this process's arena holds {self._extents.total_bytes - self.spilled_bytes:,} bytes"
         if limit is not None:
             own += f" of at most {limit:,} (memory_limit_bytes)"
-        return OutOfMemory(
+        return (
             f"no shared memory for {needed:,} more bytes: {own}, and {SHM_DIRECTORY} has "
-            f"{_free_bytes():,} bytes free; make {SHM_DIRECTORY} larger, raise the limit, or keep "
-            "fewer and smaller results alive at once"
+            f"{free_bytes(SHM_DIRECTORY):,} bytes free"
         )
 
-
-def unlink_segments(prefix: str, keep: Collection[str] = frozenset()) -> list[str]:
-    """Remove the names of all segments that begin with `prefix`, but those in `keep`.
-
-    For arenas whose owner is gone. A prefix counts only up to a "-": ``n-1`` is not of ``n-10``.
-
-    Returns:
-        the names removed, sorted.
-    """
-    try:
-        names = sorted(os.listdir(SHM_DIRECTORY))
-    except FileNotFoundError:
-        return []
-    whole = prefix if prefix.endswith("-") else prefix + "-"
-    removed = [name for name in names if name.startswith(whole) and name not in keep]
-    for name in removed:
-        _unlink(name)
-    return removed
+    def _out_of_memory(self, needed: int) -> OutOfMemory:
+        disk = ""
+        if self._spill is not None:
+            disk = (
+                f"; nor is there room for a file: {self.spilled_bytes:,} bytes of this arena are "
+                f"in {self._spill}, which has {free_bytes(self._spill):,} bytes free"
+            )
+        return OutOfMemory(
+            f"{self._fullness(needed)}{disk}; make {SHM_DIRECTORY} larger, raise the limit, name a "
+            "larger Config.spill_directory, or keep fewer and smaller results alive at once"
+        )
 
 
 def _reserve(fd: int, size: int) -> None:
@@ -244,16 +284,3 @@ def _reserve(fd: int, size: int) -> None:
             return
         except InterruptedError:
             continue
-
-
-def _unlink(name: str) -> None:
-    with contextlib.suppress(posix_ipc.ExistentialError):
-        posix_ipc.unlink_shared_memory(f"/{name}")
-
-
-def _free_bytes() -> int:
-    try:
-        stats = os.statvfs(SHM_DIRECTORY)
-    except OSError:
-        return 0
-    return stats.f_bavail * stats.f_frsize

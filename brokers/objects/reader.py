@@ -12,9 +12,8 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
 
-import posix_ipc
-
 from dagsched.brokers.objects.layout import Layout, header_bytes, read_header
+from dagsched.brokers.objects.segments import open_segment
 from dagsched.errors import InternalError, ObjectLost
 from dagsched.protocol.messages import Frame, Location
 from dagsched.serialize import load_value
@@ -184,10 +183,10 @@ def copy_value(location: Location) -> object:
 
 def _open_segment(name: str) -> int:
     try:
-        return posix_ipc.SharedMemory(f"/{name}", read_only=True).fd  # type: ignore[no-any-return]
-    except posix_ipc.ExistentialError:
+        return open_segment(name)
+    except FileNotFoundError:
         raise ObjectLost(
-            f"shared memory segment {name} is gone: the node that held it has been removed"
+            f"segment {name} is gone: the node that held it has been removed"
         ) from None
 
 

@@ -33,6 +33,7 @@ from dagsched.master.placing import Placer
 from dagsched.master.rewriting import journal_of
 from dagsched.master.slices import positions_frame
 from dagsched.master.state import SOURCE, MasterRun, RunState, RunTerms, Subtree, SubtreeState
+from dagsched.master.watching import Watch
 from dagsched.plan import RunPlan
 from dagsched.protocol.asking import TaskAnswer, TaskRetried
 from dagsched.protocol.codec import PROTOCOL_VERSION
@@ -86,12 +87,13 @@ class MasterCore:
 
     def __init__(self, config: Config, *, version: Version | None = None, base: int = 0) -> None:
         self.stale_count = 0
-        self._loss_count = 0
-        self._outbox = Outbox()
-        self._members = Members(config, version or own_version(), self._outbox)
+        self.version = version or own_version()
+        self._outbox = Outbox(config.story_events_max)
+        self._members = Members(config, self.version, self._outbox)
         self._kept = KeptObjects(self._outbox)
         self._estimates: dict[bytes, float] = {}
         self._lives = Lives(config, self._members, self._kept, self._outbox, self._estimates, base)
+        self._watch = Watch(config, self._members, self._lives, self._outbox)
         self._fetches: dict[int, ProcessId] = {}  # by request: the broker that was asked
         self._asked: dict[int, dict[ProcessId, NodeStats | None]] = {}  # by request
         self._closed = False
@@ -108,9 +110,12 @@ class MasterCore:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Losses of nodes, recoveries, tasks placed again, objects moved, stale messages."""
+        """Losses, retries, stalls, recoveries, tasks placed again, objects moved, stale messages.
+
+        All since the master began.
+        """
         return {
-            "node_losses": self._loss_count,
+            **self._watch.counters,
             **self._lives.recoveries.counters,
             "stale_messages": self.stale_count,
         }
@@ -127,11 +132,14 @@ class MasterCore:
         Others leave when what they run has ended and what they hold is elsewhere; with `drop` at
         once, and what is lost with them is computed again.
         """
+        self._outbox.now = now
         leaving = self._members.set_wanted(nodes, now)
         for run in self._lives.running():
             self._placer.empty_queues(run, leaving)
         for broker in leaving if drop else ():
-            self._lives.remove_node(self._members.nodes[broker], now)
+            node = self._members.nodes.get(broker)
+            if node is not None:  # else it had nothing, and went as soon as it could
+                self._lives.remove_node(node, now)
         self._lives.departures.step(now)
         self._lives.place_all(now)
 
@@ -157,9 +165,11 @@ class MasterCore:
         """
         if self._closed:
             raise InternalError(f"run {run} was submitted after the environment was closed")
+        self._outbox.now = now
         number = RunNo(run)
         above = None if parent is None else (RunNo(parent[0]), parent[1])
         self._lives.open(number, plan, now, RunTerms(priority, timeout_s, above, client))
+        self._watch.begin(run, now)
         if self._members.gave_up:
             self._lives.end_without_nodes(now)
 
@@ -221,6 +231,11 @@ class MasterCore:
         """The client holds no Ref to this any more."""
         self._kept.drop((RunNo(run), position))
 
+    def explain(self, request: int, run: int, position: int, now: float) -> None:
+        """Ask why a task is where it is; `TaskExplained` answers, soon."""
+        self._outbox.now = now
+        self._watch.explain(request, run, position, now)
+
     def ask_stats(self, request: int, now: float) -> None:  # noqa: ARG002
         """Ask every node for its statistics; `StatsArrived` answers."""
         self._asked[request] = dict.fromkeys(self._members.nodes)
@@ -255,6 +270,7 @@ class MasterCore:
         sender = ProcessId(broker)
         if self._closed:
             return
+        self._outbox.now = now
         if isinstance(message, BrokerHello):
             self._welcome(message, now)
             return
@@ -262,6 +278,7 @@ class MasterCore:
             self.stale_count += 1
             return
         self._members.heard(sender, now)
+        self._watch.heard(sender, message, now)
         match message:
             case SubtreeDone():
                 self._subtree_done(sender, message, frames, now)
@@ -305,10 +322,9 @@ class MasterCore:
                 self._members.executor_changed(sender, message, now)
                 self._lives.departures.step(now)  # a node may be able to take over now
                 self._lives.place_all(now)
-            case TaskRetried() | TaskAnswer():
-                pass
-            case Pong():
-                pass  # `heard` is all that it is for
+                self._lives.departures.step(now)  # who leaves may have waited for another node
+            case Pong() | TaskRetried() | TaskAnswer():
+                pass  # `heard` is all that they are for
             case _:
                 assert_never(message)
 
@@ -317,14 +333,15 @@ class MasterCore:
         lost = ProcessId(broker)
         if self._closed or lost not in self._members.nodes:
             return
+        self._outbox.now = now
         self._members.remove(lost, reason, now, is_lost=True)
+        self._watch.broker_lost(lost, reason)
         for request in [r for r, asked in self._fetches.items() if asked == lost]:
             del self._fetches[request]
             self._outbox.tell(ValueArrived(request, broker, None, None))
         for request in [r for r, waiting in self._asked.items() if lost in waiting]:
             del self._asked[request][lost]
             self._maybe_answer_stats(request)
-        self._loss_count += 1
         self._lives.node_gone(lost, now)
 
     def _welcome(self, message: BrokerHello, now: float) -> None:
@@ -482,7 +499,7 @@ class MasterCore:
         stats = [answer for answer in answers if answer is not None]
         if len(stats) == len(answers):
             del self._asked[request]
-            self._outbox.tell(StatsArrived(request, stats))
+            self._outbox.tell(StatsArrived(request, stats, self.counters))
 
     # --- time and actions -------------------------------------------------------------------------
 
@@ -490,19 +507,21 @@ class MasterCore:
         """When `handle_timer` must be called at the latest, if ever."""
         if self._closed:
             return None
-        times = (self._members.next_timer(), self._lives.next_timer())
+        times = (self._members.next_timer(), self._lives.next_timer(), self._watch.next_timer())
         return min((when for when in times if when is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
         """Do what has come due."""
         if self._closed:
             return
+        self._outbox.now = now
         for broker, reason in self._members.handle_timer(now):
             self.peer_lost(broker, reason, now)
         if self._members.gave_up:
             self._lives.end_without_nodes(now)
         self._lives.handle_timer(now)
         self._lives.place_all(now)
+        self._watch.handle_timer(now)
 
     def take_actions(self) -> MasterActions:
         """Pull what is to be done."""

@@ -126,6 +126,9 @@ class Departures:
                         arrived.append(position)
         self._lives.recoveries.counters["moved_objects"] += len(arrived)
         found = self._lives.runs.get(run)
+        if found is not None and found.parent is None and arrived:
+            moved = np.array(arrived, np.int32)
+            self._outbox.happened(found, "moved", count=len(moved), node=broker, positions=moved)
         if found is not None and found.holder_of is not None:
             found.holder_of[arrived] = broker
             outputs = [position for position in arrived if found.missing[position]]

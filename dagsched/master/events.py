@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dagsched.master.explaining import Explanation
+from dagsched.plan import Int32
 from dagsched.protocol.messages import Failure, Frame, NodeStats, ObjectInfo
 
 RunOutcome = Literal["done", "failed", "cancelled", "timed_out", "lost"]
@@ -20,6 +22,49 @@ class RunStarted:
     """The first subtree of the run has been placed."""
 
     run: int
+
+
+HappeningKind = Literal[
+    "placed", "retried", "expanded", "node_lost", "recovering", "recomputed", "recovered", "moved",
+    "cut",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunHappened:
+    """Something that belongs into the story of the run; `kind` says which fields have a meaning.
+
+    ``placed``: subtrees went to nodes: `placements` of (subtree, node, attempt).
+    ``retried``: `position`, attempt `attempt` on `executor` of `node`, came to nothing: `text`.
+    ``expanded``: the task at `position` returned a graph.
+    ``node_lost``: `node`, which the run needed; `text` says why.
+    ``recovering``, ``recovered``: nodes are asked what they hold, have all told; `text` says why.
+    ``recomputed``: subtree `subtree` is made of `positions`, which nobody has (any more).
+    ``moved``: values at `positions` went to `node`.
+    ``cut``: there was more than `Config.story_events_max`, and what follows is counted only.
+    """
+
+    run: int
+    time_s: float
+    kind: HappeningKind
+    node: int = 0
+    executor: int = 0
+    position: int = -1
+    attempt: int = 0
+    subtree: int = -1
+    placements: Sequence[tuple[int, int, int]] = ()
+    positions: Int32 | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStalled:
+    """Nothing of the run has moved since `since_s`, and no task runs; `found` says why."""
+
+    run: int
+    time_s: float
+    since_s: float
+    found: Explanation | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +104,8 @@ class TracesArrived:
 class RunEnded:
     """The run is over, and nothing of it is left in the cluster but what is kept for Refs.
 
+    `tally` counts what happened by kind, as in `RunHappened` (``retried`` by its cause), all of it.
+
     ``lost``: `failure` is of kind ``lost``; its `type_name` names the error (NoNodesError,
     ObjectLost). Failures in graphs that tasks returned carry the position of the task of this run.
     """
@@ -73,6 +120,7 @@ class RunEnded:
     kept_brokers: Mapping[int, int] = field(
         default_factory=dict
     )  # of persisted values, by position
+    tally: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +143,20 @@ class ValueArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskExplained:
+    """Answer to `explain`; `found` None: the master knows no such run or task (any more)."""
+
+    request: int
+    found: Explanation | None
+
+
+@dataclass(frozen=True, slots=True)
 class StatsArrived:
     """Answer to `ask_stats`, of all nodes that were there, by rising broker id."""
 
     request: int
     stats: Sequence[NodeStats]
+    counters: Mapping[str, int] = field(default_factory=dict)  # of the environment, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +185,7 @@ class ExecutorMoved:
 
 
 ClientEvent = (
-    RunStarted | RunProgressed | OutputsComplete | TracesArrived | RunEnded | ValueArrived
-    | StatsArrived | KeptMoved | NodeJoined | NodeRemoved | ExecutorMoved
+    RunStarted | RunHappened | RunStalled | RunProgressed | TaskExplained | OutputsComplete
+    | TracesArrived | RunEnded | ValueArrived | StatsArrived | KeptMoved | NodeJoined | NodeRemoved
+    | ExecutorMoved
 )  # fmt: skip

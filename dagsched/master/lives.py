@@ -425,6 +425,7 @@ class Lives:
                     root.location(lo) or 0 for lo in root.plan.subtree_starts[:-1].tolist()
                 ],
                 kept_brokers=self._persisted(root),
+                tally=root.tally,
             )
         )
 

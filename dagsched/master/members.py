@@ -10,6 +10,7 @@ from dagsched.ids import Epoch, ProcessId, RunNo
 from dagsched.master.events import ExecutorMoved, NodeJoined, NodeRemoved
 from dagsched.master.outbox import Outbox
 from dagsched.master.state import Node
+from dagsched.protocol.asking import end_in_words
 from dagsched.protocol.messages import (
     BrokerHello,
     ExecutorChanged,
@@ -37,6 +38,7 @@ class Members:
         self.wanted: dict[ProcessId, WantedNode] = {}
         self.empty_since_s: float | None = None  # no node is there or awaited since then
         self.gave_up = False  # not one of the nodes wanted at first came in time
+        self.reasons: dict[ProcessId, str] = {}  # why nodes that are wanted aren't there
         self._config = config
         self._version = version
         self._outbox = outbox
@@ -54,6 +56,7 @@ class Members:
     def set_wanted(self, wanted: Sequence[WantedNode], now: float) -> list[ProcessId]:
         """Change what the cluster shall be; returns the brokers that are to leave."""
         self.wanted = {ProcessId(node[0]): node for node in wanted}
+        self.reasons.clear()
         self.gave_up = False
         for broker, (_, _, executors) in self.wanted.items():
             node = self.nodes.get(broker)
@@ -155,8 +158,13 @@ class Members:
             f"version mismatch: node {broker} has {described(version)}, the master has "
             f"{described(self._version)}; install the same versions on both"
         )
-        self._outbox.tell(NodeRemoved(broker, reason))
+        self._tell_removed(broker, reason)
         self._give_up_if_nobody_came(now)
+
+    def _tell_removed(self, broker: ProcessId, reason: str) -> None:
+        if broker in self.wanted:
+            self.reasons[broker] = reason
+        self._outbox.tell(NodeRemoved(broker, reason))
 
     def executor_changed(self, broker: ProcessId, message: ExecutorChanged, now: float) -> None:
         """An executor of a node came or went."""
@@ -169,6 +177,7 @@ class Members:
                 self._settle_by_s = now + SETTLE_S
         else:
             node.pid_by_executor.pop(executor, None)
+            node.last_end = end_in_words(executor, message.end)
         self._outbox.tell(ExecutorMoved(broker, executor, message.pid, message.restarts))
 
     def remove(self, broker: ProcessId, reason: str, now: float, *, is_lost: bool) -> None:
@@ -179,7 +188,7 @@ class Members:
         else:
             self._outbox.send(broker, Shutdown())
         self._peers_changed = True
-        self._outbox.tell(NodeRemoved(broker, reason))
+        self._tell_removed(broker, reason)
         self._note_emptiness(now)
 
     def tell_peers(self) -> None:
@@ -217,6 +226,10 @@ class Members:
         if self._settle_by_s is not None and now >= self._settle_by_s:
             self._settled = True
 
+    def awaited_until(self, broker: ProcessId) -> float | None:
+        """Until when a node that hasn't joined is waited for; None: it isn't."""
+        return self._awaited.get(broker)
+
     @property
     def is_single(self) -> bool:
         """The cluster is one node, and shall be."""
@@ -246,7 +259,7 @@ class Members:
                 del self._awaited[broker]
                 waited_s = self._config.start_timeout_s
                 reason = f"node {broker} did not join within {waited_s:g} s; see its broker's log"
-                self._outbox.tell(NodeRemoved(broker, reason))
+                self._tell_removed(broker, reason)
                 self._give_up_if_nobody_came(now)
         lost = [
             (broker, f"no executor of node {broker} could be started")

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from dagsched.ids import ProcessId
-from dagsched.master.events import ClientEvent
+from dagsched.master.events import ClientEvent, HappeningKind, RunHappened
 from dagsched.master.journal import Record
 from dagsched.protocol.messages import Frame, MasterToBroker, Parcel, Welcome
+
+if TYPE_CHECKING:
+    from dagsched.master.state import MasterRun
 
 
 @dataclass(slots=True)
@@ -20,10 +24,16 @@ class MasterActions:
 
 
 class Outbox:
-    """Collects the actions of a turn."""
+    """Collects the actions of a turn.
 
-    def __init__(self) -> None:
+    Args:
+        story_events_max: what the client is told for the story of one run.
+    """
+
+    def __init__(self, story_events_max: int = 10_000) -> None:
+        self.now = 0.0  # of the turn
         self._actions = MasterActions()
+        self._story_events_max = story_events_max
 
     def send(
         self, broker: ProcessId, message: MasterToBroker, frames: Sequence[Frame] = ()
@@ -44,6 +54,26 @@ class Outbox:
     def tell(self, event: ClientEvent) -> None:
         """An event for the client."""
         self._actions.events.append(event)
+
+    def happened(
+        self, root: "MasterRun", kind: HappeningKind, *, count: int = 1, **data: Any
+    ) -> None:
+        """Something for the story of a run of the client, within its bound; all is counted.
+
+        Args:
+            root: the run.
+            kind: see `RunHappened`, as for the rest.
+            count: what it counts for.
+            data: further fields of the event.
+        """
+        root.moved_s = self.now
+        root.tally[kind] = root.tally.get(kind, 0) + count
+        before = root.told_count
+        root.told_count += len(data.get("placements", ())) or 1
+        if root.told_count <= self._story_events_max:
+            self.tell(RunHappened(root.number, self.now, kind, **data))
+        elif before <= self._story_events_max:
+            self.tell(RunHappened(root.number, self.now, "cut"))
 
     def write(self, record: Record) -> None:
         """A record for the journal."""

@@ -372,6 +372,8 @@ class Placer:
         if not placements:
             return
         self._outbox.write(Placed(run.number, run.epoch, placements))
+        if run.parent is None:
+            self._outbox.happened(run, "placed", count=len(placements), placements=placements)
         if not run.started:
             run.started = True
             if run.parent is None:

@@ -102,6 +102,7 @@ class Recoveries:
             return
         self._count += 1
         self.counters["recoveries"] += 1
+        self._outbox.happened(root, "recovering", text=root.losses)
         recovery = root.recovery = Recovery(self._count)
         asked: dict[ProcessId, list[int]] = {}
         for run in self._lives.family(root):
@@ -174,6 +175,7 @@ class Recoveries:
             if run.state is RunState.RUNNING:
                 self._placer.place(run, now)
                 self._lives.maybe_announce(run, now)
+        self._outbox.happened(root, "recovered")
         for catch_up in recovery.later:
             catch_up(now)
         self._lives.recovered(root, now)
@@ -383,6 +385,12 @@ class Rebuild:
             run.subtrees.append(piece)
             run.successors.append([])
             self.producer_of[members] = number
+            if run.parent is None:
+                count = len(members) if piece.attempt else 0
+                self.outbox.happened(
+                    run, "recomputed", count=count, subtree=number, positions=members,
+                    text=run.losses,
+                )  # fmt: skip
 
     def _link_up(self) -> None:
         """Who waits for whom among those not placed, and who imports what."""

@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from dagsched.errors import ClosedError, InternalError, ProtocolError
+from dagsched.errors import ClosedError, InternalError, ProtocolError, VersionMismatch
 from dagsched.master.events import ClientEvent
 from dagsched.master.journal import Ended
-from dagsched.protocol.codec import Arrival, Decoder
+from dagsched.protocol.codec import Arrival, Decoder, encode_batch
 from dagsched.protocol.links import Links
-from dagsched.protocol.messages import BrokerHello, BrokerToMaster, Frame, Parcel
-from dagsched.protocol.session import SessionFull
+from dagsched.protocol.messages import BrokerHello, BrokerToMaster, Frame, Parcel, Refused
+from dagsched.protocol.session import SessionFull, Stamp
 
 if TYPE_CHECKING:
     from dagsched.config import Config
@@ -73,25 +73,29 @@ class MasterShell:
 
     Args:
         core: the state machine; after `start` only the thread touches it.
-        socket_path: where brokers connect.
+        where: where brokers connect: the path of a Unix socket, or an endpoint that is open
+            already, and from now on the shell's.
         config: limits.
         listener: is told all events.
+        tokens: of the environments whose brokers may come; those that tell none may as well.
         debug: log every message.
     """
 
     def __init__(
         self,
         core: "MasterCore",
-        socket_path: Path,
+        where: "Path | MasterEndpoint",
         config: "Config",
         listener: ShellListener,
         *,
+        tokens: Sequence[str] = (),
         debug: bool = False,
     ) -> None:
         self._core = core
-        self._socket_path = socket_path
+        self._where = where
         self._config = config
         self._listener = listener
+        self._tokens = list(tokens)
         self._debug = debug
         self._journal: RecordSink | None = None
         self._commands: deque[Command] = deque()
@@ -115,11 +119,13 @@ class MasterShell:
         """Bind the socket and start the thread."""
         from dagsched.transport import MasterEndpoint
 
-        self._endpoint = MasterEndpoint(self._socket_path)
+        where = self._where
+        self._endpoint = MasterEndpoint(where) if isinstance(where, Path) else where
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._epoll.register(self._endpoint.fd, select.EPOLLIN)
+        for fd in self._endpoint.fds:
+            self._epoll.register(fd, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name="dagsched-master", daemon=True)
         self._thread.start()
 
@@ -140,6 +146,16 @@ class MasterShell:
     def watch(self, broker: int, process: "subprocess.Popen[bytes]") -> None:
         """Tell the core when a broker's process ends."""
         self.call(lambda _core, _now: self._watch(broker, process))
+
+    def admit(self, token: str, path: Path) -> None:
+        """Listen for the brokers of another environment as well, where they look for a master."""
+
+        def begin(_core: "MasterCore", _now: float) -> None:
+            assert self._endpoint is not None
+            self._tokens.append(token)
+            self._endpoint.also_bind(path)
+
+        self.call(begin)
 
     def keep_journal(self, journal: RecordSink) -> None:
         """Give the journal's records to `journal` from now on."""
@@ -167,6 +183,7 @@ class MasterShell:
     def link_counts(self) -> dict[str, int]:
         """Batches that were stale, nonsense, repeated, sent again; and refused connections."""
         refused_count = self._endpoint.refused_count if self._endpoint is not None else 0
+        refused_count += self._links.counts["refused"]
         return self._links.summary() | {"refused": refused_count}
 
     @property
@@ -257,31 +274,68 @@ class MasterShell:
     def _receive(self, broker: int, frames: "list[Frame]", now: float) -> None:
         try:
             contents = self._links.receive(broker, frames, now)
-        except ProtocolError as error:
+        except (ProtocolError, VersionMismatch) as error:
+            if isinstance(error, VersionMismatch) and self._core.epoch_of(broker) is None:
+                version = ("?", "?", error.protocol)
+                self._take_hello(broker, BrokerHello(broker, 0, "", "", version), now)
+                return
             # It isn't acknowledged, so it comes again; a broken peer goes on like that.
             logger.warning("broker %s sent what can't be read: %s", broker, error)
             if self._links.note_nonsense(broker):
                 self._close_peer(broker, f"it kept sending what can't be read: {error}", now)
             return
         for epoch, parcels in contents:
-            for message, own_frames in parcels:
-                if self._debug:
-                    logger.debug("from %s: %.500r", broker, message)
-                if isinstance(message, BrokerHello):
-                    if message.broker != broker:
-                        self._links.note_nonsense(broker)
-                        continue
-                elif epoch != self._core.epoch_of(broker):
-                    self._links.counts["stale"] += 1
-                    continue
-                try:
-                    self._core.receive(broker, cast("BrokerToMaster", message), own_frames, now)
-                except ProtocolError as error:
-                    # What it meant will never be known, so nothing more of it can be relied upon.
-                    logger.warning("broker %s sent what makes no sense: %s", broker, error)
-                    self._links.note_nonsense(broker)
-                    self._close_peer(broker, f"it sent what makes no sense: {error}", now)
-                    return
+            if not self._take_parcels(broker, epoch, parcels, now):
+                return
+
+    def _take_parcels(
+        self, broker: int, epoch: int, parcels: "Sequence[Parcel]", now: float
+    ) -> bool:
+        """Whether the broker is to be heard further."""
+        for message, frames in parcels:
+            if self._debug:
+                logger.debug("from %s: %.500r", broker, message)
+            if isinstance(message, BrokerHello):
+                self._take_hello(broker, message, now)
+                continue
+            if epoch != self._core.epoch_of(broker):
+                self._links.counts["stale"] += 1
+                continue
+            try:
+                self._core.receive(broker, cast("BrokerToMaster", message), frames, now)
+            except ProtocolError as error:
+                # What it meant will never be known, so nothing more of it can be relied upon.
+                logger.warning("broker %s sent what makes no sense: %s", broker, error)
+                self._links.note_nonsense(broker)
+                self._close_peer(broker, f"it sent what makes no sense: {error}", now)
+                return False
+        return True
+
+    def _take_hello(self, broker: int, message: BrokerHello, now: float) -> None:
+        """A broker presents itself: to the core with it, unless it can't belong to us."""
+        if message.broker != broker or message.token not in ("", *self._tokens):
+            self._refuse(broker, "authentication", "it was started for another environment")
+            return
+        if message.version != self._core.version:
+            mine, theirs = (
+                f"Python {version[0]}, dagsched {version[1]}, protocol {version[2]}"
+                for version in (self._core.version, message.version)
+            )
+            text = f"broker {broker} has {theirs}, the master has {mine}"
+            self._refuse(broker, "version", f"{text}; install the same versions on both")
+            if self._core.epoch_of(broker) is not None:
+                return  # somebody with the id of a node, which is none the worse for it
+        self._core.receive(broker, message, (), now)
+
+    def _refuse(self, broker: int, kind: str, text: str) -> None:
+        assert self._endpoint is not None
+        logger.warning("broker %s is refused: %s", broker, text)
+        self._links.counts["refused"] += 1
+        # Not by a link, for there is none with it; who does not hear this asks again.
+        stamp = Stamp(time.monotonic_ns(), 1)
+        self._endpoint.send(broker, encode_batch([Parcel(Refused(kind, text))], 0, stamp))
+        if self._core.epoch_of(broker) is None:
+            self._links.forget(broker)
 
     def _close_peer(self, broker: int, reason: str, now: float) -> None:
         self._core.peer_lost(broker, reason, now)

@@ -187,6 +187,10 @@ class MasterRun:
     failure: Failure | None = None
     failure_frame: Frame | None = None
     failed_node: ProcessId | None = None
+    tally: dict[str, int] = field(default_factory=dict)  # of a root: what happened, by kind
+    losses: str = ""  # of a root: which nodes it lost, the last ones in words
+    told_count: int = 0  # of a root: things that the client was told for the run's story
+    moved_s: float = 0.0  # of a root: when something of the family moved last
     closing: set[ProcessId] = field(default_factory=set)  # brokers that owe a RunClosed
     stats: dict[ProcessId, NodeStats] = field(default_factory=dict)
 
@@ -263,6 +267,7 @@ class Node:
     drained: set[RunNo] = field(default_factory=set)  # no executor has anything of these
     is_asked: bool = False  # a recovery has looked for what must move to other nodes
     moving: dict[tuple[RunNo, int], ProcessId] = field(default_factory=dict)  # objects, where to
+    last_end: str = ""  # how the executor that ended last did so
 
     @property
     def is_usable(self) -> bool:
@@ -346,5 +351,7 @@ def merged_stats(one: NodeStats, other: NodeStats) -> NodeStats:
         bundle_count=one.bundle_count + other.bundle_count,
         retry_count=one.retry_count + other.retry_count,
         stale_count=max(one.stale_count, other.stale_count),
+        crash_retry_count=one.crash_retry_count + other.crash_retry_count,
+        timeout_retry_count=one.timeout_retry_count + other.timeout_retry_count,
         executors=[executors[number] for number in sorted(executors)],
     )

@@ -43,7 +43,8 @@ def window_stretch(
     tasks_left = max(5_000, len(weights_s) // 4)
     for sample in range(min(count, SAMPLES_MAX)):
         begin_s = (total_s - window_s) * ((sample + 0.5) * GOLDEN % 1.0)
-        low = int(np.searchsorted(cumulative[:-1], begin_s))
+        # The last task alone may be longer than a window.
+        low = min(int(np.searchsorted(cumulative[:-1], begin_s)), len(weights_s) - 1)
         high = max(int(np.searchsorted(cumulative, begin_s + window_s)), low + 1)
         high = min(high, len(weights_s))
         own_indptr = indptr[low : high + 1] - indptr[low]

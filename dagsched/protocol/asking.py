@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from dagsched.protocol.structs import ExitInfo, Struct
 
+WORDS_MAX = 500  # characters of what an executor printed, in what is told of its end
+
 
 class AskTask(Struct, frozen=True, tag="ask_task"):
     """How does this task stand? Answer `TaskAnswer`. Position -1: whichever comes first."""
@@ -30,7 +32,9 @@ class TaskView(Struct, frozen=True):
     ``ended``: it has ended here, and its value isn't kept (any more).
     ``held``: its value is here.
     ``graph``: it returned a graph, whose value hasn't come.
-    ``fetching``: its value was asked for from another node.
+    ``fetching``: its value was asked for from node `node`.
+    ``lacking``: the same, but that node is gone: the master will say where it comes from.
+    ``draining``: as ``ready``, but the node is to leave, and begins nothing any more.
     ``awaited``: a constant, or the value behind a Ref, that hasn't come.
     ``cancelled``: the run has been stopped here.
     """
@@ -41,6 +45,7 @@ class TaskView(Struct, frozen=True):
     seconds: float = -1.0  # for so long already; -1: not known
     attempt: int = 0
     ahead_count: int = 0
+    node: int = 0
 
 
 class TaskAnswer(Struct, frozen=True, tag="task_answer"):
@@ -58,8 +63,9 @@ class TaskAnswer(Struct, frozen=True, tag="task_answer"):
     inputs: Sequence[TaskView] = ()  # of those the first ones
     cause: TaskView | None = None
     depth: int = 0
-    running_count: int = 0  # executors that run something, of whatever run
-    stopped_count: int = 0  # those whose process has been stopped by a signal
+    executor_count: int = 0  # that are there
+    running_count: int = 0  # of these, those that run something, of whatever run
+    stopped_count: int = 0  # of these, those whose process has been stopped by a signal
     transfer_count: int = 0  # objects that are on their way from or to this node
 
 
@@ -73,3 +79,20 @@ class TaskRetried(Struct, frozen=True, tag="retried"):
     executor: int
     text: str = ""  # of the exception: its type, and the start of its text
     end: ExitInfo | None = None
+
+
+def shortened(end: ExitInfo) -> ExitInfo:
+    """How an executor ended, with the last of what it printed only."""
+    return ExitInfo(end.exit_code, end.signal, end.rss_bytes, end.log_tail[-WORDS_MAX:])
+
+
+def end_in_words(executor: int, end: ExitInfo | None) -> str:
+    """How an executor ended, and the last that it said."""
+    if end is None:
+        return f"executor {executor} has ended"
+    if end.signal is not None:
+        how = f"was killed by signal {end.signal}"
+    else:
+        how = f"ended with exit code {end.exit_code}"
+    said = end.log_tail.strip().rpartition("\n")[2]
+    return f"executor {executor} {how}" + (f", its last words: {said}" if said else "")

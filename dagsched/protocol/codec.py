@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from dagsched.config import Config
-from dagsched.errors import ProtocolError
+from dagsched.errors import ProtocolError, VersionMismatch
 from dagsched.protocol.messages import Frame, Message, Parcel
 from dagsched.protocol.session import Stamp
 
@@ -85,6 +85,7 @@ class Decoder:
 
         Raises:
             ProtocolError: it is no batch of messages of this sender's kind.
+            VersionMismatch: the sender speaks another version of the protocol.
         """
         epoch, _, parcels = self.decode_arrival(frames)
         return epoch, parcels
@@ -94,6 +95,7 @@ class Decoder:
 
         Raises:
             ProtocolError: it is no batch of messages of this sender's kind.
+            VersionMismatch: the sender speaks another version of the protocol.
         """
         epoch, stamp, items = self._decode_header(frames)
         if len(items) == 1:
@@ -133,7 +135,7 @@ class Decoder:
             MemoryError,
         ) as error:
             version = _version_of(header)
-            if version not in (None, PROTOCOL_VERSION):
+            if version is not None and version != PROTOCOL_VERSION:
                 raise _wrong_version(version) from error
             raise ProtocolError(f"a batch's header can't be decoded: {error}") from error
         if version != PROTOCOL_VERSION:
@@ -149,10 +151,11 @@ def _version_of(header: Frame) -> int | None:
     return start[1] if is_header else None
 
 
-def _wrong_version(version: int | None) -> ProtocolError:
-    return ProtocolError(
+def _wrong_version(version: int) -> VersionMismatch:
+    return VersionMismatch(
         f"the sender speaks version {version} of the protocol, this side {PROTOCOL_VERSION}; "
-        "install the same version of dagsched on both"
+        "install the same version of dagsched on both",
+        version,
     )
 
 

@@ -118,7 +118,8 @@ class Links:
         """Take a batch; returns what comes next in order: epochs and parcels, maybe nothing.
 
         Raises:
-            ProtocolError: it can't be read. It is counted and dropped, and will come again.
+            ProtocolError: it can't be read. Not being acknowledged, it will come again.
+            VersionMismatch: the peer speaks another version of the protocol.
         """
         arrival = self._decoder.decode_arrival(frames)
         epoch, stamp, parcels = arrival

@@ -47,6 +47,13 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     epoch: int
 
 
+class Refused(Struct, frozen=True, tag="refused"):
+    """Answer to a `BrokerHello` that isn't welcome; `kind`: ``version`` or ``authentication``."""
+
+    kind: str
+    text: str
+
+
 class SetPeers(Struct, frozen=True, tag="peers"):
     """All nodes but the receiver: (broker id, epoch, data address). The rest are gone."""
 
@@ -218,6 +225,7 @@ class BrokerHello(Struct, frozen=True, tag="hello"):
     version: tuple[str, str, int]  # Python major.minor, dagsched, protocol
     runs: Sequence[int] = ()  # of an orphan
     executors: Sequence[int] = ()  # of an orphan
+    token: str = ""  # of the environment that it was started for
 
 
 class ExecutorChanged(Struct, frozen=True, tag="executor"):
@@ -544,7 +552,9 @@ class GetValue(Struct, frozen=True, tag="get_value"):
 
 ExecutorToBroker = ExecutorHello | BundleDone | GetValue
 
-Message = MasterToBroker | BrokerToMaster | BrokerToBroker | BrokerToExecutor | ExecutorToBroker
+Message = (
+    MasterToBroker | Refused | BrokerToMaster | BrokerToBroker | BrokerToExecutor | ExecutorToBroker
+)
 
 
 class Parcel(NamedTuple):

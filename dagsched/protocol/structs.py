@@ -14,9 +14,14 @@ class Struct(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Location(Struct, frozen=True):
     """Where an object's bytes lie in the shared memory of its node."""
 
-    segment: str
+    segment: str  # a name, or the absolute path of a file where shared memory had no room
     offset: int
     size_bytes: int
+
+    @property
+    def is_spilled(self) -> bool:
+        """Whether the bytes lie in a file."""
+        return self.segment.startswith("/")
 
 
 class ObjectInfo(Struct, frozen=True):

@@ -9,7 +9,8 @@ from functools import partial
 from dagsched.config import Config
 from dagsched.errors import InternalError
 from dagsched.master.core import MasterCore
-from dagsched.master.events import ClientEvent, RunEnded, ValueArrived
+from dagsched.master.events import ClientEvent, RunEnded, TaskExplained, ValueArrived
+from dagsched.master.explaining import Explanation
 from dagsched.plan import ClusterShape, RunPlan
 from dagsched.protocol.messages import Failure, NodeStats, ObjectInfo, Ping, Pong
 from dagsched.testing.clock import SimClock
@@ -203,6 +204,24 @@ class SimCluster:
         if not isinstance(answer, ValueArrived) or answer.info is None:
             return None
         return master.copied(answer.broker, answer.info, answer.frame)[0]
+
+    def explain(self, run: int, position: int) -> Explanation | None:
+        """What master and nodes say of where a task is, and why."""
+        self._request_count += 1
+        request = self._request_count
+        self._command(lambda core, now: core.explain(request, run, position, now))
+        found: list[TaskExplained] = []
+
+        def is_there() -> bool:
+            found.extend(
+                event
+                for event in self.events
+                if isinstance(event, TaskExplained) and event.request == request
+            )
+            return bool(found)
+
+        self.step_until(is_there, 60.0)
+        return found[0].found
 
     def drop_ref(self, run: int, position: int) -> None:
         """The client has no Ref to this any more."""

@@ -178,6 +178,13 @@ class SimExecutor:
                 return bundle.message.bundle, position
         return bundle.message.bundle, -1
 
+    def running_since_s(self) -> float:
+        """When the task that runs was begun."""
+        bundle = self._bundle
+        if bundle is None:
+            return self._node.clock.now
+        return max([bundle.began_s, *(s for s in bundle.ends_s if s <= self._node.clock.now)])
+
     def stop_bundle(self, number: int) -> None:
         """Don't begin another task of that bundle."""
         bundle = self._bundle

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from dagsched.brokers.actions import BrokerActions
+from dagsched.brokers.answers import Look
 from dagsched.brokers.core import BrokerCore
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
 from dagsched.config import Config
@@ -67,6 +68,7 @@ class SimNode(SimProcess):
         self.slowness = slowness
         self.address: Address = ("broker", serial)
         self.core = BrokerCore(broker, "host", cluster.config)
+        self.core.look = self._look
         self.memory = SimMemory(serial)
         self.executors: dict[int, SimExecutor] = {}
         self.to_master = self._port(cluster, MasterToBroker, self._from_master)
@@ -103,6 +105,14 @@ class SimNode(SimProcess):
     def config(self) -> Config:
         """Of the cluster."""
         return self._cluster.config
+
+    def _look(self, executor: int) -> Look | None:
+        """What an executor's process says of itself."""
+        found = self.executors.get(executor)
+        if found is None:
+            return None
+        since_s = found.running_since_s() - self.clock.now + self.now
+        return Look(found.running()[1], since_s, self._executors_stand)
 
     def start(self, master: Address) -> None:
         """Say hello to the master."""

@@ -1,22 +1,28 @@
-"""Thin non-blocking wrappers over ZeroMQ sockets on Unix paths: who sent which frames, and no more.
+"""Thin non-blocking wrappers over ZeroMQ sockets: who sent which frames, and no more.
 
 Responsible for identities, options, and for never blocking and never losing a batch that a living
 peer could take. What the frames mean is `dagsched.protocol.codec`'s affair. Like a socket, an
-endpoint is open from its construction to `close`; all calls come from one thread.
+endpoint is open from its construction to `close`; all calls come from one thread. Inside a machine
+sockets are Unix paths, in a directory that only its owner can enter; over TCP they are encrypted,
+and only known keys get in (`curve`).
 
 About a ZeroMQ descriptor (``fd``): it says that *something* may have changed, not that there is
 input, and sending can take its signal away. So, before waiting for it: `drain` until nothing
 comes, and after a send ask `has_input` (or drain) once more.
 """
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 import zmq
 
-from dagsched.errors import InternalError
+from dagsched.errors import AuthenticationError, InternalError
 from dagsched.protocol.messages import Frame
+from dagsched.transport.curve import CurveKeys, Gate
+
+logger = logging.getLogger(__name__)
 
 LARGE_BYTES = 65_536
 """Frames from this size on are not copied between us and ZeroMQ; smaller ones are cheaper to copy
@@ -39,34 +45,137 @@ RECONNECT_MS = 5
 
 RECONNECT_MAX_MS = 200
 
+HEARTBEAT_MS = 1_000
+HEARTBEAT_TIMEOUT_MS = 4_000
+"""Over TCP ZeroMQ asks whether the other side is still there, and closes a connection without an
+answer: the kernel would take a quarter of an hour to notice."""
+
 Batch = Sequence[Frame]
+
+
+class _Listener:
+    """A bound socket that hears many peers, each by the process id that it says.
+
+    Args:
+        context: of the socket.
+        where: path of a Unix socket, or ``tcp://HOST``, where the system chooses the port.
+        keys: of TCP.
+    """
+
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        where: Path | str,
+        keys: CurveKeys | None,
+    ) -> None:
+        self._paths: list[Path] = []
+        self._gate: Gate | None = None
+        if keys is not None:
+            self._gate = Gate(context, [keys.client_public])
+        self.socket = context.socket(zmq.ROUTER)
+        try:
+            self._open(where, keys)
+        except (zmq.ZMQError, AuthenticationError):
+            self.close(0)
+            raise
+        self._stranger_count = 0
+
+    def _open(self, where: Path | str, keys: CurveKeys | None) -> None:
+        router = self.socket
+        _limit(router)
+        # Sending to an unknown broker is an error to us, not a message lost in silence.
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # A broker that was started again takes over the id of the one that died.
+        router.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        if keys is not None:
+            for option, value in keys.as_server.items():
+                router.setsockopt(option, value)
+        if is_tcp(where):
+            if keys is None:
+                raise AuthenticationError(f"nothing listens on {where} without keys")
+            _keep_alive(router)
+            router.bind(f"{where}:*")
+            self.address = bytes(router.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+        else:
+            self.also_bind(Path(where))
+            self.address = f"ipc://{where}"
+
+    def also_bind(self, path: Path) -> None:
+        """Listen at one Unix path more."""
+        self.socket.bind(f"ipc://{path}")
+        self._paths.append(path)
+
+    @property
+    def fds(self) -> list[int]:
+        """Descriptors that say when `drain` may have something to do."""
+        gates = [] if self._gate is None else [self._gate.fd]
+        return [_descriptor(self.socket), *gates]
+
+    @property
+    def refused_count(self) -> int:
+        """Connections without a known key, and batches of those that said no id."""
+        return self._stranger_count + (0 if self._gate is None else self._gate.refused_count)
+
+    def drain(self) -> list[tuple[int, list[Frame]]]:
+        """What has come, by sender; also answers who asks to be let in."""
+        if self._gate is not None:
+            self._gate.answer()
+        arrived, stranger_count = _drain_router(self.socket)
+        self._stranger_count += stranger_count
+        return arrived
+
+    def close(self, linger_ms: int) -> None:
+        """Close the socket, then the gate, and let go of the paths."""
+        self.socket.close(linger_ms)
+        if self._gate is not None:
+            self._gate.close()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
 
 
 class MasterEndpoint:
     """The master's side: one bound socket for all brokers.
 
     Args:
-        path: of the Unix socket; in a directory that only its owner can enter.
+        where: path of the Unix socket; or ``tcp://HOST``, an address of this machine.
+        keys: of TCP; needed there.
 
     Raises:
-        zmq.ZMQError: the path can't be bound.
+        zmq.ZMQError: it can't be bound.
+        AuthenticationError: TCP without keys.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self._path = Path(path)
+    def __init__(self, where: Path | str, keys: CurveKeys | None = None) -> None:
         self._context = zmq.Context()
-        self._socket = _bound_router(self._context, self._path)
+        try:
+            self._listener = _Listener(self._context, where, keys)
+        except (zmq.ZMQError, AuthenticationError):
+            self._context.term()
+            raise
+        self._socket = self._listener.socket
         self._queues: dict[int, deque[Batch]] = {}
         self.fd = _descriptor(self._socket)
-        self.refused_count = 0
+        self.fds = self._listener.fds
+        self.address = self._listener.address
+
+    @property
+    def refused_count(self) -> int:
+        """Connections that were not let in, and batches of those that said no id."""
+        return self._listener.refused_count
+
+    def also_bind(self, path: Path | str) -> None:
+        """Listen at a further Unix path, where brokers of another master look for one.
+
+        Raises:
+            zmq.ZMQError: it can't be bound.
+        """
+        self._listener.also_bind(Path(path))
 
     def drain(self) -> list[tuple[int, list[Frame]]]:
         """Batches that have come, with their sender's id, oldest first; empty: no more for now."""
         if self._queues:
             self._flush()
-        arrived, refused = _drain_router(self._socket)
-        self.refused_count += refused
-        return arrived
+        return self._listener.drain()
 
     def has_input(self) -> bool:
         """Whether `drain` would bring something."""
@@ -96,9 +205,8 @@ class MasterEndpoint:
         """Hand over what is under way, for at most `linger_ms`; then let go of the path."""
         if self._socket.closed:
             return
-        self._socket.close(linger_ms)
+        self._listener.close(linger_ms)
         self._context.term()
-        self._path.unlink(missing_ok=True)
 
     def _send_now(self, broker: int, frames: Batch) -> None:
         # ZeroMQ says "again" at the first part of a batch only, so none is ever sent in half.
@@ -124,16 +232,40 @@ class BrokerEndpoint:
     Args:
         context: shared with the broker's `DataPort`.
         broker: own process id.
-        path: where the master is bound, or will be soon.
+        where: where the master listens, or will soon: a path, or ``tcp://HOST:PORT``.
+        keys: of TCP; needed there.
     """
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", broker: int, path: str) -> None:
-        self._socket = _connected_dealer(context, broker, f"ipc://{path}")
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        broker: int,
+        where: str,
+        keys: CurveKeys | None = None,
+    ) -> None:
+        address = where if is_tcp(where) else f"ipc://{where}"
+        self._socket = _dealer(context, broker, address, keys)
+        self._address = address
+        self._monitor: zmq.Socket[bytes] | None = None
+        if is_tcp(where):
+            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        self._socket.connect(address)
         self._queue: deque[Batch] = deque()
         self.fd = _descriptor(self._socket)
+        monitors = [] if self._monitor is None else [_descriptor(self._monitor)]
+        self.fds = [self.fd, *monitors]
 
     def drain(self) -> list[list[Frame]]:
-        """Batches that have come, oldest first; empty: no more for now."""
+        """Batches that have come, oldest first; empty: no more for now.
+
+        Raises:
+            AuthenticationError: the master does not let this broker in.
+        """
+        if self._monitor is not None and _has_input(self._monitor):
+            raise AuthenticationError(
+                f"the master at {self._address} does not know this broker's key; a broker must be "
+                "given the keys of the environment that it belongs to"
+            )
         if self._queue:
             _flush(self._socket, self._queue)
         arrived: list[list[Frame]] = []
@@ -151,6 +283,9 @@ class BrokerEndpoint:
 
     def close(self, linger_ms: int = LINGER_MS) -> None:
         """Hand over what is under way, for at most `linger_ms` (once the context ends)."""
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
         self._socket.close(linger_ms)
 
 
@@ -160,25 +295,37 @@ class DataPort:
     Args:
         context: shared with the broker's `BrokerEndpoint`.
         broker: own process id.
-        path: of the Unix socket that others connect to.
+        where: path of the Unix socket that others connect to; or ``tcp://HOST``, an address of
+            this machine.
+        keys: of TCP; needed there.
 
     Raises:
-        zmq.ZMQError: the path can't be bound.
+        zmq.ZMQError: it can't be bound.
+        AuthenticationError: TCP without keys.
     """
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", broker: int, path: str) -> None:
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        broker: int,
+        where: str,
+        keys: CurveKeys | None = None,
+    ) -> None:
         self._context = context
         self._broker = broker
-        self._path = Path(path)
-        self._socket = _bound_router(context, self._path)
+        self._keys = keys
+        self._listener = _Listener(context, where, keys)
+        self._socket = self._listener.socket
         self._links: dict[int, tuple[str, zmq.Socket[bytes], deque[Batch]]] = {}
         self.fd = _descriptor(self._socket)
-        self.refused_count = 0
+        self.fds = self._listener.fds
+        self.address = self._listener.address
+        """What others connect to."""
 
     @property
-    def address(self) -> str:
-        """What others connect to."""
-        return f"ipc://{self._path}"
+    def refused_count(self) -> int:
+        """Connections that were not let in, and batches of those that said no id."""
+        return self._listener.refused_count
 
     @property
     def link_fds(self) -> list[int]:
@@ -187,9 +334,7 @@ class DataPort:
 
     def drain(self) -> list[tuple[int, list[Frame]]]:
         """Batches that have come, with their sender's id, oldest first; empty: no more for now."""
-        arrived, refused = _drain_router(self._socket)
-        self.refused_count += refused
-        return arrived
+        return self._listener.drain()
 
     def has_input(self) -> bool:
         """Whether `drain` would bring something."""
@@ -203,8 +348,16 @@ class DataPort:
                 del self._links[peer]
         for peer, address in addresses.items():
             if peer not in self._links:
-                link = _connected_dealer(self._context, self._broker, address)
+                try:
+                    link = _dealer(self._context, self._broker, address, self._keys)
+                except AuthenticationError:
+                    logger.warning("broker %d is at %s, and there are no keys", peer, address)
+                    continue
                 self._links[peer] = (address, link, deque())
+                try:
+                    link.connect(address)
+                except zmq.ZMQError:
+                    logger.warning("broker %d can't be at %r", peer, address)
 
     def send(self, peer: int, frames: Batch) -> bool:
         """Send a batch, at once or as soon as the peer takes it.
@@ -231,35 +384,36 @@ class DataPort:
         for _, link, _ in self._links.values():
             link.close(0)
         self._links.clear()
-        self._socket.close(0)
-        self._path.unlink(missing_ok=True)
+        self._listener.close(0)
 
 
-def _bound_router(context: "zmq.Context[zmq.Socket[bytes]]", path: Path) -> "zmq.Socket[bytes]":
-    router = context.socket(zmq.ROUTER)
-    _limit(router)
-    # Sending to an unknown broker is an error to us, not a message lost in silence.
-    router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    # A broker that was started again takes over the id of the one that died.
-    router.setsockopt(zmq.ROUTER_HANDOVER, 1)
-    try:
-        router.bind(f"ipc://{path}")
-    except zmq.ZMQError:
-        router.close(0)
-        raise
-    return router
+def is_tcp(where: Path | str) -> bool:
+    """Whether this is an address of TCP; else it is a path."""
+    return isinstance(where, str) and where.startswith("tcp://")
 
 
-def _connected_dealer(
-    context: "zmq.Context[zmq.Socket[bytes]]", own_id: int, address: str
+def _dealer(
+    context: "zmq.Context[zmq.Socket[bytes]]", own_id: int, address: str, keys: CurveKeys | None
 ) -> "zmq.Socket[bytes]":
+    """A socket that is about to connect."""
     dealer = context.socket(zmq.DEALER)
     _limit(dealer)
     dealer.setsockopt(zmq.IDENTITY, b"%d" % own_id)
     dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
     dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-    dealer.connect(address)
+    if is_tcp(address):
+        if keys is None:
+            dealer.close(0)
+            raise AuthenticationError(f"nothing connects to {address} without keys")
+        _keep_alive(dealer)
+        for option, value in keys.as_client.items():
+            dealer.setsockopt(option, value)
     return dealer
+
+
+def _keep_alive(socket: "zmq.Socket[bytes]") -> None:
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
 
 
 def _limit(socket: "zmq.Socket[bytes]") -> None:

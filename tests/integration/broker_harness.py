@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from dagsched.brokers.launch import BrokerSettings, launch_broker
-from dagsched.brokers.objects.arena import unlink_segments
 from dagsched.brokers.objects.reader import copy_value
+from dagsched.brokers.objects.segments import unlink_segments
 from dagsched.config import Config
 from dagsched.protocol.codec import Decoder
 from dagsched.protocol.links import Links

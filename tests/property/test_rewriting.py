@@ -19,7 +19,11 @@ def what_counts(state: JournalState) -> dict[str, Any]:
     """What a resume goes by. What an older epoch did is of no use once a newer one has begun."""
     assert state.submitted is not None
     return {
-        "plan": (state.submitted.plan_frames, state.submitted.parent, state.submitted.client),
+        "plan": (
+            tuple(state.submitted.plan_frames),
+            state.submitted.parent,
+            state.submitted.client,
+        ),
         "priority": state.submitted.priority,
         "timeout": None
         if state.submitted.timeout_s is None

@@ -15,8 +15,8 @@ import numpy as np
 
 from dagsched.brokers.channel import Receiver, Sender
 from dagsched.brokers.executor import ExecutorSettings, executor_main
-from dagsched.brokers.objects.arena import unlink_segments
 from dagsched.brokers.objects.reader import copy_value
+from dagsched.brokers.objects.segments import unlink_segments
 from dagsched.config import Config
 from dagsched.protocol.codec import Decoder, encode_batch
 from dagsched.protocol.messages import (

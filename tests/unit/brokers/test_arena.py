@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dagsched.brokers.objects.arena import SHM_DIRECTORY, Arena, unlink_segments
+from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.layout import PAGE_BYTES
 from dagsched.brokers.objects.reader import copy_value
+from dagsched.brokers.objects.segments import SHM_DIRECTORY, unlink_segments
 from dagsched.config import Config
 from dagsched.errors import InternalError, OutOfMemory
 from dagsched.protocol.messages import Location
@@ -144,3 +145,40 @@ def test_sweep_keeps_what_it_is_told_and_longer_names(prefix: str) -> None:
     assert sorted(segments(prefix)) == names[1:]
     assert unlink_segments(prefix) == names[1:]
     assert unlink_segments(prefix) == []
+
+
+def test_what_has_no_room_goes_to_files_and_back(prefix: str, tmp_path: Path) -> None:
+    arena = Arena(prefix, Config(memory_limit_bytes=6 * MIB, segment_bytes=4 * MIB), tmp_path)
+    first = arena.write_raw(3 * MIB)[0]
+    spilled = [arena.write_raw(3 * MIB)[0] for _ in range(3)]
+    assert not first.is_spilled
+    assert all(each.is_spilled for each in spilled)
+    assert arena.spilled_bytes == 12 * MIB
+    assert sorted(os.listdir(tmp_path)) == [Path(each.segment).name for each in spilled]
+    location = arena.write(*dump_value(bytearray(b"x" * MIB))[:2])
+    assert copy_value(location) == bytearray(b"x" * MIB)
+    arena.check()
+    for each in (first, *spilled, location):
+        arena.free(each)
+    assert os.listdir(tmp_path) == [], "files go when they are empty"
+    assert arena.spilled_bytes == 0
+    assert not arena.write_raw(3 * MIB)[0].is_spilled
+    arena.check()
+    arena.close()
+
+
+def test_no_room_anywhere_names_both_places(prefix: str, tmp_path: Path) -> None:
+    arena = Arena(prefix, Config(memory_limit_bytes=4 * MIB), tmp_path / "missing")
+    with pytest.raises(OutOfMemory, match=r"memory_limit_bytes.*/dev/shm.*/missing, which has 0"):
+        arena.write_raw(8 * MIB)
+    arena.check()
+
+
+def test_files_of_the_dead_are_removed_with_their_segments(prefix: str, tmp_path: Path) -> None:
+    arena = Arena(f"{prefix}-7-1", Config(memory_limit_bytes=4 * MIB), tmp_path)
+    names = [arena.write_raw(3 * MIB)[0].segment for _ in range(3)]
+    (tmp_path / "others").touch()
+    arena.close()
+    assert unlink_segments(f"{prefix}-7-1", {names[1]}, tmp_path) == sorted([names[0], names[2]])
+    assert unlink_segments(prefix, spill=tmp_path) == [names[1]]
+    assert os.listdir(tmp_path) == ["others"]

@@ -7,6 +7,7 @@ from dagsched.brokers.core import BrokerActions, BrokerCore
 from dagsched.brokers.state import Bundle, BundleState
 from dagsched.config import Config
 from dagsched.errors import InternalError
+from dagsched.protocol.asking import TaskRetried
 from dagsched.protocol.messages import (
     EXPORTED,
     META,
@@ -227,7 +228,9 @@ def test_a_dead_executor_is_replaced_and_only_the_running_task_is_tried_alone():
     node.core.executor_lost(3, ExitInfo(signal=11), parcel.message.bundle, 2, node.now)
     actions = node.turn()
     assert actions.start == [3]
-    assert messages(actions.to_master, ExecutorChanged) == [ExecutorChanged(3, 0, 0)]
+    end = ExitInfo(signal=11)
+    assert messages(actions.to_master, ExecutorChanged) == [ExecutorChanged(3, 0, 0, end)]
+    assert messages(actions.to_master, TaskRetried) == [TaskRetried(1, 2, 1, "crash", 3, end=end)]
     assert bundles_of(actions) == []
     node.hello(3)
     actions = node.turn()

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dagsched.brokers.objects import reader as reader_module
-from dagsched.brokers.objects.arena import Arena, unlink_segments
+from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.reader import COPY_BYTES_MAX, Reader, copy_value
+from dagsched.brokers.objects.segments import unlink_segments
 from dagsched.config import Config
 from dagsched.errors import InternalError, ObjectLost
 from dagsched.protocol.messages import Location

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from dagsched.config import Config
-from dagsched.errors import ProtocolError
+from dagsched.errors import ProtocolError, VersionMismatch
 from dagsched.protocol.codec import PROTOCOL_VERSION, Decoder, encode_batch
 from dagsched.protocol.messages import (
     BrokerToExecutor,
@@ -88,13 +88,7 @@ def test_optional_parts_travel():
         ([_header([]), b"extra"], "speaks of 0 frames, but 1 came"),
         ([_header([(2, ("ping", 1)), (-1, ("ping", 2))]), b"one"], "speaks of -1"),
         ([_header([(1, ("ping", 1)), (1, ("ping", 2))]), b"one"], "speaks of 2 frames, but 1"),
-        ([_header([(0, ("ping", 1))], version=3)], "version 3 of the protocol, this side 2"),
-        (
-            [msgspec.msgpack.encode((1, 1, [(0, ("ping", 1))]))],
-            "version 1 of the protocol, this side 2",
-        ),
         ([_header([], epoch=-1)], "can't be decoded"),
-        ([_header([(0, ("later", 1))], version=3)], "version 3 of the protocol, this side 2"),
     ],
 )
 def test_nonsense_is_refused(frames, text):
@@ -139,3 +133,20 @@ def test_a_stamp_of_numbers_below_zero_is_refused(place):
     stamp = Stamp(*[-1 if index == place else 1 for index in range(5)])
     with pytest.raises(ProtocolError, match="can't be decoded"):
         Decoder(MasterToBroker).decode_arrival(encode_batch([], 5, stamp))
+
+
+@pytest.mark.parametrize(
+    ("frames", "text"),
+    [
+        ([_header([(0, ("ping", 1))], version=3)], "version 3 of the protocol, this side 2"),
+        (
+            [msgspec.msgpack.encode((1, 1, [(0, ("ping", 1))]))],
+            "version 1 of the protocol, this side 2",
+        ),
+        ([_header([(0, ("later", 1))], version=3)], "version 3 of the protocol, this side 2"),
+    ],
+)
+def test_another_version_is_told(frames, text):
+    with pytest.raises(VersionMismatch, match=text) as caught:
+        Decoder(MasterToBroker).decode_batch(frames)
+    assert caught.value.protocol in (1, 3)

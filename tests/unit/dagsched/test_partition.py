@@ -550,6 +550,11 @@ class TestPasses:
         starts = interval_starts(edges_of(*csr(rows)), np.arange(13.0), 3)
         assert starts == [0, 2, 6, 10]
 
+    def test_a_last_task_longer_than_a_window(self) -> None:
+        indptr, deps = np.zeros(4, np.int64), np.zeros(0, np.int32)
+        stretch = window_stretch(indptr, deps, np.array([0.1, 0.1, 9.0]), 2, Config())
+        assert stretch >= 1.0
+
     def test_lanes_alternate_by_slots(self) -> None:
         parts = Parts(None, [0, 4, 8], [4.0, 4.0], 1)
         assert by_lanes(np.ones(8), parts, [0.0, 0.0], 2.0).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]

@@ -25,7 +25,15 @@ from dagsched.errors import (
     TaskTimedOut,
 )
 from dagsched.graph import build_graph
-from dagsched.master.events import OutputsComplete, RunEnded, TracesArrived
+from dagsched.master.events import (
+    OutputsComplete,
+    RunEnded,
+    RunHappened,
+    RunStalled,
+    TracesArrived,
+)
+from dagsched.master.explaining import Explanation, Situation
+from dagsched.progress import wait_for_run
 from dagsched.protocol.messages import ExitInfo, Failure, Location, ObjectInfo
 from dagsched.run import Run, RunShape
 
@@ -39,6 +47,8 @@ class FakeHost:
         self.cancelled: list[int] = []
         self.pins: list[tuple[int, int]] = []
         self.unpins: list[tuple[int, int]] = []
+        self.explanation: Explanation | None = None
+        self.environment_troubles: list[str] = []
 
     def cancel_run(self, number: int) -> None:
         self.cancelled.append(number)
@@ -54,6 +64,12 @@ class FakeHost:
 
     def source_values(self, run: Run) -> dict[int, object]:
         return {}
+
+    def explain(self, run: int, position: int) -> Explanation | None:
+        return self.explanation
+
+    def troubles(self) -> list[str]:
+        return self.environment_troubles
 
     def describe_losses(self) -> str:
         return "node 2: it died"
@@ -218,7 +234,7 @@ def test_an_exception_of_a_class_that_is_unknown_here(host: FakeHost) -> None:
         ),
         (Failure(1, 1, "argument", text="no module"), SerializationError, "there: no module"),
         (Failure(1, 1, "timeout"), TaskTimedOut, "took longer than its timeout"),
-        (Failure(1, 1, "memory", text="4 GB"), OutOfMemory, r"shared memory was full .*\(4 GB\)"),
+        (Failure(1, 1, "memory", text="4 GB"), OutOfMemory, r"there was no room .*\(4 GB\)"),
         (Failure(1, 1, "nonsense"), InternalError, "failed in an unknown way"),
     ],
 )  # fmt: skip
@@ -404,8 +420,19 @@ def test_a_missing_output_is_an_internal_error(host: FakeHost) -> None:
 def test_trace_story_and_explanation(host: FakeHost) -> None:
     run = make_run(host)
     keys = run.graph.keys()
-    assert "the run has not been placed on a node yet" in run.explain(keys[0])
-    assert f"{keys[2]} waits for {keys[0]}, {keys[1]}" in run.explain(keys[2])
+    assert f"{keys[0]} has not ended, and the master has not answered" in run.explain(keys[0])
+    host.explanation = Explanation(
+        7,
+        Situation(2, "waiting", node=2),
+        2,
+        2,
+        [Situation(0, "running", 2, 4, 3.2, 1), Situation(1, "ready", 2, ahead_count=2)],
+    )
+    assert run.explain(keys[2]) == (
+        f"{keys[2]} waits on node 2; it waits for 2 of 2 inputs: {keys[0]} is running on executor "
+        f"4 of node 2, begun 3.2 s ago; {keys[1]} is ready on node 2 and waits for an "
+        "executor, behind 2 bundles; it belongs to subtree 1 (1 tasks)"
+    )
     run.take_started()
     positions = np.array([0, 1], "<i4").tobytes()
     stamps = np.array([1000, 3000, 4000], "<i8").tobytes()
@@ -413,21 +440,92 @@ def test_trace_story_and_explanation(host: FakeHost) -> None:
     trace = run.trace()
     assert trace.duration_ns.tolist() == [2000, 1000, -1]
     assert trace.executor.tolist() == [4, 4, -1]
+    host.explanation = None
     text = run.explain(keys[0])
     assert f"{keys[0]} has run on executor 4 of node 2 in 0.000002 s" in text
     assert "belongs to subtree 0 (2 tasks)" in text
-    assert "can run and waits for an executor" in run.explain(keys[2])
     failure, frame = raised(ValueError("no"))
     end(run, "failed", failure, frame)
     assert "was not run: the run ended as failed" in run.explain(keys[2])
     assert run.trace().failed == (1,)
     story = run.story(keys[1])
     assert f"{keys[1]} submitted with run cafe0123-7, function add" in story[0]
-    assert "started on executor 4 of node 2, attempt 1" in story[2]
-    assert "failed, executed 1 time(s)" in story[3]
+    assert any("started on executor 4 of node 2, attempt 1" in line for line in story)
+    assert any("failed for good (raised" in line for line in story)
     assert story[-1].endswith("the run ended as failed")
 
 
+def test_a_story_has_what_happened_in_order(host: FakeHost) -> None:
+    run = make_run(host)
+    keys = run.graph.keys()
+    begin = run.record.submitted_s
+    piece = np.array([0], np.int32)
+    events = [
+        RunHappened(7, begin + 1, "placed", placements=[(0, 2, 1), (1, 5, 1)]),
+        RunHappened(7, begin + 2, "retried", 2, 4, 0, 1, text="executor 4 was killed by signal 9"),
+        RunHappened(7, begin + 2, "retried", 2, 4, 1, 1, text="of another task"),
+        RunHappened(7, begin + 3, "node_lost", 5, text="it was of another subtree"),
+        RunHappened(7, begin + 4, "node_lost", 2, text="node 2 was silent for 6.0 s"),
+        RunHappened(7, begin + 4, "recovering", text="node 2 was lost"),
+        RunHappened(7, begin + 5, "recomputed", subtree=2, positions=piece, text="node 2 was lost"),
+        RunHappened(7, begin + 5, "recovered"),
+        RunHappened(7, begin + 6, "placed", placements=[(2, 5, 2)]),
+        RunHappened(7, begin + 8, "moved", 3, positions=piece),
+        RunHappened(7, begin + 9, "cut"),
+    ]
+    for event in events:
+        run.take_happened(event)
+    stamps = np.array([(begin + 2.5) * 1e9, (begin + 3.5) * 1e9], "<i8").tobytes()
+    run.take_traces(TracesArrived(7, 2, 4, 2, piece.tobytes(), stamps))
+    lines = [line.partition(" s: ")[2] for line in run.story(keys[0])]
+    assert lines == [
+        f"{keys[0]} submitted with run cafe0123-7, function add, depends on nothing",
+        "placed on node 2 with subtree 0",
+        "attempt 1 on executor 4 of node 2 came to nothing: executor 4 was killed by signal 9",
+        "started on executor 4 of node 2, attempt 2",
+        "ended on executor 4 of node 2 after 1.000000 s",
+        "node 2 was lost, which had its value: node 2 was silent for 6.0 s",
+        "the nodes that are left are asked what they hold",
+        "to be computed again, in subtree 2: node 2 was lost",
+        "all have told what they hold",
+        "placed on node 5 with subtree 2, attempt 2",
+        "its value was moved to node 3",
+        "(more happened to the run than is kept: what follows may have gaps)",
+    ]
+    assert "was of another subtree" in "".join(run.story(keys[2]))
+
+
+def test_troubles_are_those_of_the_moment(host: FakeHost) -> None:
+    run = make_run(host)
+    assert run.troubles() == ""
+    run.take_happened(RunHappened(7, 1.0, "node_lost", 2))
+    run.take_happened(RunHappened(7, 1.0, "recovering"))
+    host.environment_troubles = ["journal waits for its store"]
+    assert run.troubles() == "recovering, journal waits for its store"
+    run.take_happened(RunHappened(7, 2.0, "recovered"))
+    assert run.troubles() == "journal waits for its store"
+    run.take_happened(RunStalled(7, 40.0, 2.0, None))
+    host.environment_troubles = ["no nodes"]
+    assert run.troubles() == "nothing moves, no nodes"
+    end(run)
+    assert run.troubles() == ""
+
+
+def test_the_progress_bar_shows_them(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(host)
+    host.environment_troubles = ["no nodes"]
+    # The bar is drawn once, where there is no terminal: as it stands when waiting is over.
+    run.wait = lambda timeout_s: True  # type: ignore[method-assign]  # in place of time
+    wait_for_run(run, progress=True)
+    assert "no nodes" in capsys.readouterr().err
+
+
 def test_an_unknown_key(host: FakeHost) -> None:
+    run = make_run(host)
     with pytest.raises(GraphError, match="has no task with key 'nobody'"):
-        make_run(host).explain("nobody")
+        run.explain("nobody")
+    key = run.graph.key(1)
+    with pytest.raises(GraphError, match=f"has no task with key 'ad{key[3:]}'; there are {key}"):
+        run.story("ad" + key[3:])
+    with pytest.raises(GraphError, match="by its key or its Delayed, not by 5"):
+        run.explain(5)

@@ -16,6 +16,7 @@ from dagsched.stats import (
     longest_path,
     merge_live,
     print_stats,
+    retry_fields,
 )
 from dagsched.trace import TraceBuilder
 
@@ -38,6 +39,7 @@ def make_numbers(state: str = "done", done_count: int = 3) -> RunNumbers:
     order = np.array([1, 0, 2], np.int32)
     record = RunRecord(submitted_s=10.0, ended_s=12.5, done_count=done_count, total=3)
     record.node_stats = NODES
+    record.tally = {"crash_retries": 1, "node_lost": 1, "recomputed": 40, "placed": 2}
     traces = TraceBuilder()
     traces.add(2, 3, 1, np.array([0, 1], np.int32), np.array([0, 10**9, 4 * 10**9], np.int64))
     traces.add(2, 4, 1, np.array([2], np.int32), np.array([5 * 10**9, 7 * 10**9], np.int64))
@@ -55,11 +57,19 @@ def test_fields_of_a_run_that_is_done() -> None:
         "done_count": 3,
         "failed_count": 0,
         "cancelled_count": 0,
-        "retry_count": 2,
+        "retry_count": 3,
+        "exception_retry_count": 2,
+        "crash_retry_count": 1,
+        "timeout_retry_count": 0,
         "duration_s": 2.5,
         "critical_path_s": 5.0,
         "subtree_count": 2,
         "bundle_count": 6,
+        "node_loss_count": 1,
+        "recovery_count": 0,
+        "recomputed_count": 40,
+        "moved_count": 0,
+        "stall_count": 0,
     }
 
 
@@ -136,13 +146,38 @@ def test_longest_path_of_a_long_chain_is_linear() -> None:
 def test_tables_name_every_process_with_its_numbers() -> None:
     stats = make_numbers().as_dict()
     lines = format_stats(stats).splitlines()
-    assert lines[0] == "run e-1: done, 3 of 3 tasks, 0 failed, 0 cancelled, 2 retries"
+    assert lines[0] == "run e-1: done, 3 of 3 tasks, 0 failed, 0 cancelled, 3 retries"
     assert lines[1] == "duration 2.500000 s, critical path 5.000000 s, 2 subtrees, 6 bundles"
+    assert lines[2] == (
+        "tried again: 2 after an exception, 1 after a crash, 0 after a timeout; nodes lost: 1, "
+        "recoveries: 0, tasks computed again: 40, objects moved: 0, stalls: 0"
+    )
     words = [line.split() for line in lines]
     assert ["executor", "3", "node", "2", "6", "3", "0.500000", "0.000000", "11", "0", "0"] in words
     assert ["executor", "6", "node", "5", "1", "0", "0.000000", "0.000000", "0", "0", "0"] in words
     assert ["broker", "2", "127.0.0.1", "3", "1", "10", "20", "4", "400", "900", "7"] in words
     assert ["broker", "5", "far", "0", "0", "0", "0", "0", "0", "0", "0"] in words
+
+
+def test_retries_after_crashes_are_known_from_the_master_also_of_lost_nodes() -> None:
+    nodes = [NodeStats(2, "h", retry_count=5, crash_retry_count=2, timeout_retry_count=1)]
+    tally = {"crash_retries": 4, "timeout_retries": 1, "exception_retries": 1}
+    assert retry_fields(nodes, tally) == {
+        "retry_count": 7,
+        "exception_retry_count": 2,
+        "crash_retry_count": 4,
+        "timeout_retry_count": 1,
+    }
+
+
+def test_counters_and_the_store_of_the_environment_are_shown() -> None:
+    stats = make_numbers().as_dict()
+    stats["counters"] = {"node_losses": 1, "stalls": 0}
+    stats["store"] = {"state": "degraded", "reason": "Connection refused"}
+    assert format_stats(stats).splitlines()[-2:] == [
+        "since the environment began: node losses: 1, stalls: 0",
+        "metadata store: degraded (Connection refused)",
+    ]
 
 
 class FakeEnv:
