@@ -439,6 +439,8 @@ class Cluster:
                 self._answers.give(event.request, event)
             case events.StatsArrived():
                 self._answers.give(event.request, (event.stats, event.counters))
+            case events.KeptMoved():
+                self._references.take_moved(event.run, event.position, event.broker)
             case events.NodeJoined():
                 self._roster.take_joined(event.broker)
             case events.NodeRemoved():

@@ -79,10 +79,12 @@ class Config:
     story_events_max: int = 10_000
     """What is kept of a run's placements, losses and retries, so that each task's story is told."""
 
-    lease_s: float = 6.0
-    """A node not heard of for this long is lost."""
+    lease_s: float = 2.5
+    """A node not heard of for this long is lost: more than a broker's longest turn, which is the
+    allocation of a very large object's memory (a second for each GiB on a slow machine)."""
 
-    heartbeat_s: float = 1.0
+    heartbeat_s: float = 0.5
+    """A node is asked so often for a sign of life, whatever else it says."""
 
     link_window_batches: int = 1_000
     """Batches under way to one peer at once; a receiver keeps as many that come early."""

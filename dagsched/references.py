@@ -153,14 +153,22 @@ class References:
         from dagsched.protocol.messages import PERSISTED
 
         positions = np.flatnonzero(plan.flags[: plan.task_count] & PERSISTED)
-        subtrees = np.searchsorted(plan.subtree_starts, positions, side="right") - 1
-        for position, subtree in zip(positions.tolist(), subtrees.tolist(), strict=True):
+        for position in positions.tolist():
             node = run.graph.persisted.get(int(run.shape.order[position]))
-            if node is not None:
-                brokers = (event.subtree_brokers[subtree],)
-                ref = Ref(run.number, position, 0, "", brokers, self._token)
-                self.adopt(ref)
-                self._kept[node] = ref
+            broker = event.kept_brokers.get(position)
+            if node is not None and broker is not None:
+                self._remember(node, run.number, position, broker)
+
+    def _remember(self, node: "Delayed", run: int, position: int, broker: int) -> None:
+        ref = Ref(run, position, 0, "", (broker,), self._token)
+        self.adopt(ref)
+        self._kept[node] = ref
+
+    def take_moved(self, run: int, position: int, broker: int) -> None:
+        """A kept object is at another broker now, and stays there when its first one leaves."""
+        for node, ref in list(self._kept.items()):
+            if (ref.run, ref.position) == (run, position):
+                self._remember(node, run, position, broker)
 
     def forget_node(self, broker: int) -> None:
         """What a lost node kept has to be computed again."""

@@ -131,6 +131,8 @@ class Departures:
             self._outbox.happened(found, "moved", count=len(moved), node=broker, positions=moved)
         if found is not None and found.holder_of is not None:
             found.holder_of[arrived] = broker
+            for position in arrived:
+                self._kept.move((run, position), broker)
             outputs = [position for position in arrived if found.missing[position]]
             if outputs:
                 frame = positions_frame(np.array(outputs, np.int32))

@@ -119,7 +119,7 @@ class RunEnded:
     subtree_brokers: Sequence[int]
     kept_brokers: Mapping[int, int] = field(
         default_factory=dict
-    )  # of persisted values, by position
+    )  # of persisted values that are kept, by position
     tally: Mapping[str, int] = field(default_factory=dict)
 
 

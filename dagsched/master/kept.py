@@ -1,6 +1,6 @@
 """Objects that outlive their run because the client, or another run, holds a Ref to them. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -71,6 +71,12 @@ class KeptObjects:
         del of_run[key[1]]
         if not of_run:
             del self._kept[key[0]]
+
+    def follow(self, run: RunNo, location: Callable[[int], ProcessId | None]) -> None:
+        """A recovery has found out who of a run that goes on holds what."""
+        for position, kept in self._kept.get(run, {}).items():
+            if not kept.settled:
+                kept.broker = location(position) or kept.broker
 
     def settle(self, run: RunNo, broker: ProcessId) -> list[int]:
         """The run ends: positions that `broker` shall keep, rising; released one by one later."""

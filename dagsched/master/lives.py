@@ -15,13 +15,7 @@ from dagsched.ids import ProcessId, RunNo
 from dagsched.master.departures import Departures
 from dagsched.master.events import OutputsComplete, RunEnded, RunOutcome
 from dagsched.master.families import Families
-from dagsched.master.journal import (
-    Ended,
-    Failed,
-    OutputsReached,
-    RunPast,
-    Submitted,
-)
+from dagsched.master.journal import Ended, Failed, OutputsReached, RunPast, Submitted
 from dagsched.master.kept import KeptObjects
 from dagsched.master.members import Members
 from dagsched.master.outbox import Outbox
@@ -287,16 +281,20 @@ class Lives:
         if run.parent is not None:
             self.families.link(run, run.parent, now)
             return
+        self._keep_refs(run)
+        self._outbox.tell(OutputsComplete(run.number, list(run.objects)))
+        if not run.subtrees:
+            run.taken = True  # there is nothing to copy
+            self.maybe_finish(run, now)
+
+    def _keep_refs(self, run: MasterRun) -> None:
+        """Hold what outputs refer to, and what tasks persist, wherever that is now."""
         for _, info, _ in run.objects:
             for number, position in info.refs:
                 self._keep(number, position)
         flags = run.plan.flags[: run.plan.task_count]
         for position in np.flatnonzero(flags & PERSISTED).tolist():
             self._keep(run.number, position)
-        self._outbox.tell(OutputsComplete(run.number, list(run.objects)))
-        if not run.subtrees:
-            run.taken = True  # there is nothing to copy
-            self.maybe_finish(run, now)
 
     def _keep(self, number: int, position: int) -> None:
         broker = self.locate(number, position)
@@ -432,7 +430,8 @@ class Lives:
     def _persisted(self, root: MasterRun) -> dict[int, int]:
         flags = root.plan.flags[: root.plan.task_count]
         positions = np.flatnonzero(flags & PERSISTED).tolist()
-        return {position: root.location(position) or 0 for position in positions}
+        found = {p: self._kept.broker_of((root.number, p)) for p in positions}
+        return {position: broker for position, broker in found.items() if broker is not None}
 
     def abandon_all(self) -> None:
         """The environment is being closed: tell the client so of each of its runs."""
@@ -501,6 +500,10 @@ class Lives:
 
     def recovered(self, root: MasterRun, now: float) -> None:
         """A family knows again where everything is."""
+        for run in self.family(root):
+            self._kept.follow(run.number, run.location)
+        if root.state is RunState.RUNNING and root.announced and not root.taken:
+            self._keep_refs(root)  # what was lost with its node is computed again
         for run in self.family(root):
             if run.state is RunState.RUNNING:
                 self.maybe_finish(run, now)
