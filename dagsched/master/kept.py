@@ -145,3 +145,8 @@ class KeptObjects:
             for position, kept in of_run.items()
             if kept.user_count < 0 or not (kept.held or kept.user_count)
         ]
+
+
+def lost_text(run: int, position: int) -> str:
+    """What a run that has such a source is told when that is lost."""
+    return f"the value at position {position} of run {run} is gone with the node that had it"

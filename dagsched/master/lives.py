@@ -16,7 +16,7 @@ from dagsched.master.departures import Departures
 from dagsched.master.events import OutputsComplete, RunEnded, RunOutcome
 from dagsched.master.families import Families
 from dagsched.master.journal import Ended, Failed, OutputsReached, RunPast, Submitted
-from dagsched.master.kept import KeptObjects
+from dagsched.master.kept import KeptObjects, lost_text
 from dagsched.master.members import Members
 from dagsched.master.outbox import Outbox
 from dagsched.master.placing import Placer
@@ -208,7 +208,7 @@ class Lives:
             if self._kept.use(key):
                 run.pinned.append(key)
             elif self.locate(*key) is None:
-                self.lose(self.runs[run.root], "ObjectLost", _lost_text(*key), now)
+                self.lose(self.runs[run.root], "ObjectLost", lost_text(*key), now)
                 return False
         return True
 
@@ -468,7 +468,7 @@ class Lives:
             for run in family:
                 is_hurt |= self._forget_share(run, broker)
             if gone:
-                self.lose(root, "ObjectLost", _lost_text(*gone[0]), now)
+                self.lose(root, "ObjectLost", lost_text(*gone[0]), now)
             elif root.state is RunState.RUNNING and root.taken:
                 self._end(root, "done", None, now)  # all values are there, who needs the rest
             elif root.state is RunState.RUNNING and (is_hurt or root.recovery is not None):
@@ -595,7 +595,3 @@ class Lives:
                 if (counts != run.importers).any():
                     wrong.append(f"run {run.number} has wrong counts of importers")
         return wrong
-
-
-def _lost_text(run: int, position: int) -> str:
-    return f"the value at position {position} of run {run} is gone with the node that had it"
