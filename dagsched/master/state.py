@@ -235,8 +235,13 @@ class MasterRun:
 
     def locations(self, positions: Int32, producers: Int32) -> Int32:
         """The same for several tasks with their producers (or HELD); 0: nobody yet."""
-        homes = np.array([subtree.home or 0 for subtree in self.subtrees], np.int32)
-        brokers = np.where(producers >= 0, homes[producers], 0).astype(np.int32)
+        if len(positions) > len(self.subtrees):
+            homes = np.array([subtree.home or 0 for subtree in self.subtrees], np.int32)
+            brokers = np.where(producers >= 0, homes[producers], 0).astype(np.int32)
+        else:
+            brokers = np.zeros(len(positions), np.int32)
+            for number in np.unique(producers[producers >= 0]).tolist():
+                brokers[producers == number] = self.subtrees[number].home or 0
         if self.holder_of is not None:
             held = self.holder_of[positions]
             brokers = np.where(held != 0, held, brokers).astype(np.int32)
