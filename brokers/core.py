@@ -83,7 +83,7 @@ from dagsched.protocol.messages import (
 PROBE_S = 0.002  # after this long without a first measurement the next window is cut anyway
 ENDED_RUNS_MAX = 1_000  # remembered, so that late messages of theirs are known as such
 PROGRESS_S = 0.1
-LATE_S = 0.25  # whoever waits this long behind a bundle that was taken for short goes elsewhere
+LATE_S = 0.1  # whoever waits this long behind a bundle that was taken for short goes elsewhere
 LOOKAHEAD_WINDOWS = 4  # windows cut in one turn for idle executors
 
 
@@ -300,6 +300,7 @@ class BrokerCore:
         for executor in self.executors.values():
             if executor.queue and executor.queue[0].run is run:
                 self._stop_head(executor, grace_s, now)
+        self.actions.take_back += dispatch.queued(self.executors.values(), run)
 
     def _stop_head(self, executor: Executor, grace_s: float, now: float) -> None:
         """Let an executor stop its bundle at the next task, and end it if there is none soon."""
@@ -482,7 +483,8 @@ class BrokerCore:
     def _cut(self, now: float) -> None:
         """Cut further windows where few bundles are left to dispatch, or executors are idle."""
         ready_executors = [e for e in self.executors.values() if e.pid and not e.draining]
-        count = max(1, len(ready_executors))
+        # With those that start: else tasks that nobody has measured share the first one's bundles.
+        count = max(1, sum(not executor.draining for executor in self.executors.values()))
         for run in self.runs.values():
             if run.cancelled or run.draining:
                 continue

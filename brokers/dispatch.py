@@ -80,6 +80,11 @@ def pick_executor(
     return short
 
 
+def queued(executors: Iterable[Executor], run: BrokerRun) -> list[tuple[int, int]]:
+    """Bundles of a run that wait behind others: executor and number of bundle, for each."""
+    return [(e.id, b.number) for e in executors for b in e.queue[1:] if b.run is run]
+
+
 def take_late(executors: Iterable[Executor]) -> list[tuple[int, int]]:
     """Bundles that wait behind one that ran at the last look already; they shall go elsewhere.
 

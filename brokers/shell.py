@@ -442,12 +442,12 @@ class BrokerShell:
             self._pool.start(executor, incarnation, now)
         for executor in actions.kill:
             self._pool.kill(executor)
-        for executor, bundle in actions.stop_bundles:
-            self._pool.stop_bundle(executor, bundle)
         for executor, bundle in actions.take_back:
             if self._pool.take_back(executor, bundle):
                 self._core.ledger.taken_back(executor, bundle)
                 self._again = True
+        for executor, bundle in actions.stop_bundles:
+            self._pool.stop_bundle(executor, bundle)
         for peer, parcels in actions.to_peers.items():
             self._send_peer(peer, parcels, now)
         if actions.to_master:

@@ -72,7 +72,7 @@ def ended(env: RunEnv, run: Run, serial_s: float = 0.0) -> None:
 def stall_report(env: RunEnv, run: Run) -> str:
     """Everything that is known of a run that stands still; its executors are ended to get it."""
     parts = [f"=== {run!r} stands still", f"nodes: {env.nodes}"]
-    parts += [f"event {when:.3f} {text}" for when, text in run.record.events[-SHOWN_LINES_MAX:]]
+    parts += [f"event {event}" for event in run.record.events[-SHOWN_LINES_MAX:]]
     for key in _unfinished(run)[:SHOWN_TASKS_MAX]:
         parts.append(f"--- {key}: {_guarded(lambda key=key: run.explain(key))}")  # type: ignore[misc]
     parts.append(f"stats: {_guarded(env.stats)}")

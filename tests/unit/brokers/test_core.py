@@ -765,3 +765,25 @@ def test_nobody_looks_for_what_waits_where_nothing_does():
     node.place([[]], seconds=1.0)
     assert len(bundles_of(node.turn())) == 1
     assert "late" not in [what for _, _, what, _ in node.core._timers]
+
+
+def test_what_waits_of_a_cancelled_run_is_taken_back_at_once():
+    node = Node(executors=(3,))
+    node.place([[] for _ in range(4)], seconds=0.004)
+    (_, first), (_, second) = bundles_of(node.turn())
+    node.tell(CancelRun(1, 0.2))
+    actions = node.turn()
+    assert actions.stop_bundles == [(3, first.message.bundle)]
+    assert actions.take_back == [(3, second.message.bundle)]
+    node.core.ledger.taken_back(3, second.message.bundle)
+    assert [b.number for b in node.core.executors[3].queue] == [first.message.bundle]
+    assert second.message.bundle not in node.core.runs[1].bundles
+
+
+def test_executors_that_start_have_their_share_of_what_nobody_has_measured():
+    node = Node(executors=(3,))
+    node.tell(SetExecutors((3, 4)))
+    assert node.turn().start == [4]
+    node.place([[], []], seconds=None)
+    sent = bundles_of(node.turn())
+    assert [bundle_positions(parcel) for _, parcel in sent] == [[0], [1]]
