@@ -60,6 +60,9 @@ class BrokerSettings:
     executors: int = 1
     """Of the whole cluster, for cutting graphs that tasks return."""
 
+    is_resumable: bool = False
+    """Whether the journal outlives the client, so that its death need not end what runs here."""
+
     config: Config = dataclasses.field(default_factory=Config)
     debug: bool = False
     master_address: str = ""

@@ -15,14 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import zmq
 
 from dagsched._version import __version__
 from dagsched.brokers.actions import BrokerActions
 from dagsched.brokers.core import BrokerCore
-from dagsched.brokers.launch import GOODBYE, BrokerSettings
+from dagsched.brokers.launch import BrokerSettings
 from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.segments import SPILL_NAME, unlink_segments
+from dagsched.brokers.orphanage import Orphanage
 from dagsched.brokers.poller import Poller
 from dagsched.brokers.pool import Pool
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
@@ -55,6 +57,7 @@ from dagsched.protocol.session import SessionFull
 from dagsched.rundir import remove_environment
 from dagsched.tenancy import Tenancy, wait_for_store
 from dagsched.transport import BrokerEndpoint, CurveKeys, DataPort
+from dagsched.transport.dialing import DialingEndpoint
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +110,7 @@ class BrokerShell:
         self._again = False  # something was pushed to the core after its actions were pulled
         self._is_over = False
         self._tenancy = Tenancy(Path(settings.run_directory))
+        self._orphanage = Orphanage(self._tenancy.directory, settings.config)
         self._is_deserted = False  # our client has died
         self._master_listens = True  # so last messages are worth waiting for
 
@@ -141,21 +145,17 @@ class BrokerShell:
         self._poller.add(self._lifeline_fd, self._lifeline_ready)
         self._context = zmq.Context()
         keys = CurveKeys(*settings.keys) if settings.keys else None
-        where = settings.listen or settings.data_socket
-        self._data = DataPort(self._context, settings.broker, where, keys)
+        self._open_data(settings.broker, settings.listen or settings.data_socket, keys)
         master = settings.master_address or settings.master_socket
         self._master = BrokerEndpoint(self._context, settings.broker, master, keys)
-        for fd in self._data.fds:
-            self._poller.add(fd, self._set_peers_ready)
         for fd in self._master.fds:
             self._poller.add(fd, self._set_master_ready)
-        python = f"{sys.version_info.major}.{sys.version_info.minor}"
         hello = BrokerHello(
             settings.broker,
             os.getpid(),
             settings.host,
             self._data.address,
-            (python, __version__, PROTOCOL_VERSION),
+            own_version(),
             token=settings.env_token,
         )
         self._send_master([Parcel(hello)])
@@ -211,11 +211,78 @@ class BrokerShell:
 
     def _lifeline_ready(self) -> None:
         said = os.read(self._lifeline_fd, 4096)
-        if GOODBYE in said:
+        self._poller.remove(self._lifeline_fd)
+        if said:  # GOODBYE
+            self._master_listens = False
             self._is_over = True
-        elif not said:
-            self._is_deserted = self._is_over = True
+        else:
+            self._master_died()
+
+    # --- without a master -----------------------------------------------------------------------
+
+    def _master_died(self) -> None:
+        """Whoever led us is dead: stay for another, if there is something to stay for."""
+        now = time.monotonic()
+        self._is_deserted = True
         self._master_listens = False
+        self._take_master(now)  # it may have said more before its end
+        if not (self._settings.is_resumable and self._orphanage.master_died(now)):
+            self._is_over = True
+            return
+        logger.warning("the master of broker %d is gone", self._settings.broker)
+        for peer in list(self._peer_epochs):
+            self._lose_peer(peer, now)
+        self._peer_epochs = {}
+        self._close_data()
+        self._peer_links.start_anew()
+        self._epoch = self._peer_links.epoch = 0
+        assert self._context is not None
+        # Under another name and address, lest it be taken for a node that the next master has.
+        self._open_data(self._orphanage.id, self._orphanage.data_path)
+        self._core.become_orphan(self._orphanage.id, now)
+        self._dial()
+
+    def _dial(self) -> None:
+        """Look for another master where the last one was."""
+        assert self._context is not None
+        self._close_master(0)
+        self._master_links.start_anew()
+        self._master_links.epoch = 0
+        endpoint = DialingEndpoint(self._context, self._orphanage.id, self._settings.master_socket)
+        self._master = endpoint
+        self._poller.add(endpoint.fd, self._set_master_ready)
+        self._poller.add(endpoint.monitor_fd, self._look_at_line)
+        hello = self._core.orphan_hello(os.getpid(), self._data.address, own_version())
+        hello = msgspec.structs.replace(hello, token=self._settings.env_token)
+        self._send_master([Parcel(hello)])
+        self._look_at_line()
+
+    def _look_at_line(self) -> None:
+        """A master that had taken our call is gone."""
+        if isinstance(self._master, DialingEndpoint) and self._master.is_cut():
+            if self._orphanage.leave_at_s is None:
+                self._master_died()
+            else:
+                self._dial()
+
+    def _close_master(self, linger_ms: int) -> None:
+        for fd in self._master.fds:
+            self._poller.remove(fd)
+        if isinstance(self._master, DialingEndpoint):
+            self._poller.remove(self._master.monitor_fd)
+        self._master.close(linger_ms)
+
+    def _open_data(self, broker: int, where: str, keys: CurveKeys | None = None) -> None:
+        assert self._context is not None
+        self._data = DataPort(self._context, broker, where, keys)
+        for fd in self._data.fds:
+            self._poller.add(fd, self._set_peers_ready)
+
+    def _close_data(self) -> None:
+        for fd in (*self._link_fds, *self._data.fds):
+            self._poller.remove(fd)
+        self._link_fds = []
+        self._data.close()
 
     # --- a turn ---------------------------------------------------------------------------------
 
@@ -244,7 +311,7 @@ class BrokerShell:
     def _timeout_s(self) -> float | None:
         if self._again or self._master_ready or self._peers_ready:
             return 0.0
-        parts = (self._core, self._pool, self._master_links, self._peer_links)
+        parts = (self._core, self._pool, self._master_links, self._peer_links, self._orphanage)
         due = min((when for part in parts if (when := part.next_timer()) is not None), default=None)
         return None if due is None else max(0.0, due - time.monotonic())
 
@@ -257,6 +324,9 @@ class BrokerShell:
             self._pool.handle_timer(now)
         self._master_links.handle_timer(now)
         self._peer_links.handle_timer(now)
+        if self._orphanage.is_due(now):
+            logger.warning("nobody has resumed the runs of broker %d", self._settings.broker)
+            self._is_over = True
 
     def _send_batches(self, now: float) -> None:
         for _, frames in self._master_links.take_batches(now):
@@ -327,6 +397,8 @@ class BrokerShell:
             self._set_peers(message, now)
         elif isinstance(message, Welcome):
             self._join(message.epoch)
+            self._orphanage.adopted()
+        self._orphanage.heed(message, now)
         try:
             self._core.receive_master(message, parcel.frames, now)
         except ProtocolError as error:
@@ -480,6 +552,12 @@ class BrokerShell:
         target.release()
         self._core.object_stored(run, ObjectInfo(position, 1, size, location), now)
         self._again = True
+
+
+def own_version() -> tuple[str, str, int]:
+    """Python, dagsched and protocol of this process."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return (python, __version__, PROTOCOL_VERSION)
 
 
 def _do_nothing(number: int, frame: object) -> None:

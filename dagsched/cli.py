@@ -1,4 +1,4 @@
-"""The command line: `dagsched demo`, `dagsched info`.
+"""The command line: `dagsched demo`, `info`, `runs`, `resume`.
 
 Responsible for arguments, exit codes and error messages; what the commands do stands elsewhere.
 Exit codes: 0 success, 1 the run failed or its result is wrong, 2 wrong usage.
@@ -6,14 +6,18 @@ Exit codes: 0 success, 1 the run failed or its result is wrong, 2 wrong usage.
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dagsched._version import __version__
 from dagsched.errors import DagschedError
+
+if TYPE_CHECKING:
+    from dagsched.listing import ListedRun
 
 FAILED, USAGE = 1, 2
 
@@ -125,6 +129,81 @@ def info(as_json: bool) -> None:
     else:
         for line in info_lines(gathered):
             click.echo(line)
+
+
+@commands.command()
+@click.option("--metastore", metavar="URL", help="Look into this store as well.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+def runs(metastore: str | None, as_json: bool) -> None:
+    """List runs: of clients that live, of those that died, and what is left of finished ones."""
+    from dagsched.config import Config
+    from dagsched.listing import list_runs
+
+    found, problems = list_runs(metastore, Config())
+    if as_json:
+        click.echo(json.dumps([run._asdict() for run in found]))
+    else:
+        _show_runs(found)
+    for problem in problems:
+        click.echo(f"dagsched: {problem}", err=True)
+
+
+def _show_runs(found: "Sequence[ListedRun]") -> None:
+    """A line a run; nothing is cut, so that scripts and eyes see the same."""
+
+    def clock(wall_s: float | None) -> str:
+        return "" if wall_s is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall_s))
+
+    rows = [("run", "state", "tasks", "started", "where", "resumable until")]
+    for run in found:
+        tasks = f"{run.done}/{run.total}" if run.total else ""
+        times = clock(run.started_wall_s), clock(run.until_wall_s)
+        rows.append((run.run, run.state, tasks, times[0], run.where, times[1]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+@commands.command()
+@click.argument("run_id", metavar="RUN")
+@click.option(
+    "--executors",
+    type=click.IntRange(1, 256),
+    help="Processes of this machine that go on with the run.  [default: one a CPU]",
+)
+@click.option("--metastore", metavar="URL", help="Store of the run, if its directory has gone.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File for the result, as a pickle.",
+)
+@click.option("--progress", is_flag=True, help="Show a progress bar.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def resume(
+    run_id: str,
+    executors: int | None,
+    metastore: str | None,
+    output: Path | None,
+    progress: bool,
+    as_json: bool,
+) -> None:
+    """Continue RUN, whose client has died, to its end, and print its result.
+
+    Nothing is computed again whose value still lives. Exit code 1 if the run fails, or can't be
+    continued; `dagsched runs` lists what can.
+    """
+    from dagsched.resumption import ResumeOptions, resume_to_end
+
+    report = resume_to_end(ResumeOptions(run_id, executors, metastore, output, progress))
+    if as_json:
+        click.echo(json.dumps(report._asdict()))
+    elif report.error is None:
+        click.echo(report.result)
+    if report.error is not None:
+        click.echo(f"dagsched: run {run_id}: {report.error}", err=True)
+        raise click.exceptions.Exit(FAILED)
 
 
 def main(args: Sequence[str] | None = None) -> None:

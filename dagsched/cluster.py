@@ -9,15 +9,18 @@ import dataclasses
 import logging
 import os
 import threading
+import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dagsched.answers import NO_ANSWER, Answers
+from dagsched.answers import Answers
 from dagsched.background import BackgroundThread
 from dagsched.config import Config
+from dagsched.enquiries import Enquiries
 from dagsched.envfile import EnvironmentNote, write_note
 from dagsched.errors import ClosedError, DagschedError, GraphError, InternalError
+from dagsched.ids import run_base
 from dagsched.launching import BrokerProcesses, kill_group
 from dagsched.nodes import NodeEnv
 from dagsched.profiling import MasterProfile
@@ -30,21 +33,18 @@ from dagsched.tenancy import Tenancy
 from dagsched.tracking import Tracker
 
 if TYPE_CHECKING:
+    from dagsched.handles import Handle
+    from dagsched.inheriting import Inheritance
     from dagsched.master.core import MasterCore
     from dagsched.master.events import ClientEvent, RunEnded, RunStalled
     from dagsched.master.explaining import Explanation
     from dagsched.master.shell import MasterShell
     from dagsched.nodes import NodeChanges
     from dagsched.plan import RunPlan
-    from dagsched.protocol.messages import NodeStats
     from dagsched.run import Run
-    from dagsched.stats import RunNumbers
     from dagsched.transport import MasterEndpoint
 
 logger = logging.getLogger(__name__)
-
-_STATS_TIMEOUT_S = 2.0
-_EXPLAIN_TIMEOUT_S = 5.0  # a node that doesn't answer has been given up by then
 
 
 class Cluster:
@@ -86,18 +86,21 @@ class Cluster:
         self._profile = MasterProfile() if profile else None
         self._tracker = Tracker(track, names.token) if track is not None else None
         self._storing = Storing(names, config, self._call)
+        self._journals: Any = None
         self._copier = BackgroundThread("dagsched-copies")
         self._caller = BackgroundThread("dagsched-callbacks")
         self._sweeper = BackgroundThread("dagsched-sweep")
+        self._inheritance: Inheritance | None = None
         self._answers = Answers()
+        self._enquiries = Enquiries(self._call, self._answers, self.check_open)
         self._references = References(names.token, self._call, self._answers, self.check_open)
         self._note = EnvironmentNote.of(names, None)
         self._lock = threading.Lock()  # guards what follows
+        self._base = run_base(names.token)
         self._run_count = 0
         self._running: dict[int, Run] = {}
         self._run_by_number: weakref.WeakValueDictionary[int, Run] = weakref.WeakValueDictionary()
         self._plan_by_run: dict[int, RunPlan] = {}
-        self._last_numbers: RunNumbers | None = None
         self._crash: BaseException | None = None
         self._closing = False
         self._pid = os.getpid()
@@ -116,6 +119,7 @@ class Cluster:
         self._tenancy.rule()
         if self._listen is not None:
             self._endpoint = self._open_tcp(self._listen)
+        self._brokers.are_resumable = metastore != "memory://"
         started = self._roster.begin()
         self._note = EnvironmentNote.of(self._names, metastore)
         self._write_note()
@@ -123,7 +127,7 @@ class Cluster:
         from dagsched.master.core import MasterCore
         from dagsched.master.shell import MasterShell
 
-        core = MasterCore(self._config)
+        core = MasterCore(self._config, base=self._base)
         where = self._endpoint or self._names.master_socket
         tokens = [self._names.token]
         shell = MasterShell(core, where, self._config, self, tokens=tokens, debug=self._debug)
@@ -133,8 +137,11 @@ class Cluster:
         for broker in started:
             shell.watch(broker.node.brokerid, broker.process)
         shell.start()
-        if self._storing.journal is not None:
-            shell.keep_journal(self._storing.journal)
+        from dagsched.journals import Journals
+
+        assert self._storing.journal is not None
+        self._journals = Journals(self._storing.journal)
+        shell.keep_journal(self._journals)
         register_environment(self._names.token, self._references)
         if self._tracker is not None:
             self._tracker.open()
@@ -166,6 +173,8 @@ class Cluster:
         timeout_s = self._config.close_timeout_s
         # Each step is done whatever becomes of the others; they are called last to first.
         with contextlib.ExitStack() as steps:
+            if self._inheritance is not None:
+                steps.callback(self._inheritance.close)
             steps.callback(self._tenancy.close)
             steps.callback(remove_run_directory, self._names)
             steps.callback(self._unlink_segments, self._names.segment_prefix)
@@ -174,6 +183,8 @@ class Cluster:
             steps.callback(self._caller.stop, timeout_s)
             steps.callback(self._copier.stop, timeout_s)
             steps.callback(self._storing.close)
+            if self._inheritance is not None:
+                steps.callback(self._inheritance.close_journals)
             if self._tracker is not None:
                 steps.callback(self._tracker.close)
             if self._profile is not None:
@@ -185,6 +196,8 @@ class Cluster:
             steps.callback(self._brokers.let_go)
             steps.callback(self._tell_closing)
             steps.callback(unregister_environment, self._names.token)
+            if self._inheritance is not None:
+                steps.callback(self._inheritance.close_references)
 
     def _tell_closing(self) -> None:
         self._references.close()
@@ -200,6 +213,8 @@ class Cluster:
         self._closing = True
         self._references.close()
         self._tenancy.forget_after_fork()
+        if self._inheritance is not None:
+            self._inheritance.forget_after_fork()
         self._brokers.forget_after_fork()
         if self._shell is not None:
             self._shell.forget_after_fork()
@@ -211,6 +226,7 @@ class Cluster:
     ) -> "Run":
         """Make a graph and a plan of `dag`, and submit it; the run is in `started` before that."""
         from dagsched.graph import build_graph
+        from dagsched.handles import HandleDumper
         from dagsched.plan import ClusterShape
         from dagsched.planning import make_plan
         from dagsched.run import Run, RunShape
@@ -223,7 +239,7 @@ class Cluster:
         planned = make_plan(graph, shape, self._config, self._core.estimates)
         with self._lock:
             self._run_count += 1
-            number = self._run_count
+            number = self._base + self._run_count
             run = Run(self, number, graph, RunShape.of(planned.plan, planned.order), priority)
             self._run_by_number[number] = run
             self._running[number] = run
@@ -231,13 +247,16 @@ class Cluster:
                 self._plan_by_run[number] = planned.plan
         started.append(run)
         plan = planned.plan
+        dumper = HandleDumper(graph, planned.order, priority, time.time())
         if plan.task_count == 0:
             self._finish_without_tasks(run)
             return run
 
         def submit(core: "MasterCore", now: float) -> None:
             try:
-                core.submit(number, plan, now, priority=priority, timeout_s=timeout_s)
+                core.submit(
+                    number, plan, now, priority=priority, timeout_s=timeout_s, client=dumper
+                )
             except GraphError as error:
                 self._running.pop(number, None)
                 run.take_error("failed", error)
@@ -252,7 +271,7 @@ class Cluster:
     def _finish_without_tasks(self, run: "Run") -> None:
         """A run of nothing but constants and kept values needs no cluster."""
         values = self.source_values(run)
-        self._last_numbers = self._numbers(run, "done")
+        self._enquiries.note_numbers(run, "done")
         self._running.pop(run.number, None)
         run.finish_at_once(
             run.graph.resolve_outputs([values[position] for position in run.shape.outputs])
@@ -270,13 +289,6 @@ class Cluster:
                 )
         return values
 
-    def explain(self, run: int, position: int) -> "Explanation | None":
-        """Ask the master about a task; None: it knows nothing of it, or doesn't answer."""
-        request = self._answers.ask()
-        self._call(lambda core, now: core.explain(request, run, position, now))
-        answer = self._wait_for_answer(request, _EXPLAIN_TIMEOUT_S)
-        return None if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
-
     def cancel_run(self, number: int) -> None:
         """Ask the master to stop a run."""
         if not self._closing:
@@ -292,9 +304,43 @@ class Cluster:
         with self._lock:
             return [run for _, run in sorted(self._run_by_number.items())]
 
-    def find_run(self, run_id: str) -> "Run | None":
-        """The run with an id."""
-        return next((run for run in self.runs if run.run_id == run_id), None)
+    def find_run(self, run_id: str) -> "Run":
+        """The run with an id, of this environment or of a client that died.
+
+        Raises:
+            DagschedError: there is none, or it can't be continued.
+        """
+        found = next((run for run in self.runs if run.run_id == run_id), None)
+        if found is not None:
+            return found
+        if self._inheritance is None:
+            self._inheritance = self._make_inheritance()
+        return self._inheritance.resume(run_id)
+
+    def _make_inheritance(self) -> "Inheritance":
+        from dagsched.inheriting import Heir, Inheritance
+
+        assert self._shell is not None
+        heir = Heir(
+            names=self._names,
+            metastore=self._note.metastore,
+            shell=self._shell,
+            brokers=self._brokers,
+            references=self._references,
+            journals=self._journals,
+            make_run=self._make_run,
+        )
+        return Inheritance(heir, self._config)
+
+    def _make_run(self, number: int, handle: "Handle") -> "Run":
+        """The handle of a run that goes on under the number that it had."""
+        from dagsched.run import Run
+
+        run = Run(self, number, handle.graph, handle.shape, handle.priority)
+        with self._lock:
+            self._run_by_number[number] = run
+            self._running[number] = run
+        return run
 
     # --- nodes ----------------------------------------------------------------------------------
 
@@ -319,10 +365,10 @@ class Cluster:
         """Which nodes were lost, and why."""
         return self._roster.describe_losses()
 
-    def set_nodes(self, nodes: Sequence[NodeEnv]) -> "NodeChanges":
-        """Start and end nodes until there are these."""
+    def set_nodes(self, nodes: Sequence[NodeEnv], *, drop: bool = False) -> "NodeChanges":
+        """Start and end nodes until there are these; with `drop` those that end do so at once."""
         changes = self._roster.change(nodes)
-        self._tell_nodes()
+        self._tell_nodes(drop=drop)
         assert self._shell is not None
         for node in changes.added:
             self._shell.watch(node.brokerid, self._brokers.launch(node, nodes).process)
@@ -340,57 +386,31 @@ class Cluster:
         self.check_open()
         check()
 
-    def _tell_nodes(self) -> None:
+    def _tell_nodes(self, *, drop: bool = False) -> None:
         nodes = self._roster.wanted
         wanted = [(node.brokerid, node.host, node.executorids) for node in nodes]
 
         def tell(core: "MasterCore", now: float) -> None:
-            core.set_nodes(wanted, now)
+            core.set_nodes(wanted, now, drop=drop)
             self._storing.note_nodes(nodes)
 
         self._call(tell)
 
     def _write_note(self) -> None:
         """Tell others how to find this environment if its client dies."""
-        self._note = self._note.with_nodes(self._roster.wanted, self._brokers.pids())
+        self._note = self._note.with_nodes(self._roster.wanted, self._brokers.own())
         write_note(self._names.directory, self._note)
 
-    # --- statistics -----------------------------------------------------------------------------
+    # --- what is asked --------------------------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
         """Numbers of the last run, with what the brokers hold now."""
-        from dagsched.stats import add_idle_nodes, broker_rows, executor_rows, merge_live
+        links = {} if self._shell is None else self._shell.link_counts
+        return self._enquiries.stats() | {"store": self._storing.state(), "links": links}
 
-        live, counters = self._ask_stats()
-        now = {
-            "store": self._storing.state(),
-            "stalls": counters.get("stalls", 0),
-            "counters": dict(counters),
-            "links": self._link_counts(),
-        }
-        numbers = self._last_numbers
-        if numbers is None:
-            rows = {"brokers": broker_rows(live), "executors": executor_rows(live)}
-            return {"run": None, **rows, **now}
-        result = numbers.as_dict()
-        add_idle_nodes(result, live)
-        merge_live(result["brokers"], live)
-        return {**result, **now}
-
-    def _link_counts(self) -> dict[str, int]:
-        return {} if self._shell is None else self._shell.link_counts
-
-    def _ask_stats(self) -> "tuple[Sequence[NodeStats], Mapping[str, int]]":
-        request = self._answers.ask()
-        self._call(lambda core, now: core.ask_stats(request, now))
-        answer = self._wait_for_answer(request, _STATS_TIMEOUT_S)
-        # A node that doesn't answer is on its way to being lost; the run's own numbers are there.
-        return ((), {}) if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
-
-    def _numbers(self, run: "Run", state: str) -> "RunNumbers":
-        from dagsched.stats import RunNumbers
-
-        return RunNumbers.of(run, state)
+    def explain(self, run: int, position: int) -> "Explanation | None":
+        """Ask the master about a task; None: it knows nothing of it, or doesn't answer."""
+        return self._enquiries.explain(run, position)
 
     def pin(self, run: int, position: int) -> None:
         """One reference more to an object."""
@@ -512,10 +532,7 @@ class Cluster:
             self._references.keep(run, plan, event)
         if self._profile is not None:
             self._profile.write(run.run_id)
-        run.take_end(event, self._numbers_taken)
-
-    def _numbers_taken(self, run: "Run", state: str) -> None:
-        self._last_numbers = self._numbers(run, state)
+        run.take_end(event, self._enquiries.note_numbers)
 
     def _take_removed(self, broker: int, reason: str) -> None:
         wanted = self._roster.take_removed(broker, reason)
@@ -556,12 +573,6 @@ class Cluster:
         if self._shell is None:
             raise ClosedError("the environment is not open")
         self._shell.call(command)
-
-    def _wait_for_answer(self, request: int, timeout_s: float | None) -> object:
-        answer = self._answers.wait(request, timeout_s)
-        if answer is NO_ANSWER:
-            self.check_open()
-        return answer
 
     def _fail_all(self, state: str, error: BaseException) -> None:
         """End every run that is not over, and wake everybody."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dagsched._version import __version__
 from dagsched.errors import DagschedError, VersionMismatch
+from dagsched.launching import import_path
 from dagsched.nodes import NodeEnv
 from dagsched.rundir import RunNames
 from dagsched.tenancy import start_ticks
@@ -22,8 +23,9 @@ from dagsched.tenancy import start_ticks
 NOTE_NAME = "env.json"
 NOTE_VERSION = 1
 
-Process = tuple[int, int]
-"""A process and when it was started, so that a number used again is not taken for it."""
+Process = tuple[int, int, str]
+"""A broker's process, when it was started (so that a number used again is not taken for it), and
+how the names of its segments begin."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,6 +44,9 @@ class EnvironmentNote:
     heirs: Sequence[str] = ()
     """Run directories of environments that took over runs of this one, oldest first."""
 
+    sys_path: Sequence[str] = ()
+    """Where the client, and so its executors, looked for modules."""
+
     python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
     dagsched: str = __version__
     version: int = NOTE_VERSION
@@ -49,14 +54,23 @@ class EnvironmentNote:
     @classmethod
     def of(cls, names: RunNames, metastore: str | None) -> "EnvironmentNote":
         """The note of an environment that this process opens."""
-        return cls(names.token, names.rootpath, metastore, os.getpid(), time.time())
+        return cls(
+            names.token,
+            names.rootpath,
+            metastore,
+            os.getpid(),
+            time.time(),
+            sys_path=import_path(),
+        )
 
-    def with_nodes(self, nodes: Sequence[NodeEnv], pids: Sequence[int]) -> "EnvironmentNote":
-        """The note with other nodes, whose brokers are these processes."""
+    def with_nodes(
+        self, nodes: Sequence[NodeEnv], processes: Sequence[tuple[int, str]]
+    ) -> "EnvironmentNote":
+        """The note with other nodes, whose brokers have these pids and segments named like that."""
         brokers = []
-        for pid in pids:
+        for pid, prefix in processes:
             with contextlib.suppress(ProcessLookupError):
-                brokers.append((pid, start_ticks(pid)))
+                brokers.append((pid, start_ticks(pid), prefix))
         plain = [(node.brokerid, node.host, node.executorids) for node in nodes]
         return dataclasses.replace(self, nodes=plain, brokers=brokers)
 
@@ -64,9 +78,9 @@ class EnvironmentNote:
         """The note of an environment that has one heir more."""
         return dataclasses.replace(self, heirs=[*self.heirs, str(directory)])
 
-    def living_brokers(self) -> list[int]:
-        """Pids of the brokers that live."""
-        return [pid for pid, start in self.brokers if _is_process(pid, start)]
+    def living_brokers(self) -> dict[int, str]:
+        """Brokers that live: pid, and how the names of their segments begin."""
+        return {pid: prefix for pid, start, prefix in self.brokers if _is_process(pid, start)}
 
 
 def write_note(directory: Path, note: EnvironmentNote) -> None:

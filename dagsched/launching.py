@@ -7,6 +7,7 @@ none of them outlives the environment. What they do is the brokers' own affair.
 import contextlib
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -25,12 +26,63 @@ logger = logging.getLogger(__name__)
 _LOG_TAIL_BYTES = 4096
 
 
+class AdoptedProcess:
+    """A broker that is no child of ours, with as much of `subprocess.Popen` as we need.
+
+    Args:
+        pid: of the process, which is sure to be it.
+
+    Raises:
+        ProcessLookupError: it has ended.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        """0 once it has ended: how, only its parent is told."""
+        self._pidfd = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        """`returncode`, up to date."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end.
+
+        Raises:
+            subprocess.TimeoutExpired: it goes on.
+        """
+        if self.returncode is None:
+            waiter = select.poll()
+            waiter.register(self._pidfd, select.POLLIN)
+            if not waiter.poll(None if timeout is None else 1000 * timeout):
+                raise subprocess.TimeoutExpired("broker", timeout or 0.0)
+            self.returncode = 0
+        return self.returncode
+
+    def terminate(self) -> None:
+        """Have it leave, if it is there."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+
+    def close(self) -> None:
+        """Forget it."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+            self.returncode = 0
+
+
 @dataclass(slots=True)
 class BrokerProcess:
     """A broker that was started, and what its names begin with."""
 
     node: NodeEnv
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[bytes] | AdoptedProcess"
     segment_prefix: str
     log_path: Path
 
@@ -48,6 +100,7 @@ class BrokerProcesses:
     def __init__(
         self, names: RunNames, config: Config, *, debug: bool = False, listen: str | None = None
     ) -> None:
+        self.are_resumable = False
         self.master_address = ""
         """Of the master, where it listens on TCP."""
 
@@ -78,6 +131,7 @@ class BrokerProcesses:
             cwd=working_directory(),
             nodes=len(nodes),
             executors=sum(len(other.executorids) for other in nodes),
+            is_resumable=self.are_resumable,
             config=self._config,
             debug=self._debug,
             master_address=self.master_address,
@@ -94,9 +148,24 @@ class BrokerProcesses:
         """The last process started for a broker's id."""
         return next((b for b in reversed(self._started) if b.node.brokerid == broker), None)
 
-    def pids(self) -> list[int]:
-        """Of the processes that have not ended, as far as that was noticed."""
-        return [b.process.pid for b in self._started if b.process.returncode is None]
+    def own(self) -> list[tuple[int, str]]:
+        """Processes that were started here and have not ended: pid, and start of segment names."""
+        return [
+            (started.process.pid, started.segment_prefix)
+            for started in self._started
+            if started.process.returncode is None
+            and not isinstance(started.process, AdoptedProcess)
+        ]
+
+    def adopt(self, node: NodeEnv, pid: int, segment_prefix: str, directory: Path) -> BrokerProcess:
+        """Take over a broker that another client has started; it ends with those started here.
+
+        Raises:
+            ProcessLookupError: it has ended.
+        """
+        adopted = BrokerProcess(node, AdoptedProcess(pid), segment_prefix, directory / "broker.log")
+        self._started.append(adopted)
+        return adopted
 
     def end_latest(self, broker: int) -> None:
         """Kill what is left of a broker's last process, and wait for that."""
@@ -115,6 +184,9 @@ class BrokerProcesses:
     def let_go(self) -> None:
         """Let the lifelines of all brokers end: they clean up and leave."""
         for started in self._started:
+            if isinstance(started.process, AdoptedProcess):
+                started.process.terminate()
+                continue
             stdin = started.process.stdin
             if stdin is not None and not stdin.closed:
                 # Without a word it would look like our death, after which runs may be resumed.
@@ -136,10 +208,15 @@ class BrokerProcesses:
                 )
                 kill_group(started.process)
                 started.process.wait()
+            if isinstance(started.process, AdoptedProcess):
+                started.process.close()
 
     def forget_after_fork(self) -> None:
         """In a forked child: close our copies of the lifelines, so that brokers see their end."""
         for started in self._started:
+            if isinstance(started.process, AdoptedProcess):
+                started.process.close()
+                continue
             if started.process.stdin is not None:
                 os.close(started.process.stdin.fileno())
                 # Nobody may close that descriptor's number again.
@@ -157,7 +234,7 @@ def place_broker(node: NodeEnv) -> tuple[Sequence[str], str]:  # noqa: ARG001
     return (), ""
 
 
-def kill_group(process: "subprocess.Popen[bytes]") -> None:
+def kill_group(process: "subprocess.Popen[bytes] | AdoptedProcess") -> None:
     """SIGKILL to a process that leads a group and isn't reaped yet, and to that group."""
     if process.poll() is None:
         try:

@@ -81,7 +81,7 @@ def make_plan(
     order = cut.order
     position_of = np.arange(count + len(graph.sources), dtype=np.int32)
     position_of[order] = np.arange(count, dtype=np.int32)
-    plan_indptr, plan_deps = _permuted(graph, order, position_of)
+    plan_indptr, plan_deps = permuted(graph.indptr, graph.deps, order, position_of)
     outputs = position_of[graph.outputs]
     plan = RunPlan(
         subtree_starts=cut.subtree_starts,
@@ -130,16 +130,23 @@ def _without_sources(graph: TaskGraph) -> tuple[Int64, Int32]:
     return before[graph.indptr], graph.deps[is_task]
 
 
-def _permuted(graph: TaskGraph, order: Int32, position_of: Int32) -> tuple[Int64, Int32]:
-    """The graph's arrays with tasks in another order and under other numbers."""
+def permuted(indptr: Int64, deps: Int32, order: Int32, number_of: Int32) -> tuple[Int64, Int32]:
+    """A graph's arrays with tasks in another order and under other numbers.
+
+    Args:
+        indptr: where each task's dependencies begin.
+        deps: dependencies.
+        order: old number of the task at each new place.
+        number_of: new number of each old one, sources included.
+    """
     if np.array_equal(order, np.arange(len(order), dtype=order.dtype)):
-        return graph.indptr, graph.deps
-    counts = np.diff(graph.indptr)[order]
-    indptr = np.zeros(len(order) + 1, np.int64)
-    np.cumsum(counts, out=indptr[1:])
-    shift = graph.indptr[:-1][order] - indptr[:-1]
-    index = np.arange(indptr[-1]) + np.repeat(shift, counts)
-    return indptr, position_of[graph.deps[index]]
+        return indptr, deps
+    counts = np.diff(indptr)[order]
+    starts = np.zeros(len(order) + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    shift = indptr[:-1][order] - starts[:-1]
+    index = np.arange(starts[-1]) + np.repeat(shift, counts)
+    return starts, number_of[deps[index]]
 
 
 def _flags(

@@ -60,7 +60,7 @@ def _wait_with_bar(run: "Run") -> None:
     )
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=10) as bar:
         done, total = run.progress()
-        shown = bar.add_task(f"run {run.number}", total=total, rate="", failures="", troubles="")
+        shown = bar.add_task(f"run {run.run_id}", total=total, rate="", failures="", troubles="")
         over = False
         while not over:
             over = run.wait(_REFRESH_S)

@@ -37,6 +37,7 @@ class References:
         self, token: str, call: Call, answers: Answers, check_open: Callable[[], None]
     ) -> None:
         self._token = token
+        self._tokens = {token}
         self._call = call
         self._answers = answers
         self._check_open = check_open
@@ -46,6 +47,10 @@ class References:
         self._count_by_object: dict[tuple[int, int], int] = {}
         self._kept: weakref.WeakKeyDictionary[Delayed, Ref] = weakref.WeakKeyDictionary()
 
+    def take_token(self, token: str) -> None:
+        """References of an environment that was taken over can be used from now on."""
+        self._tokens.add(token)
+
     def check_own(self, values: Iterable[object]) -> None:
         """Only references of this environment can be used in it: numbers in others mean others.
 
@@ -54,7 +59,7 @@ class References:
             GraphError: it is another one.
         """
         for value in values:
-            if type(value) is Ref and value.env != self._token:
+            if type(value) is Ref and value.env not in self._tokens:
                 resolver_of(value)
                 raise GraphError(
                     f"{value!r} belongs to another environment: collect it first, and give its "

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dagsched.errors import DagschedError, InternalError, ObjectLost, TaskFailed
+from dagsched.ids import run_id_of
 
 if TYPE_CHECKING:
     from dagsched.graph import TaskGraph
@@ -34,10 +35,6 @@ logger = logging.getLogger(__name__)
 
 class RunHost(Protocol):
     """What a run needs of its environment."""
-
-    @property
-    def token(self) -> str:
-        """Names the environment."""
 
     def cancel_run(self, number: int) -> None:
         """Ask the master to stop a run."""
@@ -109,7 +106,7 @@ class Run:
 
         self._objects: Sequence[HeldObject] = ()
         self.number = number
-        self.run_id = f"{host.token}-{number}"
+        self.run_id = run_id_of(number)
         self.graph = graph
         self.shape = shape
         self.priority = priority

@@ -322,12 +322,19 @@ def default_env() -> RunEnv:
         return _default
 
 
-def reset(env: RunEnv, nodes: Iterable[NodeEnv] | None = None) -> NodeChanges:
+def reset(
+    env: RunEnv, nodes: Iterable[NodeEnv] | None = None, *, drop: bool = False
+) -> NodeChanges:
     """Take into account processes added or removed since; what is untouched keeps running.
+
+    A node that is no longer wanted ends what it runs, hands over the values that are still needed,
+    and leaves; no task is repeated for that.
 
     Args:
         env: the environment.
         nodes: its nodes from now on; None: the processes that there are now, grouped by host.
+        drop: nodes that are no longer wanted leave at once; what is lost with them is computed
+            again, and no task is charged for that.
 
     Returns:
         The nodes that were added, removed and kept.
@@ -338,7 +345,7 @@ def reset(env: RunEnv, nodes: Iterable[NodeEnv] | None = None) -> NodeChanges:
     """
     cluster = env._cluster_in_use()
     with env._lock:
-        return cluster.set_nodes(env._nodes_for_reset(nodes))
+        return cluster.set_nodes(env._nodes_for_reset(nodes), drop=drop)
 
 
 def cleanup(env: RunEnv) -> None:

@@ -7,7 +7,6 @@ in the caller's thread. It starts nothing and holds nothing.
 import sys
 from typing import TYPE_CHECKING, Any
 
-from dagsched.errors import DagschedError
 from dagsched.progress import wait_for_run
 
 if TYPE_CHECKING:
@@ -103,26 +102,34 @@ def _submitted(
 
 
 def resume(env: "RunEnv", run_id: str) -> "Run":
-    """The handle of a run of this environment, by its id.
+    """The handle of a run, by its id: of this environment, or of a client that has died.
+
+    A run whose client died goes on here, under the id that it had. Nothing is computed again whose
+    value still lives: the brokers of the dead client go on with what they had, hold all values, and
+    leave when the run is over; what they have not, the nodes of `env` do. `env` may have any nodes
+    and any root path, and ends, when it is closed, all that it took over. A run that is over gives
+    its result again, until that expires (`Config.result_expiry_s`).
 
     Args:
         env: the environment.
         run_id: as in `Run.run_id`.
 
     Raises:
-        DagschedError: the environment knows no such run.
+        DagschedError: no such run is known; its client lives, and runs it still; or its client
+            died before the plan had reached the store. The message says which.
+        StoreUnavailable: the store can't be reached, or the run's journal is damaged.
+        VersionMismatch: another version of Python or dagsched has begun the run.
+
+    Example:
+        >>> from dagsched import RunEnv, resume
+        >>> with RunEnv() as env:  # doctest: +SKIP
+        ...     resume(env, "5f0c2a91-7").result()
+        3
     """
     _check_environment(env)
     if not isinstance(run_id, str):
         raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
-    run = env._cluster_in_use().find_run(run_id)
-    if run is None:
-        known = ", ".join(run.run_id for run in env.runs) or "none"
-        raise DagschedError(
-            f"run {run_id!r} is unknown in this environment; known are: {known}. Runs of other "
-            "environments, or that were begun by another client, can't be resumed"
-        )
-    return run
+    return env._cluster_in_use().find_run(run_id)
 
 
 def _check_environment(env: object) -> None:

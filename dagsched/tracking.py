@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from dagsched.errors import DagschedError
+from dagsched.ids import run_id_of
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,9 @@ def event_line(event: object, token: str) -> bytes:
     }
     for field in dataclasses.fields(event):
         value = getattr(event, field.name)
-        if isinstance(value, _PLAIN):
+        if field.name == "run":
+            line["run"] = run_id_of(value)
+        elif isinstance(value, _PLAIN):
             line[field.name] = value
         elif isinstance(value, bytes | bytearray | memoryview | list | tuple):
             line[f"{field.name}_length"] = len(value)

@@ -8,7 +8,6 @@ once, and does them. It decides nothing, and knows nothing of graphs or values.
 import logging
 import os
 import select
-import subprocess
 import threading
 import time
 from collections import deque
@@ -37,6 +36,17 @@ Command = Callable[["MasterCore", float], None]
 """Called in the master's thread with the core and the time."""
 
 _POLL_MAX_S = 3600.0
+
+
+class BrokerProcess(Protocol):
+    """A process that is watched: a child of ours, or one that we took over."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def wait(self) -> int:
+        """Its return code, once it has ended."""
 
 
 class ShellListener(Protocol):
@@ -100,8 +110,8 @@ class MasterShell:
         self._journal: RecordSink | None = None
         self._commands: deque[Command] = deque()
         self._leaving: dict[int, float] = {}  # no nodes, but told something: until when we care
-        self._process_by_broker: dict[int, subprocess.Popen[bytes]] = {}
-        self._broker_by_pidfd: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
+        self._process_by_broker: dict[int, BrokerProcess] = {}
+        self._broker_by_pidfd: dict[int, tuple[int, BrokerProcess]] = {}
         self._links = Links(
             Decoder(BrokerToMaster, config), config, time.monotonic_ns, opens=_is_hello
         )
@@ -143,7 +153,7 @@ class MasterShell:
         self._commands.append(command)
         self._wake()
 
-    def watch(self, broker: int, process: "subprocess.Popen[bytes]") -> None:
+    def watch(self, broker: int, process: BrokerProcess) -> None:
         """Tell the core when a broker's process ends."""
         self.call(lambda _core, _now: self._watch(broker, process))
 
@@ -377,7 +387,7 @@ class MasterShell:
 
     # --- broker processes -----------------------------------------------------------------------
 
-    def _watch(self, broker: int, process: "subprocess.Popen[bytes]") -> None:
+    def _watch(self, broker: int, process: BrokerProcess) -> None:
         assert self._epoll is not None
         self._process_by_broker[broker] = process
         try:
@@ -400,7 +410,7 @@ class MasterShell:
             self._core.peer_lost(broker, reason, time.monotonic())
             self._links.forget(broker)
 
-    def _exit_reason(self, broker: int, process: "subprocess.Popen[bytes]") -> str:
+    def _exit_reason(self, broker: int, process: BrokerProcess) -> str:
         return self._listener.take_exit(broker, process.wait())
 
 

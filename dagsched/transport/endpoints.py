@@ -234,6 +234,7 @@ class BrokerEndpoint:
         broker: own process id.
         where: where the master listens, or will soon: a path, or ``tcp://HOST:PORT``.
         keys: of TCP; needed there.
+        is_immediate: ZeroMQ queues nothing before there is a connection.
     """
 
     def __init__(
@@ -242,17 +243,20 @@ class BrokerEndpoint:
         broker: int,
         where: str,
         keys: CurveKeys | None = None,
+        *,
+        is_immediate: bool = False,
     ) -> None:
         address = where if is_tcp(where) else f"ipc://{where}"
         self._socket = _dealer(context, broker, address, keys)
         self._address = address
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._auth_monitor: zmq.Socket[bytes] | None = None
         if is_tcp(where):
-            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+            self._auth_monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        self._socket.setsockopt(zmq.IMMEDIATE, int(is_immediate))
         self._socket.connect(address)
         self._queue: deque[Batch] = deque()
         self.fd = _descriptor(self._socket)
-        monitors = [] if self._monitor is None else [_descriptor(self._monitor)]
+        monitors = [] if self._auth_monitor is None else [_descriptor(self._auth_monitor)]
         self.fds = [self.fd, *monitors]
 
     def drain(self) -> list[list[Frame]]:
@@ -261,7 +265,7 @@ class BrokerEndpoint:
         Raises:
             AuthenticationError: the master does not let this broker in.
         """
-        if self._monitor is not None and _has_input(self._monitor):
+        if self._auth_monitor is not None and _has_input(self._auth_monitor):
             raise AuthenticationError(
                 f"the master at {self._address} does not know this broker's key; a broker must be "
                 "given the keys of the environment that it belongs to"
@@ -283,9 +287,9 @@ class BrokerEndpoint:
 
     def close(self, linger_ms: int = LINGER_MS) -> None:
         """Hand over what is under way, for at most `linger_ms` (once the context ends)."""
-        if self._monitor is not None:
+        if self._auth_monitor is not None:
             self._socket.disable_monitor()
-            self._monitor.close(0)
+            self._auth_monitor.close(0)
         self._socket.close(linger_ms)
 
 

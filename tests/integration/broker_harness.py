@@ -1,5 +1,6 @@
 """A master written by hand: starts real brokers and talks to them message by message."""
 
+import contextlib
 import os
 import pickle
 import select
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dagsched.brokers.launch import BrokerSettings, launch_broker
+from dagsched.brokers.launch import GOODBYE, BrokerSettings, launch_broker
 from dagsched.brokers.objects.reader import copy_value
 from dagsched.brokers.objects.segments import unlink_segments
 from dagsched.config import Config
@@ -53,7 +54,8 @@ class HandMaster:
 
     def __exit__(self, *exc_info):
         for process, _ in self.launched:
-            process.stdin.close()
+            with process.stdin, contextlib.suppress(BrokenPipeError):
+                process.stdin.write(GOODBYE)
         for process, prefix in self.launched:
             process.wait(WAIT_S)
             # What a killed broker leaves, its client sweeps.

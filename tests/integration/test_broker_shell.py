@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dagsched._version import __version__
-from dagsched.brokers.launch import NODE_VARIABLE, package_root
+from dagsched.brokers.launch import GOODBYE, NODE_VARIABLE, package_root
 from dagsched.config import Config
 from dagsched.protocol.codec import PROTOCOL_VERSION
 from dagsched.protocol.messages import (
@@ -182,7 +182,7 @@ def _leave_daemon(path):
         signal.pause()
 
 
-@pytest.mark.parametrize("how", ["lifeline", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("how", ["goodbye", "SIGTERM", "SIGKILL"])
 def test_end_in_the_middle_of_work_leaves_nothing(master, how):
     pids = master.join({2: [3, 4]})
     path = str(master.directory / "daemon.sock")
@@ -196,8 +196,8 @@ def test_end_in_the_middle_of_work_leaves_nothing(master, how):
         daemon = int(told.read())
     process = master.processes[2]
     match how:
-        case "lifeline":
-            process.stdin.close()
+        case "goodbye":
+            process.stdin.write(GOODBYE)
         case "SIGTERM":
             process.terminate()
         case "SIGKILL":

@@ -25,6 +25,7 @@ from dagsched.errors import (
     TaskTimedOut,
 )
 from dagsched.graph import build_graph
+from dagsched.ids import run_base
 from dagsched.master.events import (
     OutputsComplete,
     RunEnded,
@@ -40,8 +41,6 @@ from dagsched.run import Run, RunShape
 
 class FakeHost:
     """An environment that notes what it is asked."""
-
-    token = "cafe0123"
 
     def __init__(self) -> None:
         self.cancelled: list[int] = []
@@ -90,7 +89,7 @@ def make_run(host: FakeHost) -> Run:
     graph = build_graph({"total": delayed(add)(first, second), "first": [first]})
     order = np.arange(3, dtype=np.int32)
     shape = RunShape(order, np.array([0, 2, 3], np.int64), graph.outputs.tolist(), ["add"])
-    return Run(host, 7, graph, shape, 0)
+    return Run(host, run_base("cafe0123") + 7, graph, shape, 0)
 
 
 def inline(
@@ -146,10 +145,10 @@ def test_waiting_too_long_leaves_the_run_going_on(host: FakeHost) -> None:
 def test_cancel_asks_the_master_once_it_matters(host: FakeHost) -> None:
     run = make_run(host)
     assert run.cancel() is True
-    assert host.cancelled == [7]
+    assert host.cancelled == [run.number]
     end(run, "cancelled")
     assert run.cancel() is False
-    assert host.cancelled == [7]
+    assert host.cancelled == [run.number]
     with pytest.raises(TaskCancelled, match="run cafe0123-7 was cancelled; 0 of 3 tasks"):
         run.result()
 

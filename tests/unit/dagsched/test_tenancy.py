@@ -139,13 +139,13 @@ def test_the_sweep_spares_what_brokers_of_a_dead_client_live_in(
 def test_a_note_comes_back_as_it_was(tmp_path: Path) -> None:
     names = names_of(tmp_path / "1-2-3-00c0ffee", "/D")
     note = EnvironmentNote.of(names, "redis://:secret@host/0")
-    note = note.with_nodes([NodeEnv(2, "127.0.0.1", [3, 4])], [os.getpid(), 1 << 30])
+    note = note.with_nodes([NodeEnv(2, "127.0.0.1", [3, 4])], [(os.getpid(), "a"), (1 << 30, "b")])
     write_note(tmp_path, note.with_heir(tmp_path))
     assert stat.S_IMODE((tmp_path / NOTE_NAME).stat().st_mode) == 0o600
     read = read_note(tmp_path)
     assert read is not None
     assert read.metastore == "redis://:secret@host/0"
-    assert read.living_brokers() == [os.getpid()]
+    assert read.living_brokers() == {os.getpid(): "a"}
     assert list(read.heirs) == [str(tmp_path)]
     assert [list(node) for node in read.nodes] == [[2, "127.0.0.1", [3, 4]]]
 

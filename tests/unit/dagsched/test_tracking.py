@@ -40,7 +40,7 @@ def test_lines_hold_plain_fields_and_lengths_of_the_rest() -> None:
     assert line == {
         "env": "cafe",
         "event": "RunProgressed",
-        "run": 3,
+        "run": "00000000-3",
         "done_count": 5,
         "total": 9,
     }

@@ -1,0 +1,79 @@
+"""What an environment asks its master and brokers on behalf of people: numbers, explanations.
+
+Responsible for asking, for waiting only so long, and for remembering the numbers of the last run.
+How tables are made of them is `stats`' affair.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dagsched.answers import NO_ANSWER, Answers
+
+if TYPE_CHECKING:
+    from dagsched.master.core import MasterCore
+    from dagsched.master.explaining import Explanation
+    from dagsched.protocol.messages import NodeStats
+    from dagsched.run import Run
+    from dagsched.stats import RunNumbers
+
+Call = Callable[["Callable[[MasterCore, float], None]"], None]
+
+_STATS_TIMEOUT_S = 2.0
+_EXPLAIN_TIMEOUT_S = 5.0  # a node that does not answer has been given up by then
+
+
+class Enquiries:
+    """Questions of one environment.
+
+    Args:
+        call: has a function called in the master's thread.
+        answers: where answers arrive.
+        check_open: raises if the environment can't be used.
+    """
+
+    def __init__(self, call: Call, answers: Answers, check_open: Callable[[], None]) -> None:
+        self._call = call
+        self._answers = answers
+        self._check_open = check_open
+        self._last_numbers: RunNumbers | None = None
+
+    def note_numbers(self, run: "Run", state: str) -> None:
+        """A run is over, as `state`."""
+        from dagsched.stats import RunNumbers
+
+        self._last_numbers = RunNumbers.of(run, state)
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers of the last run, with what the brokers hold now."""
+        from dagsched.stats import add_idle_nodes, broker_rows, executor_rows, merge_live
+
+        live, counters = self._ask_stats()
+        now = {"stalls": counters.get("stalls", 0), "counters": dict(counters)}
+        numbers = self._last_numbers
+        if numbers is None:
+            rows = {"brokers": broker_rows(live), "executors": executor_rows(live)}
+            return {"run": None, **rows, **now}
+        result = numbers.as_dict()
+        add_idle_nodes(result, live)
+        merge_live(result["brokers"], live)
+        return {**result, **now}
+
+    def explain(self, run: int, position: int) -> "Explanation | None":
+        """Ask the master about a task; None: it knows nothing of it, or doesn't answer."""
+        request = self._answers.ask()
+        self._call(lambda core, now: core.explain(request, run, position, now))
+        answer = self._wait(request, _EXPLAIN_TIMEOUT_S)
+        return None if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+
+    def _ask_stats(self) -> "tuple[Sequence[NodeStats], Mapping[str, int]]":
+        request = self._answers.ask()
+        self._call(lambda core, now: core.ask_stats(request, now))
+        answer = self._wait(request, _STATS_TIMEOUT_S)
+        # A node that doesn't answer is on its way to being lost; the run's own numbers are there.
+        return ((), {}) if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+
+    def _wait(self, request: int, timeout_s: float | None) -> object:
+        answer = self._answers.wait(request, timeout_s)
+        if answer is NO_ANSWER:
+            self._check_open()
+        return answer

@@ -1,0 +1,159 @@
+"""What makes a `Run` again in another process: a graph's shape and names, without its work.
+
+Responsible for the bytes that the journal keeps of a client's run, which nobody but a client of
+the same user loads. Functions and arguments are not among them: the plan beside them in the
+journal has those, as it has the dependencies.
+"""
+
+import pickle
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dagsched.errors import DagschedError
+from dagsched.graph import TaskGraph
+from dagsched.pickling import dumps
+from dagsched.plan import Int32, Int64, RunPlan
+from dagsched.planning import permuted
+from dagsched.run import RunShape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+VERSION = 1
+
+_WALL_S = struct.Struct("<d")
+
+
+class NamedFunction:
+    """Stands for a function of a run that another process has begun."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, *_: object, **__: object) -> object:
+        """It can't be called."""
+        raise DagschedError(f"{self.__name__} is known by its name only: another client ran it")
+
+    def __repr__(self) -> str:
+        return f"<function {self.__name__} of another client>"
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What a run's handle is made from."""
+
+    graph: TaskGraph
+    shape: RunShape
+    priority: int
+    submitted_wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HandleDumper:
+    """Gives the bytes of a handle when they are asked for, which may be in another thread.
+
+    Args:
+        graph: of the run.
+        order: graph id of the task at each position.
+        priority: of the run.
+        submitted_wall_s: when it was submitted, for people.
+    """
+
+    graph: TaskGraph
+    order: Int32
+    priority: int
+    submitted_wall_s: float
+
+    def __call__(self) -> bytes:
+        """The bytes; empty if the run has something in its shape that can't travel."""
+        graph = self.graph
+        count = graph.task_count
+        wanted = [int(output) - count for output in graph.outputs if output >= count]
+        first = int(graph.serials.min()) if count else 0
+        values: dict[str, Any] = {
+            "version": VERSION,
+            "priority": self.priority,
+            "order": self.order,
+            "first_serial": first,
+            "serials": _narrow(graph.serials - first),
+            "function_of": _narrow(graph.function_of),
+            "function_names": list(graph.function_names),
+            "options": dict(graph.options),
+            "outputs": graph.outputs,
+            "shape": graph.shape,
+            "source_count": len(graph.sources),
+            "sources": {number: graph.sources[number] for number in wanted},
+        }
+        try:
+            return _WALL_S.pack(self.submitted_wall_s) + dumps(values)
+        except Exception:  # noqa: BLE001 - it runs code of the user's objects, which may do anything
+            return b""
+
+
+def load_handle(data: bytes | bytearray | memoryview, plan: RunPlan | None) -> Handle:
+    """The handle in these bytes.
+
+    Args:
+        data: what a `HandleDumper` gave.
+        plan: of the same run; None: the journal has it no more, so dependencies are not known.
+
+    Raises:
+        DagschedError: the bytes can't be loaded in this process.
+    """
+    if not data:
+        raise DagschedError("what it was asked for holds something that can't travel")
+    try:
+        values: Mapping[str, Any] = pickle.loads(memoryview(data)[_WALL_S.size :])
+        if values["version"] != VERSION:
+            raise ValueError(f"a handle of version {values['version']}")
+    except Exception as error:
+        raise DagschedError(
+            f"what it was asked for can't be loaded here ({type(error).__name__}: {error}); "
+            "modules that it needs must be importable"
+        ) from error
+    order: Int32 = values["order"]
+    count = len(order)
+    names = values["function_names"]
+    sources = [values["sources"].get(number) for number in range(values["source_count"])]
+    number_of = np.arange(count + len(sources), dtype=np.int32)
+    position_of = number_of.copy()
+    number_of[:count] = order
+    position_of[order] = np.arange(count, dtype=np.int32)
+    indptr, deps = np.zeros(count + 1, np.int64), np.zeros(0, np.int32)
+    starts = np.array([0, count], np.int64)
+    if plan is not None:
+        indptr, deps = permuted(plan.indptr, plan.deps, position_of[:count], number_of)
+        starts = plan.subtree_starts
+    graph = TaskGraph(
+        functions=[NamedFunction(name) for name in names],
+        function_names=names,
+        function_of=values["function_of"].astype(np.int32),
+        indptr=indptr,
+        deps=deps,
+        entries=[None] * count,
+        plain=bytearray(count),
+        sources=sources,
+        options=values["options"],
+        serials=values["serials"].astype(np.int64) + values["first_serial"],
+        outputs=values["outputs"],
+        shape=values["shape"],
+        persisted={},
+    )
+    outputs = position_of[graph.outputs].tolist()
+    shape = RunShape(order, starts, outputs, names)
+    return Handle(graph, shape, values["priority"], submitted_wall_s(data) or 0.0)
+
+
+def submitted_wall_s(data: bytes | bytearray | memoryview) -> float | None:
+    """When a run was submitted, without loading its handle; None: there is no handle."""
+    return _WALL_S.unpack_from(data)[0] if len(data) > _WALL_S.size else None
+
+
+def _narrow(numbers: "Int32 | Int64") -> "NDArray[Any]":
+    """The same numbers, none of them negative, in the least bytes."""
+    kind = np.min_scalar_type(int(numbers.max())) if len(numbers) else np.uint8
+    return numbers.astype(kind)
