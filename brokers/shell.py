@@ -21,6 +21,7 @@ import zmq
 from dagsched._version import __version__
 from dagsched.brokers.actions import BrokerActions
 from dagsched.brokers.core import BrokerCore
+from dagsched.brokers.entering import check_order, check_peer
 from dagsched.brokers.launch import BrokerSettings
 from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.segments import SPILL_NAME, unlink_segments
@@ -29,7 +30,13 @@ from dagsched.brokers.poller import Poller
 from dagsched.brokers.pool import Pool
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
 from dagsched.brokers.zygote import Zygote
-from dagsched.errors import AuthenticationError, OutOfMemory, ProtocolError, VersionMismatch
+from dagsched.errors import (
+    AuthenticationError,
+    DagschedError,
+    OutOfMemory,
+    ProtocolError,
+    VersionMismatch,
+)
 from dagsched.faults import fault
 from dagsched.ids import ProcessId, RunNo
 from dagsched.limits import raise_descriptor_limit
@@ -393,17 +400,19 @@ class BrokerShell:
         if isinstance(parcel.message, Refused):
             kind = VersionMismatch if parcel.message.kind == "version" else AuthenticationError
             raise kind(f"the master refuses this broker: {parcel.message.text}")
+        try:
+            check_order(self._core, message, parcel.frames)
+        except ProtocolError as error:
+            logger.warning("dropped: the master sent what makes no sense: %s", error)
+            self._master_links.note_nonsense(MASTER)
+            return
         if isinstance(message, SetPeers):
             self._set_peers(message, now)
         elif isinstance(message, Welcome):
             self._join(message.epoch)
             self._orphanage.adopted()
         self._orphanage.heed(message, now)
-        try:
-            self._core.receive_master(message, parcel.frames, now)
-        except ProtocolError as error:
-            logger.warning("dropped: the master sent what makes no sense: %s", error)
-            self._master_links.note_nonsense(MASTER)
+        self._core.receive_master(message, parcel.frames, now)
 
     def _join(self, epoch: int) -> None:
         """This process is a node from now on, or another one than before."""
@@ -437,8 +446,8 @@ class BrokerShell:
             self._poller.add(fd, self._data.flush)
         # A descriptor may have been ready for the last time before it was listened to.
         self._data.flush()
-        for peer in epochs:
-            if peer not in known:
+        for peer, epoch in epochs.items():
+            if known.get(peer) != epoch:
                 # It may have asked us before the master told us of it, and has been answered.
                 self._peer_links.send_again(peer, now)
 
@@ -451,21 +460,30 @@ class BrokerShell:
     def _take_peers(self, now: float) -> None:
         for peer, frames in self._data.drain():
             try:
-                for _, parcels in self._peer_links.receive(peer, frames, now):
-                    for parcel in parcels:
-                        self._take_peer_parcel(peer, parcel, now)
+                contents = self._peer_links.receive(peer, frames, now)
             except (ProtocolError, VersionMismatch) as error:
-                # The master decides about that broker; we only don't listen to it for ever.
-                logger.warning("dropped: broker %d sent nonsense: %s", peer, error)
-                if self._peer_links.note_nonsense(peer):
-                    self._lose_peer(peer, now)
-                    self._peer_links.remove(peer, self._peer_links.epoch_of(peer))
+                self._hear_nonsense(peer, error, now)
+                continue
+            for _, parcels in contents:
+                for parcel in parcels:
+                    try:
+                        self._take_peer_parcel(peer, parcel, now)
+                    except ProtocolError as error:
+                        self._hear_nonsense(peer, error, now)
         self._peers_ready = self._data.has_input()
+
+    def _hear_nonsense(self, peer: int, error: DagschedError, now: float) -> None:
+        # The master decides about that broker; we only don't listen to it for ever.
+        logger.warning("dropped: broker %d sent nonsense: %s", peer, error)
+        if self._peer_links.note_nonsense(peer):
+            self._lose_peer(peer, now)
+            self._peer_links.remove(peer, self._peer_links.epoch_of(peer))
 
     def _take_peer_parcel(self, peer: int, parcel: Parcel, now: float) -> None:
         message = cast("BrokerToBroker", parcel.message)
         if self._settings.debug:
             logger.debug("from broker %d: %.500r", peer, message)
+        check_peer(self._core, message, parcel.frames)
         match message:
             case TransferStart():
                 self._incoming.start(peer, message)

@@ -103,6 +103,11 @@ class MasterCore:
         """Mean seconds of one call, by digest of the function."""
         return self._estimates
 
+    def total_of(self, run: int) -> int | None:
+        """How many positions a run has; None: it isn't known (any more)."""
+        found = self._lives.runs.get(RunNo(run))
+        return None if found is None else found.plan.task_count + len(found.plan.sources)
+
     def epoch_of(self, broker: int) -> int | None:
         """The epoch of a broker's membership; None: it is no node."""
         node = self._members.nodes.get(ProcessId(broker))

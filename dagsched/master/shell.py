@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from dagsched.errors import ClosedError, InternalError, ProtocolError, VersionMismatch
 from dagsched.master.events import ClientEvent
 from dagsched.master.journal import Ended
+from dagsched.protocol.checks import check_parcel
 from dagsched.protocol.codec import Arrival, Decoder, encode_batch
 from dagsched.protocol.links import Links
 from dagsched.protocol.messages import BrokerHello, BrokerToMaster, Frame, Parcel, Refused
@@ -312,6 +313,7 @@ class MasterShell:
                 self._links.counts["stale"] += 1
                 continue
             try:
+                check_parcel(message, frames, self._core.total_of)
                 self._core.receive(broker, cast("BrokerToMaster", message), frames, now)
             except ProtocolError as error:
                 # What it meant will never be known, so nothing more of it can be relied upon.

@@ -34,6 +34,7 @@ IMPURE = {
 
 PURE = [
     "dagsched.brokers.core",
+    "dagsched.brokers.entering",
     "dagsched.brokers.objects.layout",
     "dagsched.config",
     "dagsched.containers",
@@ -49,6 +50,7 @@ PURE = [
     "dagsched.partition",
     "dagsched.plan",
     "dagsched.protocol",
+    "dagsched.protocol.checks",
     "dagsched.protocol.codec",
     "dagsched.protocol.links",
     "dagsched.protocol.messages",
