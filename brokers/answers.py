@@ -156,7 +156,7 @@ class _Views:
             return TaskView(position, "awaited" if position >= run.total_tasks else "unknown")
         if position >= subtree.cursor and subtree.remaining_count:
             ahead = int(np.searchsorted(subtree.uncut(), position))
-            return TaskView(position, "uncut", ahead_count=ahead)
+            return TaskView(position, "draining" if run.draining else "uncut", ahead_count=ahead)
         return TaskView(position, "ended")
 
     def _bundled(self, position: int, bundle: Bundle) -> TaskView:

@@ -1,4 +1,4 @@
-"""The command line: `dagsched demo`, `info`, `runs`, `resume`.
+"""The command line: `dagsched demo`, `info`, `runs`, `resume`, `explain`, `story`.
 
 Responsible for arguments, exit codes and error messages; what the commands do stands elsewhere.
 Exit codes: 0 success, 1 the run failed or its result is wrong, 2 wrong usage.
@@ -7,7 +7,7 @@ Exit codes: 0 success, 1 the run failed or its result is wrong, 2 wrong usage.
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from dagsched._version import __version__
 from dagsched.errors import DagschedError
 
 if TYPE_CHECKING:
+    from dagsched.hearsay import TaskTale
     from dagsched.listing import ListedRun
 
 FAILED, USAGE = 1, 2
@@ -204,6 +205,61 @@ def resume(
     if report.error is not None:
         click.echo(f"dagsched: run {run_id}: {report.error}", err=True)
         raise click.exceptions.Exit(FAILED)
+
+
+def _of_a_task(command: "Callable[..., None]") -> "Callable[..., None]":
+    """The arguments of commands that look into the journal of a run."""
+    for decorate in (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+        click.option("--rootpath", default="/D", show_default=True, help="Of the environment."),
+        click.option("--metastore", metavar="URL", help="Store, if the run's directory has gone."),
+        click.argument("key"),
+        click.argument("run_id", metavar="RUN"),
+    ):
+        command = decorate(command)
+    return command
+
+
+@commands.command()
+@_of_a_task
+def explain(run_id: str, key: str, metastore: str | None, rootpath: str, as_json: bool) -> None:
+    """Tell why the task KEY of RUN is where it is.
+
+    The run may be of any client of yours, alive or not; what is known is what its journal has,
+    which is a record a subtree: the run's own client knows more (run.explain). KEY is that of a
+    Delayed, as in messages; `dagsched runs` lists runs. Exit code 1 if there is no such run, or no
+    such task in it.
+    """
+    tale = _tale(run_id, key, metastore, rootpath)
+    click.echo(json.dumps(tale.as_dict()) if as_json else tale.text)
+
+
+@commands.command()
+@_of_a_task
+def story(run_id: str, key: str, metastore: str | None, rootpath: str, as_json: bool) -> None:
+    """Tell what happened to the task KEY of RUN, in order, as far as the run's journal knows.
+
+    A journal has no times, and a record a subtree: the run's own client knows more (run.story).
+    Exit code 1 if there is no such run or task.
+    """
+    tale = _tale(run_id, key, metastore, rootpath)
+    if as_json:
+        click.echo(json.dumps(tale.as_dict()))
+    else:
+        for line in tale.story:
+            click.echo(line)
+
+
+def _tale(run_id: str, key: str, metastore: str | None, rootpath: str) -> "TaskTale":
+    from dagsched.config import Config
+    from dagsched.hearsay import find_journalled, tell
+    from dagsched.rundir import check_rootpath
+
+    try:
+        check_rootpath(rootpath)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return tell(find_journalled(run_id, Config(), rootpath, metastore), key)
 
 
 def main(args: Sequence[str] | None = None) -> None:

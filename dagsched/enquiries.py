@@ -4,10 +4,12 @@ Responsible for asking, for waiting only so long, and for remembering the number
 How tables are made of them is `stats`' affair.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dagsched.answers import NO_ANSWER, Answers
+from dagsched.errors import ClosedError, InternalError
 
 if TYPE_CHECKING:
     from dagsched.master.core import MasterCore
@@ -60,10 +62,13 @@ class Enquiries:
 
     def explain(self, run: int, position: int) -> "Explanation | None":
         """Ask the master about a task; None: it knows nothing of it, or doesn't answer."""
-        request = self._answers.ask()
-        self._call(lambda core, now: core.explain(request, run, position, now))
-        answer = self._wait(request, _EXPLAIN_TIMEOUT_S)
-        return None if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+        # Of an environment that is being closed, or has failed, the run's own record tells.
+        with contextlib.suppress(ClosedError, InternalError):
+            request = self._answers.ask()
+            self._call(lambda core, now: core.explain(request, run, position, now))
+            answer = self._wait(request, _EXPLAIN_TIMEOUT_S)
+            return None if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+        return None
 
     def _ask_stats(self) -> "tuple[Sequence[NodeStats], Mapping[str, int]]":
         request = self._answers.ask()

@@ -76,7 +76,7 @@ def _runs_in(directory: Path, note: EnvironmentNote, config: Config) -> list[Lis
         if pid is None:
             return []
         raise DagschedError(f"the runs of process {pid} are known to itself alone (memory://)")
-    with _store_of(directory, note, config, is_living=pid is not None) as store:
+    with store_of(directory, note, config, is_living=pid is not None) as store:
         states = read_states(store)
     if pid is not None:
         where, until_s = f"process {pid}", None
@@ -87,9 +87,21 @@ def _runs_in(directory: Path, note: EnvironmentNote, config: Config) -> list[Lis
 
 
 @contextlib.contextmanager
-def _store_of(
+def store_of(
     directory: Path, note: EnvironmentNote, config: Config, *, is_living: bool
 ) -> "Iterator[MetaStore]":
+    """The store of an environment, while it is read.
+
+    Args:
+        directory: the environment's.
+        note: of the environment.
+        config: limits.
+        is_living: whether its client, or who took its place, lives, and a store of its own with it.
+
+    Raises:
+        DagschedError: somebody takes the environment over, or removes it, in this moment.
+        StoreUnavailable: the store can't be reached.
+    """
     from dagsched.metastore import open_store
     from dagsched.metastore.embedded import SOCKET_NAME
     from dagsched.metastore.keys import environment_prefix

@@ -75,21 +75,26 @@ class JournalState:
     record_count: int = 0
     dropped: str | None = None
     """Why the tail was dropped, with stream and position; None: nothing was."""
+    records: list[Record] | None = None
+    """All that was folded, in order, for who wants the history; None: only its outcome."""
 
 
-def fold_entries(stream: str, entries: Iterable[Entry], *, run: int = 0) -> JournalState:
+def fold_entries(
+    stream: str, entries: Iterable[Entry], *, run: int = 0, with_records: bool = False
+) -> JournalState:
     """Read a whole journal.
 
     Args:
         stream: its name, for messages.
         entries: in the order of the stream.
         run: whose it is, for `JournalState.run`.
+        with_records: whether `JournalState.records` is wanted.
 
     Raises:
         StoreUnavailable: there is damage that is not at the end.
         VersionMismatch: a newer dagsched wrote in it.
     """
-    state = JournalState(stream, run)
+    state = JournalState(stream, run, records=[] if with_records else None)
     parts: dict[int, dict[int, Part]] = {}
     for entry in entries:
         if state.dropped is not None:
@@ -141,6 +146,8 @@ def _take(state: JournalState, record: Record, parts: dict[int, dict[int, Part]]
         del parts[record.group]
         record = decode_parts([pieces[index] for index in range(record.count)])
     state.record_count += 1
+    if state.records is not None:
+        state.records.append(record)
     _apply(state, record)
 
 

@@ -19,8 +19,13 @@ def read_environment(store: MetaStore) -> JournalState:
     return _read(store, ENVIRONMENT_RUN)
 
 
-def read_run(store: MetaStore, run: int) -> JournalState | None:
+def read_run(store: MetaStore, run: int, *, with_records: bool = False) -> JournalState | None:
     """All that is known of a run; None: nothing is.
+
+    Args:
+        store: of its environment.
+        run: its number.
+        with_records: whether `JournalState.records` is wanted.
 
     Raises:
         StoreUnavailable: the store is away, or the journal is damaged in its middle.
@@ -28,8 +33,8 @@ def read_run(store: MetaStore, run: int) -> JournalState | None:
     """
     data = store.result(run)
     if data is not None:
-        return fold_entries(_name(run), [Entry(1, data)], run=run)
-    state = _read(store, run)
+        return fold_entries(_name(run), [Entry(1, data)], run=run, with_records=with_records)
+    state = _read(store, run, with_records=with_records)
     return None if state.submitted is None and state.dropped is None else state
 
 
@@ -54,8 +59,8 @@ def _readable(store: MetaStore, run: int) -> JournalState | None:
         return JournalState(_name(run), run=run, state="unreadable", dropped=str(error))
 
 
-def _read(store: MetaStore, run: int) -> JournalState:
-    return fold_entries(_name(run), store.read(run), run=run)
+def _read(store: MetaStore, run: int, *, with_records: bool = False) -> JournalState:
+    return fold_entries(_name(run), store.read(run), run=run, with_records=with_records)
 
 
 def _name(run: int) -> str:

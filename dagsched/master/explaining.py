@@ -134,7 +134,7 @@ _PHRASES = {
     "queued": "is with executor {executor} of node {node}, which runs another bundle first",
     "ready": "is ready on node {node} and waits for an executor, {behind}{attempt}{detail}",
     "waiting": "waits on node {node}",
-    "uncut": "is on node {node}, which has {ahead} tasks of its subtree to begin before it",
+    "uncut": "is on node {node}, which comes to it after {ahead} tasks of its subtree",
     "ended": "has ended on node {node}",
     "held": "has ended, and its value is on node {node}",
     "graph": "has run on node {node} and returned a graph, whose value it waits for",
@@ -159,7 +159,10 @@ _PHRASES = {
     "recovering": "is not placed while the run recovers: {detail}",
     "dropped": "went with what was lost ({detail}), and nobody needs it any more",
     "lacking": "was asked for from a node that is gone; the master finds out where it comes from",
-    "draining": "is ready on node {node}, which is to leave and begins nothing more{attempt}",
+    "draining": (
+        "is on node {node}, which is to leave and begins nothing more: another node takes it over "
+        "as soon as there is one"
+    ),
     "ending": "won't run any more: the run is over ({detail})",
 }
 

@@ -34,7 +34,7 @@ class TaskView(Struct, frozen=True):
     ``graph``: it returned a graph, whose value hasn't come.
     ``fetching``: its value was asked for from node `node`.
     ``lacking``: the same, but that node is gone: the master will say where it comes from.
-    ``draining``: as ``ready``, but the node is to leave, and begins nothing any more.
+    ``draining``: as ``ready`` or ``uncut``, but the node is to leave, and begins nothing any more.
     ``awaited``: a constant, or the value behind a Ref, that hasn't come.
     ``cancelled``: the run has been stopped here.
     """

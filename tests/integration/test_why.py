@@ -1,18 +1,23 @@
 """Why tasks are where they are, and what happened to them, with real processes."""
 
+import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dagsched import NodeEnv, RunEnv, addprocs, delayed, rmprocs, submit
+from dagsched import NodeEnv, RunEnv, addprocs, delayed, resume, rmprocs, submit
 from dagsched.config import Config
 from dagsched.errors import GraphError
 from dagsched.run import Run
+from tests import orphans
+from tests.checkout import ROOT
 
 TIMEOUT_S = 30.0
 
@@ -187,3 +192,89 @@ def test_a_lost_node_is_in_the_story_of_what_it_ran(two_nodes: RunEnv, tmp_path:
     assert len(places) >= 2
     assert f"placed on node {lost.brokerid} " in places[0]
     assert f"placed on node {lost.brokerid} " not in places[-1]
+
+
+# --- from the journal -----------------------------------------------------------------------------
+
+
+def told_by_command(*args: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dagsched", *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_another_process_reads_why_from_the_journal_of_a_living_client(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with RunEnv(executors=1) as env:
+        first = at_gate(str(gate), 1)
+        last = total(first, 2)
+        run = submit(env, last)
+        soon(lambda: "placed" in told_by_command("story", run.run_id, last.key)[1])
+        code, text, errors = told_by_command("explain", run.run_id, first.key)
+        assert (code, errors) == (0, "")
+        assert text.startswith(f"{first.key} was placed on node {env.nodes[0].brokerid}")
+        assert f"Its client, process {os.getpid()}, lives: run.explain(..)" in text
+        code, text, _ = told_by_command("explain", run.run_id, last.key, "--json")
+        told = json.loads(text)
+        assert (code, told["state"], told["node"]) == (0, "placed", env.nodes[0].brokerid)
+        assert told["story"][0].endswith(f"depends on {first.key}")
+        code, text, errors = told_by_command("explain", run.run_id, "total-0")
+        assert (code, text) == (1, "")
+        assert f"has no task with key 'total-0'; there are {last.key}" in errors
+        assert "Traceback" not in errors
+        open_gate(gate)
+        assert run.result(TIMEOUT_S) == 3
+        soon(lambda: "is done" in told_by_command("explain", run.run_id, first.key)[1])
+
+
+BEGIN = """
+env = RunEnv(executors=1)
+env.wait_for_nodes()
+task = delayed(time.sleep, name="sleeper")(0)
+slow = delayed(max, name="slow")(delayed(time.sleep, timeout=60)(20), task)
+run = submit(env, [task, slow])
+print(run.run_id, task.key, slow.key, flush=True)
+while "placed" not in subprocess.run(
+    [sys.executable, "-m", "dagsched", "story", run.run_id, task.key],
+    capture_output=True, text=True,
+).stdout:
+    pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_journal_of_a_dead_client_tells_why_and_what_to_do() -> None:
+    run_id, task, slow = orphans.dead_client("import subprocess\n" + BEGIN)
+    code, text, errors = told_by_command("explain", run_id, slow)
+    assert (code, errors) == (0, "")
+    assert text.startswith(f"{slow} was placed on node")
+    assert f"`dagsched resume {run_id}` goes on with the run" in text
+    code, text, _ = told_by_command("story", run_id, task)
+    assert code == 0
+    assert (
+        text.splitlines()[0] == f"submitted with run {run_id}, function sleep, depends on nothing"
+    )
+    assert "placed on node" in text
+    with RunEnv(executors=1, rootpath="/heir") as env:
+        resume(env, run_id).cancel()
+    code, text, errors = told_by_command("explain", run_id, task)
+    assert (code, text) == (1, "")
+    assert f"nothing is left of the environment of run {run_id}" in errors
+    assert "Traceback" not in errors
+
+
+def test_runs_in_the_memory_of_their_client_are_said_to_be(tmp_path: Path) -> None:
+    with RunEnv(executors=1, metastore="memory://") as env:
+        task = total(1, 2)
+        run = submit(env, task)
+        assert run.result(TIMEOUT_S) == 3
+        code, _, errors = told_by_command("explain", run.run_id, task.key)
+        assert code == 1
+        assert "own memory (metastore 'memory://')" in errors

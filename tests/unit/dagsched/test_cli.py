@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import dagsched.demo.program
-from dagsched import cli
+from dagsched import cli, hearsay
 from dagsched.demo.indexing import serial_summary
 from dagsched.demo.program import DemoOptions, DemoReport, ExecutorFigure
 from dagsched.errors import NoNodesError
+from dagsched.hearsay import TaskTale
 from dagsched.info import gather_info
 
 
@@ -51,7 +52,9 @@ def test_no_command_shows_the_help_and_is_wrong_usage(capsys) -> None:
     assert "Usage: dagsched" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args", [["--help"], ["demo", "--help"], ["info", "-h"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["demo", "--help"], ["info", "-h"], ["explain", "-h"], ["story", "--help"]]
+)
 def test_help_is_everywhere(args, capsys) -> None:
     assert exit_code_of(*args) == 0
     assert capsys.readouterr().out.startswith("Usage: dagsched")
@@ -64,6 +67,9 @@ def test_help_is_everywhere(args, capsys) -> None:
         (["demo", "--nodes", "0"], "0 is not in the range"),
         (["demo", "--executors-per-node", "x"], "not a valid integer"),
         (["info", "--wrong"], "No such option"),
+        (["explain", "5f0c2a91-1"], "Missing argument 'KEY'"),
+        (["story"], "Missing argument 'RUN'"),
+        (["explain", "5f0c2a91-1", "f-1", "--rootpath", "D"], "rootpath 'D' is not valid"),
     ],
 )
 def test_wrong_usage_is_2_and_says_what(args, message, capsys) -> None:
@@ -168,3 +174,44 @@ def test_the_package_runs_as_a_module() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("dagsched, version ")
+
+
+@pytest.mark.parametrize("command", ["explain", "story"])
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ("seven", "'seven' is no id of a run"),
+        ("00000000-7", "nothing is left of the environment of run 00000000-7"),
+    ],
+)
+def test_unknown_runs_are_errors_without_a_traceback(command, run, message, capsys) -> None:
+    assert exit_code_of(command, run, "f-1") == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("dagsched: DagschedError: ")
+    assert message in said.err
+
+
+def test_what_the_journal_tells_is_printed_as_text_lines_or_json(capsys, monkeypatch) -> None:
+    tale = TaskTale("5f0c2a91-1", "f-1", "placed", 2, 0, "f-1 was placed.", ["submitted", "placed"])
+    asked = []
+
+    def found(*args):
+        asked.append(args)
+        return "known"
+
+    monkeypatch.setattr(hearsay, "find_journalled", found)
+    monkeypatch.setattr(hearsay, "tell", lambda known, key: tale)
+    url = "redis://localhost:1/0"
+    options = ("--metastore", url, "--rootpath", "/E")
+    assert exit_code_of("explain", "5f0c2a91-1", "f-1", *options) == 0
+    assert capsys.readouterr().out == "f-1 was placed.\n"
+    run, _, rootpath, metastore = asked[0]
+    assert (run, rootpath, metastore) == ("5f0c2a91-1", "/E", url)
+    assert exit_code_of("story", "5f0c2a91-1", "f-1") == 0
+    assert capsys.readouterr().out == "submitted\nplaced\n"
+    assert exit_code_of("story", "5f0c2a91-1", "f-1", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "run": "5f0c2a91-1", "key": "f-1", "state": "placed", "node": 2, "subtree": 0,
+        "text": "f-1 was placed.", "story": ["submitted", "placed"],
+    }  # fmt: skip
