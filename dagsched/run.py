@@ -256,6 +256,8 @@ class Run:
     def story(self, key: object) -> list[str]:
         """All that is known to have happened to a task, in order, with seconds since the start.
 
+        Of a run that was resumed: since then, so that what came before is below zero.
+
         Args:
             key: a `Delayed` of the graph, or its key.
 
@@ -284,7 +286,7 @@ class Run:
         self.record.events.append(event)
         if isinstance(event, RunStalled):
             self.record.trouble = "nothing moves"
-        elif event.kind == "recovering":
+        elif event.kind in ("resumed", "recovering"):
             self.record.trouble = "recovering"
         elif event.kind != "node_lost":
             self.record.trouble = ""

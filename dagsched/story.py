@@ -60,9 +60,9 @@ def _from_record(run: "Run", task: int, position: int) -> str:
     before = run.traces.executions_of(position)
     if before:
         text = f"{name} has run {_last_execution(before)}; {place}"
-        return f"{text}; it failed" if has_failed else text
+        return f"{text}; it failed{run.failure_text()}" if has_failed else text
     if has_failed:
-        return f"{name} failed; {place}"
+        return f"{name} failed{run.failure_text()}; {place}"
     if run.done():
         return f"{name} was not run: the run ended as {run.state}; {place}"
     return f"{name} has not ended, and the master has not answered; {place}"
@@ -81,12 +81,16 @@ def _last_execution(executions: "list[Execution]") -> str:
 
 
 def task_story(run: "Run", key: object) -> list[str]:
-    """All that is known to have happened to a task, with seconds since the run was submitted."""
+    """All that is known to have happened to a task, with seconds since the run was submitted.
+
+    Of a run that was resumed: since then.
+    """
+    from dagsched.master.events import RunHappened
+
     task = find_task(run, key)
     position = _position(run, task)
     record = run.record
-    lines: list[tuple[float, str]] = [(record.submitted_s, _beginning(run, task))]
-    lines += _Teller(run, position).lines()
+    lines = _Teller(run, position).lines()
     for done in run.traces.executions_of(position):
         place = f"executor {done.executor} of node {done.node}"
         lines.append((done.start_ns / 1e9, f"started on {place}, attempt {done.attempt}"))
@@ -96,9 +100,12 @@ def task_story(run: "Run", key: object) -> list[str]:
         if position in _failed(run):
             lines.append((record.ended_s, f"failed for good{run.failure_text()}"))
         lines.append((record.ended_s, f"the run ended as {run.state}"))
-    since = [(max(0.0, when - record.submitted_s), text) for when, text in lines]
-    since.sort(key=lambda line: line[0])  # stable: what came together stays in its order
-    return [f"{seconds:.6f} s: {text}" for seconds, text in since]
+    lines.sort(key=lambda line: line[0])  # stable: what came together stays in its order
+    # What an earlier client saw of the run was before this one's time.
+    since = [f"{when - record.submitted_s:.6f} s: {text}" for when, text in lines]
+    is_resumed = any(isinstance(e, RunHappened) and e.kind == "resumed" for e in record.events)
+    begun = "earlier" if is_resumed else f"{0:.6f} s"
+    return [f"{begun}: {_beginning(run, task)}", *since]
 
 
 def _beginning(run: "Run", task: int) -> str:
@@ -138,6 +145,9 @@ class _Teller:
         if isinstance(event, RunStalled):
             return f"nothing moved in the run: {stall_text(self._run, event)}"
         match event.kind:
+            case "resumed":
+                self._is_hurt = True
+                return "the run goes on here, for its last client was lost"
             case "placed":
                 return self._placed(event)
             case "retried" if event.position == self._position:

@@ -200,7 +200,9 @@ class MasterCore:
         """
         above = None if parent is None else (RunNo(parent[0]), parent[1])
         number = RunNo(run)
+        self._outbox.now = now
         self._lives.resume(number, plan, past, now, RunTerms(priority, timeout_s, above, client))
+        self._watch.resumed(number, now)
         self._note_orphan_runs()
 
     def _note_orphan_runs(self) -> None:

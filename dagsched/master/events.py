@@ -25,8 +25,8 @@ class RunStarted:
 
 
 HappeningKind = Literal[
-    "placed", "retried", "expanded", "node_lost", "recovering", "recomputed", "recovered", "moved",
-    "cut",
+    "resumed", "placed", "retried", "expanded", "node_lost", "recovering", "recomputed",
+    "recovered", "moved", "cut",
 ]  # fmt: skip
 
 
@@ -34,6 +34,7 @@ HappeningKind = Literal[
 class RunHappened:
     """Something that belongs into the story of the run; `kind` says which fields have a meaning.
 
+    ``resumed``: another client had begun it, and was lost.
     ``placed``: subtrees went to nodes: `placements` of (subtree, node, attempt).
     ``retried``: `position`, attempt `attempt` on `executor` of `node`, came to nothing: `text`.
     ``expanded``: the task at `position` returned a graph.

@@ -51,8 +51,8 @@ def place_of(
 
 def _why_again(run: MasterRun, root: MasterRun, subtree: Subtree, position: int) -> str:
     """Why a task is placed, or its value made, once more; empty: it isn't."""
-    if subtree.members is None:
-        return ""
+    if subtree.members is None or subtree.number < run.plan.subtree_count:
+        return ""  # a piece with the number of one of the plan's goes on where the last master was
     was_lost = run.loss_counts is not None and run.loss_counts[position] > 0
     what = "computed" if was_lost else "placed"
     return f"it is {what} again, for {root.losses or 'its node has left'}"

@@ -45,6 +45,14 @@ class Watch:
         if self._look_at_s is None:
             self._look_at_s = now + self._config.stall_warning_s
 
+    def resumed(self, number: int, now: float) -> None:
+        """A run of a client that was lost goes on."""
+        root = self._root(number)
+        if root is not None and root.number == number:
+            root.losses = "its last client was lost"
+            self._outbox.happened(root, "resumed")
+        self.begin(number, now)
+
     def heard(self, broker: ProcessId, message: BrokerToMaster, now: float) -> None:
         """A broker has told something; most of it shows that a run moves."""
         match message:

@@ -14,7 +14,7 @@ import pytest
 
 from dagsched import NodeEnv, RunEnv, addprocs, delayed, resume, rmprocs, submit
 from dagsched.config import Config
-from dagsched.errors import GraphError
+from dagsched.errors import GraphError, TaskCancelled
 from dagsched.run import Run
 from tests import orphans
 from tests.checkout import ROOT
@@ -263,7 +263,12 @@ def test_the_journal_of_a_dead_client_tells_why_and_what_to_do() -> None:
     )
     assert "placed on node" in text
     with RunEnv(executors=1, rootpath="/heir") as env:
-        resume(env, run_id).cancel()
+        run = resume(env, run_id)
+        run.cancel()
+        assert isinstance(run.exception(TIMEOUT_S), TaskCancelled)
+        story = run.story(task)
+        assert story[0].startswith(f"earlier: {task} submitted with run {run_id}")
+        assert any("the run goes on here, for its last client was lost" in line for line in story)
     code, text, errors = told_by_command("explain", run_id, task)
     assert (code, text) == (1, "")
     assert f"nothing is left of the environment of run {run_id}" in errors
