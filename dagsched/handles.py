@@ -9,10 +9,12 @@ import pickle
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dagsched.entries import Slot, slot
 from dagsched.errors import DagschedError
 from dagsched.graph import TaskGraph
 from dagsched.pickling import dumps
@@ -72,7 +74,7 @@ class HandleDumper:
         """The bytes; empty if the run has something in its shape that can't travel."""
         graph = self.graph
         count = graph.task_count
-        wanted = [int(output) - count for output in graph.outputs if output >= count]
+        wanted = (graph.outputs[graph.outputs >= count] - count).tolist()
         first = int(graph.serials.min()) if count else 0
         values: dict[str, Any] = {
             "version": VERSION,
@@ -84,7 +86,7 @@ class HandleDumper:
             "function_names": list(graph.function_names),
             "options": dict(graph.options),
             "outputs": graph.outputs,
-            "shape": graph.shape,
+            "shape": _packed_shape(graph.shape),
             "source_count": len(graph.sources),
             "sources": {number: graph.sources[number] for number in wanted},
         }
@@ -140,7 +142,7 @@ def load_handle(data: bytes | bytearray | memoryview, plan: RunPlan | None) -> H
         options=values["options"],
         serials=values["serials"].astype(np.int64) + values["first_serial"],
         outputs=values["outputs"],
-        shape=values["shape"],
+        shape=_unpacked_shape(values["shape"]),
         persisted={},
     )
     outputs = position_of[graph.outputs].tolist()
@@ -157,3 +159,29 @@ def _narrow(numbers: "Int32 | Int64") -> "NDArray[Any]":
     """The same numbers, none of them negative, in the least bytes."""
     kind = np.min_scalar_type(int(numbers.max())) if len(numbers) else np.uint8
     return numbers.astype(kind)
+
+
+def _packed_shape(shape: object) -> object:
+    """What was asked for, with an array in place of a long list of outputs.
+
+    A slot takes a microsecond to pickle, as long as its task may take to run.
+    """
+    if isinstance(shape, list | tuple) and type(shape) in (list, tuple):
+        if set(map(type, shape)) == {Slot}:
+            indices = np.fromiter(map(attrgetter("index"), shape), np.int32, len(shape))
+            return _Slots(type(shape) is tuple, indices)
+    return shape
+
+
+def _unpacked_shape(packed: object) -> object:
+    if not isinstance(packed, _Slots):
+        return packed
+    slots = [slot(index) for index in packed.indices.tolist()]
+    return tuple(slots) if packed.is_tuple else slots
+
+
+class _Slots(NamedTuple):
+    """A list or tuple of slots."""
+
+    is_tuple: bool
+    indices: Int32

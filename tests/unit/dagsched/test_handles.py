@@ -104,3 +104,11 @@ def test_bytes_that_cannot_be_loaded_say_so(data: bytes) -> None:
 def test_a_runs_number_says_whose_it_is() -> None:
     assert run_id_of(run_base("00c0ffee") + 12) == "00c0ffee-12"
     assert run_id_of((1 << 62 | run_base("ffffffff")) + 3) == "ffffffff-3"
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_many_outputs_are_an_array_not_objects(kind: type) -> None:
+    graph, planned, data = dumped(kind(delayed(abs)(-n) for n in range(5_000)))
+    assert len(data) < 20 * 5_000  # a pickled slot alone takes more
+    loaded = load_handle(data, planned.plan).graph
+    assert loaded.resolve_outputs(list(range(5_000))) == kind(range(5_000))
