@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dagsched import Config, delayed
+from dagsched.entries import Slot
 from dagsched.errors import DagschedError
 from dagsched.graph import TaskGraph, build_graph
 from dagsched.handles import HandleDumper, load_handle, submitted_wall_s
@@ -107,8 +108,12 @@ def test_a_runs_number_says_whose_it_is() -> None:
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
-def test_many_outputs_are_an_array_not_objects(kind: type) -> None:
-    graph, planned, data = dumped(kind(delayed(abs)(-n) for n in range(5_000)))
-    assert len(data) < 20 * 5_000  # a pickled slot alone takes more
+def test_many_outputs_are_an_array_not_objects(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Slot) -> tuple[Any, ...]:
+        raise AssertionError("each output was pickled by itself")
+
+    monkeypatch.setattr(Slot, "__reduce__", refuse)
+    _, planned, data = dumped(kind(delayed(abs)(-n) for n in range(500)))
+    assert data, "a handle that can't be pickled is empty"
     loaded = load_handle(data, planned.plan).graph
-    assert loaded.resolve_outputs(list(range(5_000))) == kind(range(5_000))
+    assert loaded.resolve_outputs(list(range(500))) == kind(range(500))
