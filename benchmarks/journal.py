@@ -2,7 +2,9 @@
 
 Question: how much longer does a run take with the embedded store than with ``memory://``? Two
 environments of the same form live side by side; each round runs the same graph on both, in turns
-which comes first, so that what the machine does meanwhile hits both.
+which comes first, so that what the machine does meanwhile hits both. Beside the ratio of seconds:
+what the client and the store's server computed more, as a share of the run's seconds, which a busy
+machine disturbs less.
 
     python benchmarks/journal.py [--rounds 15] [--only wide] [--metastore URL]
 """
@@ -11,6 +13,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+import psutil
 
 from dagsched import Delayed, RunEnv, delayed, rundag
 
@@ -52,15 +57,27 @@ def tree(leaves: int) -> tuple[Delayed, object]:
 Make = Callable[[], tuple[Delayed, object]]
 
 
-def seconds(env: RunEnv, make: Make, repeats: int) -> float:
-    """Seconds of one run, the mean of several where one is short."""
+def server_cpu_s(env: RunEnv) -> float:
+    """CPU seconds of the embedded store's server; 0 if there is none."""
+    directory = str(env._cluster._names.directory)
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if "valkey" in process.info["name"] and directory in " ".join(process.info["cmdline"]):
+            stats = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
+            return sum(int(path.read_text().split()[0]) for path in stats) / 1e9
+    return 0.0
+
+
+def seconds(env: RunEnv, make: Make, repeats: int) -> tuple[float, float]:
+    """Seconds of one run, the mean of several where one is short; and CPU seconds for it."""
     graphs = [make() for _ in range(repeats)]
-    start = time.perf_counter()
+    server_s, cpu_s, start = server_cpu_s(env), time.process_time(), time.perf_counter()
     values = [rundag(env, dag, progress=False) for dag, _ in graphs]
     taken_s = (time.perf_counter() - start) / repeats
+    env._cluster._storing.journal.flush(10)
+    cpu_s = (time.process_time() - cpu_s + server_cpu_s(env) - server_s) / repeats
     if values != [expected for _, expected in graphs]:
         raise SystemExit(f"wrong result: {values[:3]!r}")
-    return taken_s
+    return taken_s, cpu_s
 
 
 CASES: dict[str, tuple[str, Make, int]] = {
@@ -72,6 +89,7 @@ CASES: dict[str, tuple[str, Make, int]] = {
 
 
 def spread(values: list[float], unit: str = "") -> str:
+    """Median, and between which half of the values lie."""
     ranked = sorted(values)
     low, high = ranked[len(ranked) // 4], ranked[-1 - len(ranked) // 4]
     return f"{statistics.median(ranked):.3f}{unit} ({low:.3f} .. {high:.3f})"
@@ -87,21 +105,24 @@ def main() -> None:
         RunEnv(executors=2, rootpath="/M", metastore="memory://") as without,
         RunEnv(executors=2, rootpath="/S", metastore=args.metastore) as with_store,
     ):
-        print("| graph | memory://, ms | with the store, ms | ratio, median (quartiles) |")
-        print("| --- | --- | --- | --- |")
+        print("| graph | memory://, ms | with the store, ms | ratio | more CPU |")
+        print("| --- | --- | --- | --- | --- |")
         for key in args.only or CASES:
             name, make, repeats = CASES[key]
             for env in (without, with_store):
                 seconds(env, make, repeats)
-            plain_s, stored_s = [], []
+            plain: list[tuple[float, float]] = []
+            stored: list[tuple[float, float]] = []
             for index in range(args.rounds):
-                pairs = [(without, plain_s), (with_store, stored_s)]
+                pairs = [(without, plain), (with_store, stored)]
                 for env, taken in pairs if index % 2 else reversed(pairs):
                     taken.append(seconds(env, make, repeats))
-            ratios = [stored / plain for stored, plain in zip(stored_s, plain_s, strict=True)]
+            both = list(zip(plain, stored, strict=True))
             print(
-                f"| {name} | {spread([s * 1e3 for s in plain_s])} | "
-                f"{spread([s * 1e3 for s in stored_s])} | {spread(ratios)} |"
+                f"| {name} | {spread([s * 1e3 for s, _ in plain])} | "
+                f"{spread([s * 1e3 for s, _ in stored])} | "
+                f"{spread([more[0] / less[0] for less, more in both])} | "
+                f"{spread([100 * (more[1] - less[1]) / less[0] for less, more in both], ' %')} |"
             )
 
 

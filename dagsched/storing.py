@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dagsched._version import __version__
@@ -67,8 +68,12 @@ class Storing:
             run_directory=names.directory,
             config=self._config,
         )
+        config = self._config
+        if metastore == "memory://":
+            # Nobody else will ever read it, and it is this process's own memory.
+            config = replace(config, results_max=100, results_bytes_max=1 << 20)
         self._journal = Journal(
-            self._store, self._config, convert=stored_record, on_torn=self._write_anew
+            self._store, config, convert=stored_record, on_torn=self._write_anew
         )
         self._journal.open()
 

@@ -47,6 +47,7 @@ PURE = [
     "dagsched.metastore.keys",
     "dagsched.metastore.port",
     "dagsched.metastore.records",
+    "dagsched.metastore.results",
     "dagsched.partition",
     "dagsched.plan",
     "dagsched.protocol",
