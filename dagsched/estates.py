@@ -162,33 +162,14 @@ def _open_store(metastore: str | None, names: RunNames, config: Config) -> "Meta
 
 def _opened(estate: Estate) -> Estate:
     """Read all journals; what was opened is closed again if that can't be done."""
+    from dagsched.metastore.reading import read_runs
+
     try:
-        estate.states = read_states(estate.store)
+        estate.states = {state.run: state for state in read_runs(estate.store)}
     except BaseException:
         estate.store.close()
         raise
     return estate
-
-
-def read_states(store: "MetaStore") -> "dict[int, JournalState]":
-    """What a store says of each run of its environment.
-
-    Raises:
-        StoreUnavailable: it can't be read, or is damaged.
-        VersionMismatch: a newer dagsched wrote it.
-    """
-    from dagsched.metastore.fold import Entry, fold_entries
-    from dagsched.metastore.keys import ENVIRONMENT_RUN
-
-    states = {}
-    for run in store.runs():
-        if run != ENVIRONMENT_RUN:
-            states[run] = fold_entries(f"run {run}", store.read(run), run=run)
-    for run in store.results():
-        data = store.result(run)
-        if data is not None:
-            states[run] = fold_entries(f"result {run}", [Entry(1, data)], run=run)
-    return states
 
 
 def _check_version(note: EnvironmentNote) -> None:

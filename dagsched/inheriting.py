@@ -6,6 +6,7 @@ found and read is `estates`' affair; what is computed again the master decides.
 """
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from dagsched.metastore.fold import JournalState
     from dagsched.metastore.journal import Journal
     from dagsched.plan import RunPlan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +207,15 @@ class Inheritance:
 
         Raises:
             NotResumable: it says too little.
-            StoreUnavailable: its plan is damaged.
+            StoreUnavailable: its journal or its plan is damaged.
+            VersionMismatch: a newer dagsched wrote it.
         """
         from dagsched.handles import load_handle
 
         run_id = run_id_of(number)
         state = estate.states.get(number)
+        if state is not None and state.error is not None:
+            raise state.error
         if state is None or state.submitted is None:
             known = ", ".join(
                 run_id_of(run)
@@ -261,6 +267,7 @@ class Inheritance:
         assert submitted is not None
         assert plan is not None
         if state.dropped is not None:
+            logger.warning("the end of a journal is damaged and is left out: %s", state.dropped)
             estate.store.truncate(number, state.next_position)
         journal = self._journals[estate.token]
         journal.resume(number, state.next_position)

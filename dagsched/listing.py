@@ -6,7 +6,7 @@ started for that and ended again, its files untouched.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +14,6 @@ from dagsched.brokers.orphanage import UNTIL_SUFFIX
 from dagsched.config import Config
 from dagsched.envfile import EnvironmentNote, read_note
 from dagsched.errors import DagschedError
-from dagsched.estates import read_states
 from dagsched.handles import submitted_wall_s
 from dagsched.ids import run_id_of
 from dagsched.rundir import run_directories
@@ -30,7 +29,7 @@ class ListedRun(NamedTuple):
 
     run: str
     state: str
-    """``running`` (its client lives), ``resumable`` (it has died), or how the run ended."""
+    """``running`` (its client lives), ``resumable`` (it has died), ``unreadable``, or its end."""
 
     done: int
     total: int
@@ -76,8 +75,10 @@ def _runs_in(directory: Path, note: EnvironmentNote, config: Config) -> list[Lis
         if pid is None:
             return []
         raise DagschedError(f"the runs of process {pid} are known to itself alone (memory://)")
+    from dagsched.metastore.reading import read_runs
+
     with store_of(directory, note, config, is_living=pid is not None) as store:
-        states = read_states(store)
+        states = read_runs(store)
     if pid is not None:
         where, until_s = f"process {pid}", None
     else:
@@ -126,6 +127,7 @@ def store_of(
 def _runs_of_store(metastore: str, seen: set[str], config: Config) -> list[ListedRun]:
     """Runs of environments whose directories have gone, if a store knows them still."""
     from dagsched.metastore import open_store
+    from dagsched.metastore.reading import read_runs
 
     runs: list[ListedRun] = []
     probe = open_store(metastore, prefix=_user_prefix(), run_directory="", config=config)
@@ -138,7 +140,7 @@ def _runs_of_store(metastore: str, seen: set[str], config: Config) -> list[Liste
         if token not in seen:
             store = open_store(metastore, prefix=prefix, run_directory="", config=config)
             try:
-                runs += _listed(read_states(store), "store only", None, is_living=False)
+                runs += _listed(read_runs(store), "store only", None, is_living=False)
             finally:
                 store.close()
     return runs
@@ -151,11 +153,14 @@ def _user_prefix() -> str:
 
 
 def _listed(
-    states: "dict[int, JournalState]", where: str, until_s: float | None, *, is_living: bool
+    states: "Sequence[JournalState]", where: str, until_s: float | None, *, is_living: bool
 ) -> list[ListedRun]:
     found = []
-    for number, state in states.items():
+    for state in states:
         submitted = state.submitted
+        if state.error is not None:
+            run_id = run_id_of(state.run)
+            found.append(ListedRun(run_id, state.state, 0, 0, None, where, until_s))
         if submitted is None or submitted.parent is not None:
             continue
         done, total = _progress(state)
@@ -163,7 +168,7 @@ def _listed(
         if word == "open":
             word = "running" if is_living else "resumable"
         started_s = submitted_wall_s(submitted.client)
-        found.append(ListedRun(run_id_of(number), word, done, total, started_s, where, until_s))
+        found.append(ListedRun(run_id_of(state.run), word, done, total, started_s, where, until_s))
     return found
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dagsched.errors import StoreUnavailable
+from dagsched.errors import DagschedError, StoreUnavailable
 from dagsched.metastore.records import (
     Ended,
     EnvironmentOpened,
@@ -69,7 +69,7 @@ class JournalState:
     """First position of the object -> the object."""
     failed: Failed | None = None
     state: str = "absent"
-    """``absent`` (no plan in the journal), ``open``, or as in `Ended`."""
+    """``absent`` (no plan in the journal), ``unreadable``, ``open``, or as in `Ended`."""
     next_position: int = 1
     """Where the next entry belongs: after the last sound one."""
     record_count: int = 0
@@ -77,6 +77,8 @@ class JournalState:
     """Why the tail was dropped, with stream and position; None: nothing was."""
     records: list[Record] | None = None
     """All that was folded, in order, for who wants the history; None: only its outcome."""
+    error: DagschedError | None = None
+    """Why nothing can be read (state ``unreadable``)."""
 
 
 def fold_entries(

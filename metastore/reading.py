@@ -41,7 +41,7 @@ def read_run(store: MetaStore, run: int, *, with_records: bool = False) -> Journ
 def read_runs(store: MetaStore) -> list[JournalState]:
     """All runs of the environment, in the order of their numbers.
 
-    One that can't be read has the state ``unreadable`` and says why in `JournalState.dropped`.
+    One that can't be read has the state ``unreadable`` and says why in `JournalState.error`.
 
     Raises:
         StoreUnavailable: the store is away.
@@ -56,7 +56,7 @@ def _readable(store: MetaStore, run: int) -> JournalState | None:
         return read_run(store, run)
     except (StoreUnavailable, VersionMismatch) as error:
         store.ping()  # if it is the store that can't be read, that is no matter of this run
-        return JournalState(_name(run), run=run, state="unreadable", dropped=str(error))
+        return JournalState(_name(run), run=run, state="unreadable", error=error)
 
 
 def _read(store: MetaStore, run: int, *, with_records: bool = False) -> JournalState:

@@ -227,8 +227,7 @@ def test_damage_at_the_end_is_dropped_and_in_the_middle_an_error(
         over, unreadable = read_runs(server_store)
         assert over.state == "done"
         assert (unreadable.run, unreadable.state) == (7, "unreadable")
-        assert unreadable.dropped is not None
-        assert f"position {position}" in unreadable.dropped
+        assert f"position {position}" in str(unreadable.error)
         return
     state = read_run(server_store, 7)
     assert state is not None
