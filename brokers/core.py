@@ -186,6 +186,8 @@ class BrokerCore:
         self._now = max(self._now, now)
         self.is_orphan = True
         self.actions.to_master.clear()
+        for run in self.runs.values():
+            run.draining = run.drain_told = False  # whoever wanted it to end here is gone
         old, self.broker = self.broker, ProcessId(new_id)
         self.table.rename(old, self.broker, self.runs.values())
         self.exchange.set_peers({})

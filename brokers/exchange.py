@@ -351,6 +351,13 @@ class Exchange:
         self._wanted = {key: wanted for key, wanted in self._wanted.items() if key[0] != peer}
         self._missing = {key: lost for key, lost in self._missing.items() if key[0] != peer}
 
+    def forget_gone(self) -> None:
+        """Who was asked for something but is no node is gone: that was told before it was asked."""
+        asked = {broker for run in self.core.runs.values() for broker in run.sought.values()}
+        asked.update(self._redirect_holders.values())
+        for peer in sorted(asked - self.peers.keys() - {self.core.broker}):
+            self.peer_lost(peer)
+
     def master_lost(self) -> None:
         """Nobody waits for these answers any more; another master counts its requests anew."""
         self._requests.clear()

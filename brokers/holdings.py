@@ -46,6 +46,7 @@ class Holder:
 
     def answer(self, message: AskHoldings) -> None:
         """Tell all that is here of these runs, and hold it."""
+        self.core.exchange.forget_gone()
         for number in message.runs:
             run = self.core.runs.get(RunNo(number))
             if run is None or run.cancelled:

@@ -422,7 +422,8 @@ class MasterCore:
             return
         firsts, sizes = np.frombuffer(frames[0], "<i4"), np.frombuffer(frames[1], "<i8")
         if len(firsts) != len(sizes) or (
-            len(firsts) and not subtree.lo <= firsts.min() <= firsts.max() < subtree.hi
+            # Of an orphan's subtree only what hadn't ended when it was adopted is known here.
+            len(firsts) and not 0 <= firsts.min() <= firsts.max() < run.plan.task_count
         ):
             raise ProtocolError(f"subtree {subtree.number} of run {run.number}: sizes don't fit")
         run.sizes[subtree.positions()] = 0  # a block's bytes count for its first position
@@ -460,6 +461,7 @@ class MasterCore:
             given = run.shares[broker].sources
             theirs = sources[np.array([p in given for p in sources.tolist()], bool)]
             if len(theirs):
+                given.difference_update(theirs.tolist())  # a later piece may need it again
                 self._outbox.send(broker, Release(run.number), [positions_frame(theirs)])
 
     def _traced(self, broker: ProcessId, message: TaskTrace, frames: Sequence[Frame]) -> None:

@@ -72,12 +72,15 @@ class Families:
         now: float,
     ) -> None:
         """A task returned a graph: run it, and make its value the task's."""
+        is_home = 0 <= position < run.plan.task_count and run.producer(position).home == broker
         known = run.children.get(position)
+        if known is not None and not is_home and not run.recovering:
+            return  # it is done elsewhere now
         if known is not None:
             # It ran again, its executor or node having died: the first graph stands.
             child_run = self._lives.runs.get(known.run)
             if child_run is not None and child_run.state is RunState.RUNNING:
-                known.waits = True
+                known.waits = is_home
                 if child_run.announced:
                     self.link(child_run, (run.number, position), now)
                 return
@@ -90,7 +93,7 @@ class Families:
             plan = decode_plan(frames)
             if len(plan.outputs) != 1:
                 raise ProtocolError(f"a returned graph has one value, not {len(plan.outputs)}")
-            run.children[position] = Child(number)
+            run.children[position] = Child(number, waits=is_home)
             parent = (run.number, position)
             self._lives.open(number, plan, now, RunTerms(run.priority, None, parent))
         except (ProtocolError, GraphError) as error:

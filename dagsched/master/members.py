@@ -49,6 +49,7 @@ class Members:
         self._ping_at_s: float | None = None
         self._ping_number = 0
         self._peers_changed = False
+        self._removed: set[ProcessId] = set()  # in this turn
         self._orphans_expected: int | None = None  # None: orphans aren't taken in
 
     # --- what is wanted ---------------------------------------------------------------------------
@@ -188,18 +189,27 @@ class Members:
         else:
             self._outbox.send(broker, Shutdown())
         self._peers_changed = True
+        self._removed.add(broker)
         self._tell_removed(broker, reason)
         self._note_emptiness(now)
 
     def tell_peers(self) -> None:
-        """Tell all nodes who is there, if that has changed: once a turn, however many came."""
+        """Tell all nodes who is there, if that has changed: once a turn, however many came.
+
+        Before all else of the turn, for that may speak of new nodes. But what was decided earlier
+        in it may mean a node that has been lost since, and is back under its id with nothing.
+        """
         if not self._peers_changed:
             return
         self._peers_changed = False
+        returned = self._removed & self.nodes.keys()
+        self._removed.clear()
         everybody = [(node.broker, node.epoch, node.address) for node in self.nodes.values()]
-        for index, broker in enumerate(self.nodes):
-            peers = everybody[:index] + everybody[index + 1 :]
-            self._outbox.send_early(broker, SetPeers(peers))
+        for broker in self.nodes:
+            peers = [peer for peer in everybody if peer[0] != broker]
+            self._outbox.send_early(broker, SetPeers([p for p in peers if p[0] not in returned]))
+            if returned - {broker}:
+                self._outbox.send(broker, SetPeers(peers))
 
     def _note_emptiness(self, now: float) -> None:
         if self._awaited or any(not node.leaving for node in self.nodes.values()):

@@ -429,6 +429,7 @@ class Rebuild:
             for broker, told in self.told.items()
             if not self._is_drained(broker)
             for position in told.awaited.tolist()
+            if self.active_at[position] == broker  # another may have begun it meanwhile
         }
         for position, child in list(run.children.items()):
             index = int(np.searchsorted(needed, position))

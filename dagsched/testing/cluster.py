@@ -1,5 +1,6 @@
 """A simulated cluster: master, nodes, store and network in one process; and what befalls them."""
 
+import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -8,13 +9,15 @@ from functools import partial
 
 from dagsched.config import Config
 from dagsched.errors import InternalError
+from dagsched.ids import ProcessId
 from dagsched.master.core import MasterCore
 from dagsched.master.events import ClientEvent, RunEnded, TaskExplained, ValueArrived
 from dagsched.master.explaining import Explanation
 from dagsched.plan import ClusterShape, RunPlan
-from dagsched.protocol.messages import Failure, NodeStats, ObjectInfo, Ping, Pong
+from dagsched.protocol.messages import Failure, Frame, NodeStats, ObjectInfo, Ping, Pong
 from dagsched.testing.clock import SimClock
 from dagsched.testing.graphs import Planned, SimGraph, planned
+from dagsched.testing.heirs import inherit
 from dagsched.testing.links import Accounts
 from dagsched.testing.master import SimMaster
 from dagsched.testing.network import Address, SimNetwork, Weather
@@ -35,6 +38,8 @@ class SimOutcome:
     run: int
     planned: Planned
     submitted_s: float
+    priority: int = 0
+    timeout_s: float | None = None
     state: str = "running"
     values: dict[int, int] = field(default_factory=dict)  # by position
     refs: list[tuple[int, int]] = field(default_factory=list)
@@ -52,6 +57,13 @@ class SimOutcome:
     def makespan_s(self) -> float:
         """From submission to end."""
         return self.ended_s - self.submitted_s
+
+    def take(self, info: ObjectInfo, data: Frame) -> None:
+        """An object with outputs."""
+        loaded = pickle.loads(data)
+        values = loaded if info.count > 1 else [loaded]
+        self.values.update(zip(range(info.first, info.first + info.count), values, strict=True))
+        self.refs += [(run, position) for run, position in info.refs]
 
     def value_of(self, number: int) -> int:
         """The value of an output, by its id in the graph."""
@@ -146,19 +158,23 @@ class SimCluster:
         self, ready: Planned, *, priority: int = 0, timeout_s: float | None = None
     ) -> SimOutcome:
         """Start a run whose cut is given."""
-        self._run_count += 1
-        outcome = SimOutcome(self._run_count, ready, self.clock.now)
-        self.outcomes[outcome.run] = outcome
-        self.tell(f"submit run {outcome.run}: {ready.plan.task_count} tasks")
-
-        def start() -> None:
-            self.core.submit(
-                outcome.run, ready.plan, self.master.now, priority=priority, timeout_s=timeout_s
-            )
-            self.master.turn()
-
-        self.master.take(start)
+        outcome = SimOutcome(0, ready, self.clock.now, priority=priority, timeout_s=timeout_s)
+        self.start_run(outcome)
         return outcome
+
+    def start_run(self, outcome: SimOutcome) -> None:
+        """For the first time, or because its client died before anything of it was written."""
+        self._run_count += 1
+        self.outcomes.pop(outcome.run, None)
+        outcome.run = ((self.master.number - 1) << 24) + self._run_count
+        self.outcomes[outcome.run] = outcome
+        plan = outcome.planned.plan
+        self.tell(f"submit run {outcome.run}: {plan.task_count} tasks")
+        self.command(
+            lambda core, now: core.submit(
+                outcome.run, plan, now, priority=outcome.priority, timeout_s=outcome.timeout_s
+            )
+        )
 
     def run(self, graph: SimGraph, **kwargs: int) -> SimOutcome:
         """Submit a graph and wait for its end."""
@@ -192,24 +208,25 @@ class SimCluster:
     def cancel(self, outcome: SimOutcome) -> None:
         """Cancel a run."""
         self.tell(f"cancel run {outcome.run}")
-        self._command(lambda core, now: core.cancel(outcome.run, now))
+        self.command(lambda core, now: core.cancel(outcome.run, now))
 
     def fetch(self, run: int, position: int) -> int | None:
         """The value that a Ref names; None: nobody has it."""
         self._request_count += 1
         request, master = self._request_count, self.master
-        self._command(lambda core, now: core.fetch(request, run, position, now))
+        self.command(lambda core, now: core.fetch(request, run, position, now))
         self.step_until(lambda: request in master.answers, 60.0)
         answer = master.answers[request]
         if not isinstance(answer, ValueArrived) or answer.info is None:
             return None
-        return master.copied(answer.broker, answer.info, answer.frame)[0]
+        value: int = pickle.loads(master.bytes_of(answer.broker, answer.info, answer.frame))
+        return value
 
     def explain(self, run: int, position: int) -> Explanation | None:
         """What master and nodes say of where a task is, and why."""
         self._request_count += 1
         request = self._request_count
-        self._command(lambda core, now: core.explain(request, run, position, now))
+        self.command(lambda core, now: core.explain(request, run, position, now))
         found: list[TaskExplained] = []
 
         def is_there() -> bool:
@@ -225,9 +242,10 @@ class SimCluster:
 
     def drop_ref(self, run: int, position: int) -> None:
         """The client has no Ref to this any more."""
-        self._command(lambda core, now: core.drop_ref(run, position, now))
+        self.command(lambda core, now: core.drop_ref(run, position, now))
 
-    def _command(self, command: Callable[[MasterCore, float], None]) -> None:
+    def command(self, command: Callable[[MasterCore, float], None]) -> None:
+        """Have the client's thread ask the master's for something; nothing if they are dead."""
         master = self.master
 
         def act() -> None:
@@ -287,7 +305,7 @@ class SimCluster:
         """A local node's end is seen at once; that of another by its silence, or by its hello."""
         if self.nodes.get(node.broker) is node:
             del self.nodes[node.broker]
-        if self._is_rescued and not self.nodes:
+        if self._is_rescued and self._is_deserted():
             self.clock.after(RESCUE_S, self._rescue)
         if not self.is_local:
             return
@@ -299,9 +317,13 @@ class SimCluster:
 
         self.clock.after(NOTICE_S, notice)
 
+    def _is_deserted(self) -> bool:
+        return not self.nodes.keys() & self._wanted.keys()
+
     def _rescue(self) -> None:
-        if not self.nodes:
-            self.add_node(max(node.broker for node in self.all_nodes) + 1, 2)
+        if self._is_deserted():
+            self._wanted.clear()
+            self.add_node(1_000 + len(self.all_nodes), 2)
 
     def pause_node(self, broker: int, seconds: float, whole: float = 1) -> None:
         """Stop a node, or its broker only, for so long."""
@@ -336,6 +358,48 @@ class SimCluster:
 
         self.clock.after(seconds, proceed)
 
+    def kill_master(self, seconds: float) -> None:
+        """Kill the client with the master in it; so much later another client resumes its runs."""
+        master = self.master
+        if not master.is_alive:
+            return
+        self.tell("the master is lost")
+        master.kill()
+        self.losses.append(("master", master.number))
+        for node in self.all_nodes:
+            if node.is_alive:
+                self.clock.after(NOTICE_S, partial(node.take, node.master_died))
+        self.clock.after(seconds, self._begin_again)
+
+    def orphaned(self, node: SimNode) -> None:
+        """A broker goes on without a master, elsewhere."""
+        self.departed.add(node.address)
+        self._processes[node.address] = node
+        if self.master.is_alive:
+            self._find_orphan(node)
+
+    def _find_orphan(self, node: SimNode) -> None:
+        """An orphan dials the next master by itself."""
+        self.nodes[node.broker] = node
+        master = self.master
+
+        def dial() -> None:
+            if master.is_alive:
+                node.dial(master.address)
+
+        node.after(self.rng.uniform(0.0, 0.2), dial)
+
+    def _begin_again(self) -> None:
+        """A new client, with nodes of its own, takes over what the last one has left."""
+        self.nodes = {}
+        self.master = self._new_master()
+        self.tell("another master begins")
+        inherit(self)
+        self._apply_nodes()
+        for node in self.all_nodes:
+            if node.is_alive and node.core.is_orphan:
+                self._find_orphan(node)
+
     # --- faults of the network --------------------------------------------------------------------
 
     def set_weather(self, loss: float, repeat: float, reorder: float, slow: float) -> None:
@@ -366,7 +430,7 @@ class SimCluster:
         self.let_pass(1.0)
         left = []
         for node in self.all_nodes:
-            if not node.is_alive:
+            if not node.is_alive or self._waits_for_another_client(node):
                 continue
             table, name = node.core.table, f"node {node.broker}"
             if self.nodes.get(node.broker) is not node:
@@ -377,6 +441,11 @@ class SimCluster:
             if node.core.runs:
                 left.append(f"{name}: runs {sorted(node.core.runs)}")
         return left
+
+    def _waits_for_another_client(self, node: SimNode) -> bool:
+        """An orphan with runs that this client hasn't resumed; it ends with the client."""
+        known = self.core._members.nodes.get(ProcessId(node.broker))
+        return known is not None and bool(known.foreign_runs)
 
     # --- nodes ------------------------------------------------------------------------------------
 
@@ -394,12 +463,13 @@ class SimCluster:
         for broker, count in sorted(self._wanted.items()):
             executors = tuple(range(broker * 100, broker * 100 + count))
             wanted.append((broker, "host", executors))
-        self._command(lambda core, now: core.set_nodes(wanted, now))
-        self._start_nodes()
+        self.command(lambda core, now: core.set_nodes(wanted, now))
+        if self.master.is_alive:
+            self._start_nodes()
 
     def _start_nodes(self) -> None:
         for broker in sorted(self._wanted):
-            if broker in self.nodes:
+            if broker in self.nodes or not self.master.is_alive:
                 continue
             node = SimNode(
                 self,

@@ -107,6 +107,16 @@ def _stopped_master(rng: random.Random, brokers: list[int]) -> list[Fault]:  # n
     return [Fault(_when(rng), "pause_master", (seconds,), seconds)]
 
 
+def _lost_master(rng: random.Random, brokers: list[int]) -> list[Fault]:  # noqa: ARG001
+    """Once, or again while the next one recovers."""
+    faults, at_s = [], _when(rng)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        seconds = rng.choice((rng.uniform(0.0, 0.1), rng.uniform(0.1, 5.0)))
+        faults.append(Fault(at_s, "kill_master", (seconds,), seconds))
+        at_s += seconds + rng.choice((rng.uniform(0.0, 0.3), rng.uniform(0.0, 2.0)))
+    return faults
+
+
 def _weather(rng: random.Random, brokers: list[int]) -> list[Fault]:  # noqa: ARG001
     """Bad at first, or for a while."""
     weather = (
@@ -137,6 +147,7 @@ _DRAW = {
     "changes": _changes,
     "pauses": _pauses,
     "stopped_master": _stopped_master,
+    "lost_master": _lost_master,
     "weather": _weather,
     "splits": _splits,
 }

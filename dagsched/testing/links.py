@@ -80,6 +80,14 @@ class SimPort:
         self._find = find
         self._routes: dict[int, Address] = {}
 
+    def move(self, own_id: int, address: Address) -> None:
+        """Begin anew, as somebody else, with nobody known."""
+        self.own_id = own_id
+        self.address = address
+        self.links.start_anew()
+        self.links.epoch = 0
+        self._routes.clear()
+
     def connect(self, peer: int, address: Address) -> None:
         """The peer is to be found there."""
         self._routes[peer] = address

@@ -1,6 +1,5 @@
 """One incarnation of the master, with the client that it lives in: the shell around the core."""
 
-import pickle
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -46,7 +45,7 @@ class SimMaster(SimProcess):
         super().__init__(cluster.clock, clock_offset_s=clock_offset_s)
         self.number = number
         self.address: Address = ("master", number)
-        self.core = MasterCore(cluster.config)
+        self.core = MasterCore(cluster.config, base=(number - 1) << 24)
         self.port = SimPort(
             self, 1, self.address, cluster.network, cluster.accounts, cluster.config,
             BrokerToMaster, self._deliver, cluster.find_process, _is_hello,
@@ -154,11 +153,7 @@ class SimMaster(SimProcess):
             return  # it has ended otherwise, or the master will announce the outputs again
         outcome.refs = []
         for broker, info, frame in event.objects:
-            values = self.copied(broker, info, frame)
-            outcome.values.update(
-                zip(range(info.first, info.first + info.count), values, strict=True)
-            )
-            outcome.refs += [(run, position) for run, position in info.refs]
+            outcome.take(info, self.bytes_of(broker, info, frame))
         self.core.outputs_taken(event.run, self.now)
         self.turn()
 
@@ -168,8 +163,8 @@ class SimMaster(SimProcess):
         node = self._cluster.node_of(self, broker)
         return node is not None and node.memory.is_here(info.location)
 
-    def copied(self, broker: int, info: ObjectInfo, frame: Frame | None) -> list[int]:
-        """The values of an object that came, or that lies in the memory of a node."""
+    def bytes_of(self, broker: int, info: ObjectInfo, frame: Frame | None) -> Frame:
+        """The bytes of an object that came, or that lies in the memory of a node."""
         if info.location is not None:
             node = self._cluster.node_of(self, broker)
             if node is None:
@@ -177,8 +172,7 @@ class SimMaster(SimProcess):
             frame = node.memory.read(info.location)
         if frame is None:
             raise InternalError(f"object {info.first} came without bytes")
-        loaded = pickle.loads(frame)
-        return loaded if info.count > 1 else [loaded]
+        return frame
 
 
 def _is_hello(_broker: int, arrival: Arrival) -> bool:

@@ -17,11 +17,13 @@ from dagsched.plan import RunPlan
 from dagsched.protocol.messages import (
     BrokerHello,
     BrokerToBroker,
+    EndRun,
     ExecutorToBroker,
     ExitInfo,
     MasterToBroker,
     ObjectInfo,
     Parcel,
+    PlaceSubtree,
     SetPeers,
     TransferChunk,
     TransferCredit,
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
 RESPAWN_S = 0.005
 MASTER = 1
 """How brokers call whoever is their master."""
+
+ORPHAN_IDS_FROM = 10**9
+GENERATION = 1_000_000
+"""Between the numbers of a node's addresses: it has a new one with each master."""
 
 
 class SimNode(SimProcess):
@@ -80,6 +86,10 @@ class SimNode(SimProcess):
         self._incoming = IncomingTransfers(self.memory)
         self._incarnations: dict[int, int] = {}
         self._executors_stand = False
+        self._begun_s: dict[int, float] = {}  # by run that has not ended
+        self._had_run = False
+        self._generation = 0
+        self.leave_at_s: float | None = None  # without a master: until when it waits for another
         self._held_by_executors: list[Action] = []
 
     def _port(
@@ -132,6 +142,12 @@ class SimNode(SimProcess):
                 self._set_peers(message)
             elif isinstance(message, Welcome):
                 self._join(message.epoch)
+                self.leave_at_s = None
+            elif isinstance(message, PlaceSubtree):
+                self._had_run = True
+                self._begun_s.setdefault(message.run, self.now)
+            elif isinstance(message, EndRun):
+                self._begun_s.pop(message.run, None)
             self.core.receive_master(cast("MasterToBroker", message), frames, self.now)
 
     def _join(self, epoch: int) -> None:
@@ -157,15 +173,18 @@ class SimNode(SimProcess):
         epochs = {peer: epoch for peer, epoch, _ in message.peers}
         for peer, epoch in self._peer_epochs.items():
             if epochs.get(peer) != epoch:
-                self._outgoing.peer_lost(peer)
-                self._incoming.peer_lost(peer)
-                self.core.peer_lost(peer, self.now)
+                self._lose_peer(peer)
                 self.to_peers.links.remove(peer, epoch)
         known, self._peer_epochs = self._peer_epochs, epochs
         for peer, _, address in message.peers:
             self.to_peers.connect(peer, ("broker", int(address)))
             if peer not in known:
                 self.to_peers.links.send_again(peer, self.now)
+
+    def _lose_peer(self, peer: int) -> None:
+        self._outgoing.peer_lost(peer)
+        self._incoming.peer_lost(peer)
+        self.core.peer_lost(peer, self.now)
 
     def from_executor(self, executor: SimExecutor, parcel: Parcel) -> None:
         """An executor sends something."""
@@ -216,6 +235,44 @@ class SimNode(SimProcess):
         """The plan of a graph in the library."""
         return self._cluster.returned_plan(index)
 
+    # --- without a master -------------------------------------------------------------------------
+
+    @property
+    def will_stay(self) -> bool:
+        """Whether it waits for another master when its own has died."""
+        return self.is_alive and self._had_run
+
+    def master_died(self) -> None:
+        """Whoever led us is dead: stay for another, if there is something to stay for."""
+        if not self._had_run:
+            self._cluster.node_left(self)
+            return
+        for peer in list(self._peer_epochs):
+            self._lose_peer(peer)
+        self._peer_epochs = {}
+        self._generation += 1
+        self.broker = ORPHAN_IDS_FROM + self.serial
+        self.address = ("broker", self.serial + GENERATION * self._generation)
+        self._epoch = 0
+        for port in (self.to_master, self.to_peers):
+            port.move(self.broker, self.address)
+        self.core.become_orphan(self.broker, self.now)
+        age_s = self.now - min(self._begun_s.values(), default=self.now)
+        grace_s = min(max(self.config.master_grace_s, age_s), self.config.master_grace_max_s)
+        self.leave_at_s = self.now + grace_s
+        self._cluster.orphaned(self)
+        self.turn()
+
+    def dial(self, master: Address) -> None:
+        """There is another master."""
+        if not self.core.is_orphan:
+            return
+        self.to_master.move(self.broker, self.address)
+        self.to_master.connect(MASTER, master)
+        hello = self.core.orphan_hello(self.serial, f"{self.address[1]}", own_version())
+        self.to_master.send(MASTER, [Parcel(hello)])
+        self.turn()
+
     # --- the turn ---------------------------------------------------------------------------------
 
     def _act(self) -> None:
@@ -236,6 +293,7 @@ class SimNode(SimProcess):
             self.core.next_timer(),
             self.to_master.links.next_timer(),
             self.to_peers.links.next_timer(),
+            self.leave_at_s,
         )
         return min((time for time in times if time is not None), default=None)
 
@@ -245,6 +303,9 @@ class SimNode(SimProcess):
             self.core.handle_timer(self.now)
         self.to_master.links.handle_timer(self.now)
         self.to_peers.links.handle_timer(self.now)
+        if self.leave_at_s is not None and self.now >= self.leave_at_s:
+            self._cluster.tell(f"nobody has resumed the runs of node {self.broker}")
+            self._cluster.node_left(self)
 
     def _do(self, actions: BrokerActions) -> None:
         network = self._cluster.network

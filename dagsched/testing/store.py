@@ -164,6 +164,11 @@ class SimJournal(Journal):
         super().forget(run)
         self._wake_up(self._config.journal_batch_s)
 
+    def write_through(self) -> None:
+        """Bring all that was put to the store now, if it can be had."""
+        self._take_queue()
+        self._send()
+
     def _wake_up(self, delay_s: float) -> None:
         due_s = self._process.now + delay_s
         if self._due_s is None or due_s < self._due_s:

@@ -275,7 +275,10 @@ def test_questions_at_any_moment_of_any_story_are_answered_and_change_nothing(fi
         play(story, cluster=cluster)
         cluster.let_pass(2.0)
         told = [event for event in cluster.events if isinstance(event, TaskExplained)]
-        assert sorted(event.request for event in told) == sorted(number for number, _, _ in asked)
+        answered = sorted(event.request for event in told)
+        if all(fault.what != "kill_master" for fault in story.faults):  # it takes questions along
+            assert answered == sorted(number for number, _, _ in asked)
+        assert set(answered) <= {number for number, _, _ in asked}
         for event in told:
             if event.found is not None:
                 text = words(event.found, name)
@@ -285,7 +288,7 @@ def test_questions_at_any_moment_of_any_story_are_answered_and_change_nothing(fi
 
 
 def ask(cluster: SimCluster, request: int, run: int, position: int) -> None:
-    cluster._command(lambda core, now: core.explain(request, run, position, now))
+    cluster.command(lambda core, now: core.explain(request, run, position, now))
 
 
 def test_a_run_that_recovers_says_so_and_then_what_is_computed_again() -> None:
