@@ -535,9 +535,9 @@ class Cluster:
         run.take_end(event, self._enquiries.note_numbers)
 
     def _take_removed(self, broker: int, reason: str) -> None:
-        wanted = self._roster.take_removed(broker, reason)
+        is_news = self._roster.take_removed(broker, reason)
         self._references.forget_node(broker)
-        if wanted and not self._closing:
+        if is_news and not self._closing:
             logger.warning("node %d is lost: %s", broker, reason)
 
     # --- inside ---------------------------------------------------------------------------------

@@ -130,14 +130,18 @@ class Roster:
             self._changed.notify_all()
 
     def take_removed(self, broker: int, reason: str) -> bool:
-        """A node is gone; whether it was wanted."""
+        """A node is gone; whether that is news, of a node that was wanted.
+
+        What follows from a loss, such as the end of its process, is none of its reasons.
+        """
         with self._changed:
             wanted = any(node.brokerid == broker for node in self._wanted)
+            is_news = wanted and broker not in self._lost
             self._joined.discard(broker)
-            if wanted:
+            if is_news:
                 self._lost[broker] = reason
             self._changed.notify_all()
-        return wanted
+        return is_news
 
     def _usable(self) -> list[int]:
         wanted = {node.brokerid for node in self._wanted}
