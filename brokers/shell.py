@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +28,7 @@ from dagsched.brokers.objects.segments import SPILL_NAME, unlink_segments
 from dagsched.brokers.orphanage import Orphanage
 from dagsched.brokers.poller import Poller
 from dagsched.brokers.pool import Pool
+from dagsched.brokers.routes import Routes
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
 from dagsched.brokers.zygote import Zygote
 from dagsched.errors import (
@@ -53,6 +54,7 @@ from dagsched.protocol.messages import (
     ObjectInfo,
     Parcel,
     Refused,
+    Relayed,
     SetPeers,
     TaskFailed,
     TransferChunk,
@@ -104,7 +106,10 @@ class BrokerShell:
         self._incoming = IncomingTransfers(self._arena)
         number = time.monotonic_ns
         config = settings.config
-        self._master_links = Links(Decoder(MasterToBroker | Refused, config), config, number)
+        self._master_links = Links(
+            Decoder(MasterToBroker | Refused | Relayed, config), config, number
+        )
+        self._routes = Routes()
         self._peer_links = Links(Decoder(BrokerToBroker, config), config, number)
         self._from_executor = Decoder(ExecutorToBroker, settings.config)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -201,7 +206,7 @@ class BrokerShell:
         read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._signal_fds = (read_fd, write_fd)
         signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, _do_nothing)
+        signal.signal(signal.SIGTERM, lambda _number, _frame: None)  # the descriptor has it
         # A terminal's Ctrl-C is for the client, which will tell us what follows from it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._poller.add(read_fd, self._signal_came)
@@ -336,12 +341,17 @@ class BrokerShell:
             self._is_over = True
 
     def _send_batches(self, now: float) -> None:
+        for peer, frames in self._peer_links.take_batches(now):
+            is_unanswered = peer in self._peer_epochs and self._peer_links.is_unanswered(peer)
+            direct, relayed = self._routes.ways(peer, is_unanswered=is_unanswered, now=now)
+            if direct:
+                self._data.send(peer, frames)  # or it isn't known yet: `send_again` will follow
+            if relayed:
+                self._send_master([Parcel(Relayed(peer), frames)])
         for _, frames in self._master_links.take_batches(now):
             self._master.send(frames)
             # Sending can swallow the descriptor's word that something has come.
             self._master_ready = self._master_ready or self._master.has_input()
-        for peer, frames in self._peer_links.take_batches(now):
-            self._data.send(peer, frames)  # or it isn't known yet: `send_again` will follow
 
     # --- executors ------------------------------------------------------------------------------
 
@@ -400,6 +410,10 @@ class BrokerShell:
         if isinstance(parcel.message, Refused):
             kind = VersionMismatch if parcel.message.kind == "version" else AuthenticationError
             raise kind(f"the master refuses this broker: {parcel.message.text}")
+        if isinstance(parcel.message, Relayed):
+            self._routes.heard(parcel.message.peer, is_relayed=True)
+            self._take_peer_batch(parcel.message.peer, parcel.frames, now)
+            return
         try:
             check_order(self._core, message, parcel.frames)
         except ProtocolError as error:
@@ -455,22 +469,27 @@ class BrokerShell:
         logger.info("broker %d, or its last incarnation, is gone", peer)
         self._outgoing.peer_lost(peer)
         self._incoming.peer_lost(peer)
+        self._routes.forget(peer)
         self._core.peer_lost(peer, now)
 
     def _take_peers(self, now: float) -> None:
         for peer, frames in self._data.drain():
-            try:
-                contents = self._peer_links.receive(peer, frames, now)
-            except (ProtocolError, VersionMismatch) as error:
-                self._hear_nonsense(peer, error, now)
-                continue
-            for _, parcels in contents:
-                for parcel in parcels:
-                    try:
-                        self._take_peer_parcel(peer, parcel, now)
-                    except ProtocolError as error:
-                        self._hear_nonsense(peer, error, now)
+            self._routes.heard(peer, is_relayed=False)
+            self._take_peer_batch(peer, frames, now)
         self._peers_ready = self._data.has_input()
+
+    def _take_peer_batch(self, peer: int, frames: Sequence[Frame], now: float) -> None:
+        try:
+            contents = self._peer_links.receive(peer, frames, now)
+        except (ProtocolError, VersionMismatch) as error:
+            self._hear_nonsense(peer, error, now)
+            return
+        for _, parcels in contents:
+            for parcel in parcels:
+                try:
+                    self._take_peer_parcel(peer, parcel, now)
+                except ProtocolError as error:
+                    self._hear_nonsense(peer, error, now)
 
     def _hear_nonsense(self, peer: int, error: DagschedError, now: float) -> None:
         # The master decides about that broker; we only don't listen to it for ever.
@@ -576,7 +595,3 @@ def own_version() -> tuple[str, str, int]:
     """Python, dagsched and protocol of this process."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return (python, __version__, PROTOCOL_VERSION)
-
-
-def _do_nothing(number: int, frame: object) -> None:
-    """The wake-up descriptor has the signal; it only must not be the default's."""

@@ -21,7 +21,7 @@ from dagsched.master.journal import Ended
 from dagsched.protocol.checks import check_parcel
 from dagsched.protocol.codec import Arrival, Decoder, encode_batch
 from dagsched.protocol.links import Links
-from dagsched.protocol.messages import BrokerHello, BrokerToMaster, Frame, Parcel, Refused
+from dagsched.protocol.messages import BrokerHello, BrokerToMaster, Frame, Parcel, Refused, Relayed
 from dagsched.protocol.session import SessionFull, Stamp
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class MasterShell:
         self._process_by_broker: dict[int, BrokerProcess] = {}
         self._broker_by_pidfd: dict[int, tuple[int, BrokerProcess]] = {}
         self._links = Links(
-            Decoder(BrokerToMaster, config), config, time.monotonic_ns, opens=_is_hello
+            Decoder(BrokerToMaster | Relayed, config), config, time.monotonic_ns, opens=_is_hello
         )
         self._endpoint: MasterEndpoint | None = None
         self._epoll: select.epoll | None = None
@@ -195,7 +195,8 @@ class MasterShell:
         """Batches that were stale, nonsense, repeated, sent again; and refused connections."""
         refused_count = self._endpoint.refused_count if self._endpoint is not None else 0
         refused_count += self._links.counts["refused"]
-        return self._links.summary() | {"refused": refused_count}
+        counts = self._links.counts
+        return self._links.summary() | {"refused": refused_count, "relayed": counts["relayed"]}
 
     @property
     def is_alive(self) -> bool:
@@ -312,6 +313,9 @@ class MasterShell:
             if epoch != self._core.epoch_of(broker):
                 self._links.counts["stale"] += 1
                 continue
+            if isinstance(message, Relayed):
+                self._relay(broker, message.peer, frames, now)
+                continue
             try:
                 check_parcel(message, frames, self._core.total_of)
                 self._core.receive(broker, cast("BrokerToMaster", message), frames, now)
@@ -322,6 +326,16 @@ class MasterShell:
                 self._close_peer(broker, f"it sent what makes no sense: {error}", now)
                 return False
         return True
+
+    def _relay(self, sender: int, receiver: int, frames: "Sequence[Frame]", now: float) -> None:
+        """Pass on what a broker can't bring to another one itself; their session does the rest."""
+        if self._core.epoch_of(receiver) is None or receiver == sender:
+            self._links.counts["stale"] += 1
+            return
+        if not self._links.counts["relayed"]:
+            logger.warning("broker %s can't reach broker %s: through the master", sender, receiver)
+        self._links.counts["relayed"] += 1
+        self._send(receiver, [Parcel(Relayed(sender), frames)], now)
 
     def _take_hello(self, broker: int, message: BrokerHello, now: float) -> None:
         """A broker presents itself: to the core with it, unless it can't belong to us."""

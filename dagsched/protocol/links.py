@@ -172,6 +172,11 @@ class Links:
         link = self._links.get(peer)
         return 0 if link is None else link.epoch
 
+    def is_unanswered(self, peer: int) -> bool:
+        """Whether a peer has not answered for long."""
+        link = self._links.get(peer)
+        return link is not None and link.session.is_unanswered
+
     def forget(self, peer: int) -> None:
         """Drop a link, with all that waits in it."""
         link = self._links.pop(peer, None)

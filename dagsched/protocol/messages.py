@@ -54,6 +54,15 @@ class Refused(Struct, frozen=True, tag="refused"):
     text: str
 
 
+class Relayed(Struct, frozen=True, tag="relayed"):
+    """A batch from one broker to another that can't go directly; in both directions.
+
+    To the master `peer` is the receiver, from the master it is the sender. Frames: the batch.
+    """
+
+    peer: int
+
+
 class SetPeers(Struct, frozen=True, tag="peers"):
     """All nodes but the receiver: (broker id, epoch, data address). The rest are gone."""
 
@@ -553,8 +562,9 @@ class GetValue(Struct, frozen=True, tag="get_value"):
 ExecutorToBroker = ExecutorHello | BundleDone | GetValue
 
 Message = (
-    MasterToBroker | Refused | BrokerToMaster | BrokerToBroker | BrokerToExecutor | ExecutorToBroker
-)
+    MasterToBroker | Refused | Relayed | BrokerToMaster | BrokerToBroker | BrokerToExecutor
+    | ExecutorToBroker
+)  # fmt: skip
 
 
 class Parcel(NamedTuple):

@@ -44,6 +44,9 @@ BURST_MAX = 64
 BACKOFF_MAX = 1 << 20
 """Timeouts stop growing at `resend_max_s` anyway; this only bounds the factor."""
 
+UNANSWERED_BACKOFF = 4
+"""After two timeouts without an answer, the second twice as long, something is wrong."""
+
 _ROUND_TRIPS = 4
 """A batch is taken for lost after so many mean round trips without an acknowledgement."""
 
@@ -135,6 +138,11 @@ class Session(Generic[Content, Batch]):
     def unacknowledged_count(self) -> int:
         """Batches that the peer may not have, those that wait included."""
         return len(self._sent) + len(self._waiting)
+
+    @property
+    def is_unanswered(self) -> bool:
+        """The peer has not answered for so long that there may be no way to it."""
+        return self._backoff >= UNANSWERED_BACKOFF
 
     def send(self, content: Content, now: float) -> None:
         """Have a content delivered; `take_batches` gives the batch.

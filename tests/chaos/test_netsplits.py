@@ -100,6 +100,18 @@ def test_nodes_apart_for_a_while(spaces, monkeypatch, tally):
         assert repeated(tally) == []
 
 
+def test_nodes_that_never_reach_each_other(spaces, monkeypatch, tally):
+    """Both reach the master, and so each other through it."""
+    with cluster(spaces, monkeypatch) as env, spaces.split(*both_ways("a", "b")):
+        parts = [delayed(big)(tally, i) for i in range(40)]
+        sums = [delayed(add)(*parts[i::8], parts[(7 * i) % 40]) for i in range(8)]
+        run = submit(env, delayed(sum)(sums))
+        expected = sum(200_000.0 * (sum(range(i, 40, 8)) + (7 * i) % 40) for i in range(8))
+        assert harness.value_of(env, run, 40 * TASK_S) == expected
+        assert repeated(tally) == []
+        assert env.stats()["links"]["relayed"] > 0
+
+
 def test_blackouts_again_and_again(spaces, monkeypatch, tally):
     """A second without any network in every two."""
     with cluster(spaces, monkeypatch, lease_s=6.0) as env:

@@ -35,6 +35,7 @@ IMPURE = {
 PURE = [
     "dagsched.brokers.core",
     "dagsched.brokers.entering",
+    "dagsched.brokers.routes",
     "dagsched.brokers.objects.layout",
     "dagsched.config",
     "dagsched.containers",
