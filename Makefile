@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+SEED := 0
+COUNT := 1
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -31,6 +34,10 @@ lint: $(STAMP) ## style and types
 .PHONY: check
 check: lint ## style, types, and the tests that need no other process; below 90 seconds
 	$(BIN)/python -m pytest -q -m 'not slow' $(wildcard tests/unit tests/property tests/sim)
+
+.PHONY: sim
+sim: $(STAMP) ## one simulated story, told: make sim SEED=7; many: make sim COUNT=2000
+	$(BIN)/python -m dagsched.testing --seed $(SEED) --count $(COUNT) --jobs 2
 
 .PHONY: test
 test: $(STAMP) ## all but the slow part of make chaos (needs a redis-server binary)

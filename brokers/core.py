@@ -186,12 +186,10 @@ class BrokerCore:
         self._now = max(self._now, now)
         self.is_orphan = True
         self.actions.to_master.clear()
-        for run in self.runs.values():
-            run.draining = run.drain_told = False  # whoever wanted it to end here is gone
         old, self.broker = self.broker, ProcessId(new_id)
         self.table.rename(old, self.broker, self.runs.values())
         self.exchange.set_peers({})
-        self.exchange.master_lost()
+        self.holder.master_lost()
 
     def orphan_hello(self, pid: int, address: str, version: tuple[str, str, int]) -> BrokerHello:
         """What an orphan says to the next master."""

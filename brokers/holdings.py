@@ -198,6 +198,12 @@ class Holder:
     def _is_busy(self, run: BrokerRun) -> bool:
         return any(b.run is run for e in self.core.executors.values() for b in e.queue)
 
+    def master_lost(self) -> None:
+        """Whoever wanted runs to end here, or values, is gone."""
+        for run in self.core.runs.values():
+            run.draining = run.drain_told = False
+        self.core.exchange.master_lost()
+
     def welcomed(self) -> None:
         """A new master has taken the orphan in: tell it of the executors that are there."""
         for executor in self.core.executors.values():
