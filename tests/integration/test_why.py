@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dagsched import NodeEnv, RunEnv, addprocs, delayed, resume, rmprocs, submit
+from dagsched import NodeEnv, RunEnv, addprocs, delayed, faults, resume, rmprocs, submit
 from dagsched.config import Config
 from dagsched.errors import GraphError, TaskCancelled
 from dagsched.run import Run
@@ -170,6 +170,24 @@ def test_a_stopped_executor_is_a_stall_that_names_it(
         assert "whose process has been stopped by a signal" in warning
         assert any("nothing moved in the run" in line for line in run.story(task))
         assert run.stats()["run"]["stall_count"] == 1
+
+
+def test_executors_that_die_at_start_are_the_cause_of_a_stall(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(faults.VARIABLE, "executor.before_hello:1:kill")
+    config = Config(stall_warning_s=0.3)
+    with (
+        caplog.at_level(logging.WARNING, logger="dagsched"),
+        RunEnv(executors=1, metastore="memory://", config=config) as env,
+    ):
+        task = total(1)
+        run = submit(env, task)
+        died = f"executor {env.nodes[0].executorids[0]} was killed by signal 9"
+        text_when(run, task, f"has no executor yet ({died})")
+        soon(lambda: any(died in record.getMessage() for record in caplog.records))
+        run.cancel()
+        assert isinstance(run.exception(TIMEOUT_S), TaskCancelled)
 
 
 def test_a_lost_node_is_in_the_story_of_what_it_ran(two_nodes: RunEnv, tmp_path: Path) -> None:
