@@ -319,3 +319,57 @@ def test_a_run_that_recovers_says_so_and_then_what_is_computed_again() -> None:
     kinds = [event.kind for event in cluster.events if isinstance(event, RunHappened)]
     assert kinds.index("node_lost") < kinds.index("recovering") < kinds.index("recovered")
     assert "recomputed" in kinds
+
+
+BEFORE = frozenset(("unplaced", "withheld", "uncut", "waiting", "ready", "queued", "bundled"))
+AFTER = frozenset(("ended", "held", "done", "fetching", "graph"))
+
+
+@pytest.mark.parametrize("first", range(0, 40, 10))
+def test_what_is_said_was_so_when_asked_or_is_so_when_answered(first: int) -> None:
+    """Random graphs without faults: each task's state against what its executors really did."""
+    seen: set[str] = set()
+    for seed in range(first, first + 10):
+        story = drawn(seed, with_faults=False)
+        cluster = begun(story)
+        rng = random.Random(seed)
+        graph = story.graphs[0]
+        run = cluster.submit(graph)
+        # Not those that return graphs: their values are made elsewhere, and they end with those.
+        plain = [number for number in range(graph.count) if graph.task(number).returns < 0]
+        while not run.is_over:
+            position = int(run.planned.position_of[rng.choice(plain)])
+            begun_before = is_begun(cluster, position)
+            runs_before = running(cluster).get(position)
+            found = cluster.explain(1, position)
+            if found is None or found.task.state == "ending":
+                break
+            task = found.task
+            seen.add(task.state)
+            if task.state in BEFORE:
+                assert not begun_before, (seed, position, task)
+            elif task.state in AFTER:
+                assert is_begun(cluster, position), (seed, position, task)
+            elif task.state == "running":
+                # A short one may have begun and ended while the answer was under way.
+                truth = {runs_before, running(cluster).get(position)} - {None}
+                has_ended = not truth and is_begun(cluster, position)
+                assert (task.node, task.executor) in truth or has_ended, (seed, position, task)
+            cluster.let_pass(rng.uniform(0.0, 0.01))
+        cluster.wait(run)
+    assert {"running", "held"} <= seen
+    assert seen & BEFORE
+
+
+def is_begun(cluster: SimCluster, position: int) -> bool:
+    """A task of run 1 has begun: it has ended, or is in a bundle that is beyond its start."""
+    if cluster.executed[1, position]:
+        return True
+    for node in cluster.nodes.values():
+        for executor in node.executors.values():
+            bundle = executor._bundle
+            if bundle is not None and bundle.message.run == 1 and position in bundle.positions:
+                place = bundle.positions.index(position)
+                starts = [bundle.began_s, *bundle.ends_s]
+                return starts[place] <= cluster.clock.now
+    return False
