@@ -321,6 +321,7 @@ class Cluster:
         from dagsched.inheriting import Heir, Inheritance
 
         assert self._shell is not None
+        assert self._storing.journal is not None
         heir = Heir(
             names=self._names,
             metastore=self._note.metastore,
@@ -328,6 +329,8 @@ class Cluster:
             brokers=self._brokers,
             references=self._references,
             journals=self._journals,
+            own_journal=self._storing.journal,
+            known_runs=lambda: self.runs,
             make_run=self._make_run,
         )
         return Inheritance(heir, self._config)

@@ -28,15 +28,12 @@ from dagsched.tenancy import Tenancy, master_pid
 
 if TYPE_CHECKING:
     from dagsched.metastore.fold import JournalState
+    from dagsched.metastore.journal import Journal
     from dagsched.metastore.port import MetaStore
 
 logger = logging.getLogger(__name__)
 
 _RUN_ID = re.compile(r"([0-9a-f]{8})-([1-9][0-9]*)")
-
-
-class NotResumable(DagschedError):
-    """A run can't be continued here; the message says why."""
 
 
 def split_run_id(run_id: str) -> tuple[str, int] | None:
@@ -103,7 +100,7 @@ def take_estate(token: str, config: Config, rootpath: str, metastore: str | None
         metastore: where to look for it if its directory is gone.
 
     Raises:
-        NotResumable: its client lives, or its journal died with it.
+        DagschedError: its client lives, or its journal died with it.
         VersionMismatch: it was written by another Python, or a newer dagsched.
         StoreUnavailable: the store, or what it holds, is not what it should be.
     """
@@ -112,7 +109,7 @@ def take_estate(token: str, config: Config, rootpath: str, metastore: str | None
         return _from_store(token, config, rootpath, metastore)
     note = read_note(directory)
     if note is None:
-        raise NotResumable(
+        raise DagschedError(
             f"the environment in {directory} has no note of itself: its client died while it "
             "opened it, before it could run anything"
         )
@@ -122,12 +119,12 @@ def take_estate(token: str, config: Config, rootpath: str, metastore: str | None
         if not tenancy.live():
             return None  # it is just being removed
         if not tenancy.rule():
-            raise NotResumable(
+            raise DagschedError(
                 f"the runs of environment {token} are run by process {master_pid(directory)}, "
                 "which lives: ask for them there, or end it first"
             )
         if note.metastore == "memory://":
-            raise NotResumable(
+            raise DagschedError(
                 f"the journal of environment {token} was in the memory of its client (metastore "
                 "'memory://'), and died with it: use the default, or redis://, for runs that shall "
                 "outlive their client"
@@ -170,6 +167,22 @@ def _opened(estate: Estate) -> Estate:
         estate.store.close()
         raise
     return estate
+
+
+def ask_state(journal: "Journal", run: int, timeout_s: float) -> "JournalState | None":
+    """What an open journal's store says of one run now; None: nothing.
+
+    Raises:
+        StoreUnavailable: it can't be read in that time, or is damaged.
+    """
+    from dagsched.metastore.fold import Entry, fold_entries
+
+    def read(store: "MetaStore") -> list[Entry]:
+        result = store.result(run)
+        return store.read(run) if result is None else [Entry(1, result)]
+
+    entries = journal.ask(read, timeout_s)
+    return fold_entries(f"run {run}", entries, run=run) if entries else None
 
 
 def _check_version(note: EnvironmentNote) -> None:

@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING
 from dagsched.brokers.orphanage import ORPHAN_IDS_FROM
 from dagsched.config import Config
 from dagsched.errors import ClosedError, DagschedError, GraphError, InternalError, ProtocolError
-from dagsched.estates import Estate, NotResumable, known_tokens, split_run_id, take_estate
-from dagsched.ids import run_base, run_id_of
+from dagsched.estates import (
+    Estate,
+    ask_state,
+    known_tokens,
+    split_run_id,
+    take_estate,
+)
+from dagsched.ids import RUN_COUNT_BITS, run_base, run_id_of
 from dagsched.launching import BrokerProcesses
 from dagsched.nodes import LOCAL_HOST, NodeEnv
 from dagsched.ref import register_environment, unregister_environment
@@ -34,6 +40,9 @@ if TYPE_CHECKING:
     from dagsched.metastore.journal import Journal
     from dagsched.plan import RunPlan
 
+    States = dict[int, JournalState]
+    Checked = tuple[JournalState, RunPlan | None, Handle]
+
 logger = logging.getLogger(__name__)
 
 
@@ -49,6 +58,8 @@ class Heir:
     brokers: BrokerProcesses
     references: References
     journals: "Journals"
+    own_journal: "Journal"
+    known_runs: Callable[[], Sequence[Run]]
     make_run: "Callable[[int, Handle], Run]"
     """A run's handle, known to the environment."""
 
@@ -80,20 +91,37 @@ class Inheritance:
         token, count = found
         number = run_base(token) + count
         with self._lock:
+            if token == self._heir.names.token:
+                return self._again(self._heir.own_journal, {}, number)
             estate = self._estates.get(token)
             if estate is not None:
-                return self._continue(estate, number, *self._checked(estate, number))
+                return self._again(self._journals[token], estate.states, number)
             world = self._take_world(token)
             if not world:
                 raise self._unknown(run_id)
             try:
-                state, plan, handle = self._checked(world[0], number)
+                checked = self._checked(token, world[0].states, number)
             except BaseException:
                 for taken in world:
                     taken.leave()
                 raise
             self._move_in(world)
-            return self._continue(world[0], number, state, plan, handle)
+            return self._continue(self._journals[token], world[0].states, number, checked)
+
+    def _again(self, journal: "Journal", states: "States", number: int) -> Run:
+        """A run of the environment's own, or of an estate that it has; nobody has its handle."""
+        state = ask_state(journal, number, self._config.store_timeout_s)
+        if state is not None:
+            states[number] = state
+        token = f"{number >> RUN_COUNT_BITS:08x}"
+        if state is None and token == self._heir.names.token:
+            known = ", ".join(run.run_id for run in self._heir.known_runs()) or "none"
+            raise DagschedError(
+                f"run {run_id_of(number)} is unknown in this environment: there was no such run, "
+                f"or its result has expired; known are: {known}"
+            )
+        checked = self._checked(token, states, number)
+        return self._continue(journal, states, number, checked)
 
     def close_references(self) -> None:
         """References of what was taken over can't be fetched any more."""
@@ -200,30 +228,28 @@ class Inheritance:
 
     # --- one run --------------------------------------------------------------------------------
 
-    def _checked(
-        self, estate: Estate, number: int
-    ) -> "tuple[JournalState, RunPlan | None, Handle]":
+    def _checked(self, token: str, states: "States", number: int) -> "Checked":
         """What the journal says of a run.
 
         Raises:
-            NotResumable: it says too little.
+            DagschedError: it says too little.
             StoreUnavailable: its journal or its plan is damaged.
             VersionMismatch: a newer dagsched wrote it.
         """
         from dagsched.handles import load_handle
 
         run_id = run_id_of(number)
-        state = estate.states.get(number)
+        state = states.get(number)
         if state is not None and state.error is not None:
             raise state.error
         if state is None or state.submitted is None:
             known = ", ".join(
                 run_id_of(run)
-                for run, other in sorted(estate.states.items())
+                for run, other in sorted(states.items())
                 if other.submitted is not None and other.submitted.parent is None
             )
-            raise NotResumable(
-                f"the journal of environment {estate.token} has no run {run_id}: its client died "
+            raise DagschedError(
+                f"the journal of environment {token} has no run {run_id}: its client died "
                 "before the plan had reached the store, or there was no such run; it has: "
                 f"{known or 'none'}"
             )
@@ -231,22 +257,19 @@ class Inheritance:
         try:
             handle = load_handle(state.submitted.client, plan)
         except DagschedError as error:
-            raise NotResumable(f"run {run_id} can't be resumed: {error}") from error
+            raise DagschedError(f"run {run_id} can't be resumed: {error}") from error
         return state, plan, handle
 
     def _continue(
-        self,
-        estate: Estate,
-        number: int,
-        state: "JournalState",
-        plan: "RunPlan | None",
-        handle: "Handle",
+        self, journal: "Journal", states: "States", number: int, checked: "Checked"
     ) -> Run:
+        state, plan, handle = checked
         run = self._heir.make_run(number, handle)
         if plan is None or _is_over(state):
             _finish(run, state)
             return run
-        commands = [self._member(estate, member) for member in _family(estate, number)]
+        family = _family(states, number)
+        commands = [self._member(journal, states[member], member) for member in family]
 
         def resume_all(core: "MasterCore", now: float) -> None:
             try:
@@ -258,23 +281,25 @@ class Inheritance:
         self._heir.shell.call(resume_all)
         return run
 
-    def _member(self, estate: Estate, number: int) -> "Command":
+    def _member(self, journal: "Journal", state: "JournalState", number: int) -> "Command":
         """What resumes one run of a family; its journal goes on where it ended."""
         from dagsched.master.journal import RunPast
 
-        state = estate.states[number]
         submitted, plan = state.submitted, _plan_of(state)
         assert submitted is not None
         assert plan is not None
         if state.dropped is not None:
             logger.warning("the end of a journal is damaged and is left out: %s", state.dropped)
-            estate.store.truncate(number, state.next_position)
-        journal = self._journals[estate.token]
+            position = state.next_position
+            journal.ask(
+                lambda store: store.truncate(number, position), self._config.store_timeout_s
+            )
         journal.resume(number, state.next_position)
         journals = self._heir.journals
         self._heir.shell.call(lambda _core, _now: journals.send(number, journal))
         past = RunPast(
-            [(out.info, out.data) for out in state.outputs.values() if out.data is not None]
+            [(out.info, out.data) for out in state.outputs.values() if out.data is not None],
+            max(state.epoch, 1) + (state.state != "open"),
         )
 
         def resume(core: "MasterCore", now: float) -> None:
@@ -321,10 +346,10 @@ def _is_over(state: "JournalState") -> bool:
     return state.state != "done" or all(out.data is not None for out in state.outputs.values())
 
 
-def _family(estate: Estate, root: int) -> list[int]:
+def _family(states: "States", root: int) -> list[int]:
     """A run and those of graphs that its tasks returned, unless they are over; parents first."""
     children: dict[int, list[int]] = {}
-    for number, state in sorted(estate.states.items()):
+    for number, state in sorted(states.items()):
         if state.submitted is not None and state.submitted.parent and state.state == "open":
             children.setdefault(state.submitted.parent[0], []).append(number)
     family = [root]

@@ -99,12 +99,13 @@ class Run:
     Made by `submit`; also awaitable. Attributes of use: `run_id`, `graph`.
     """
 
+    _objects: "Sequence[HeldObject]" = ()  # also of one whose making was interrupted
+
     def __init__(
         self, host: RunHost, number: int, graph: "TaskGraph", shape: RunShape, priority: int
     ) -> None:
         from dagsched.trace import TraceBuilder
 
-        self._objects: Sequence[HeldObject] = ()
         self.number = number
         self.run_id = run_id_of(number)
         self.graph = graph

@@ -85,7 +85,8 @@ class _End(NamedTuple):
 
 class _Flush(NamedTuple):
     answered: threading.Event
-    appended: list[bool]  # not empty: all before it has been appended
+    appended: list[Any]  # not empty: all before it has been appended, and the question answered
+    question: Callable[[MetaStore], Any] | None = None
 
 
 class Journal:
@@ -192,6 +193,24 @@ class Journal:
         if self._has_ended:
             return False
         return flush.answered.wait(timeout_s) and bool(flush.appended)
+
+    def ask(self, question: Callable[[MetaStore], Any], timeout_s: float) -> Any:
+        """What `question` finds in the store, once all that was put is there.
+
+        It is called in the thread, and may fail with `StoreUnavailable` only.
+
+        Raises:
+            StoreUnavailable: no answer came in that time.
+        """
+        flush = _Flush(threading.Event(), [], question)
+        self._order(0, _Order.FLUSH, flush)
+        self._hurry.set()
+        if self._has_ended or not (flush.answered.wait(timeout_s) and flush.appended):
+            state, reason = self.state
+            raise StoreUnavailable(
+                f"the metadata store has not answered within {timeout_s:g} s ({state}) {reason}"
+            )
+        return flush.appended[0]
 
     def close(self, *, flush_timeout_s: float = 1.0) -> bool:
         """End the thread, after a flush of at most this length. True: nothing is left."""
@@ -392,7 +411,11 @@ class Journal:
         while self._pending and not self._closing.is_set():
             first = self._pending[0]
             if isinstance(first, _Flush):
-                first.appended.append(True)
+                question = first.question
+                if question is None:
+                    first.appended.append(True)
+                elif not self._try(lambda: first.appended.append(question(self._store))):  # noqa: B023 - called at once
+                    return
                 first.answered.set()
                 self._pending.popleft()
             elif not self._append():

@@ -38,6 +38,8 @@ class RunPast:
     """What a journal knows of a run beyond its plan: outputs that came inline, with their bytes."""
 
     outputs: Sequence[tuple[ObjectInfo, Frame]] = ()
+    epoch: int = 1
+    """Above that of a run which has ended: brokers take nothing of that one any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,7 @@ class Lives:
         if terms.parent is not None:
             self.runs[terms.parent[0]].children[terms.parent[1]] = Child(number)
         self._begin_counts(run)
+        run.epoch = past.epoch
         run.recovering = True
         if not self._pin_sources(run, now):
             return
