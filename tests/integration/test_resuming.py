@@ -81,7 +81,7 @@ def forgotten(env: RunEnv, dag: object) -> str:
 
 
 def test_a_result_that_was_dropped_is_there_again(env: RunEnv) -> None:
-    run_id = forgotten(env, {"a": delayed(sum)([1, 2]), "b": [7, delayed("x" * 100_000)]})
+    run_id = forgotten(env, {"a": delayed(sum)([1, 2]), "b": [7, "x" * 100_000]})
     run = resume(env, run_id)
     assert (run.run_id, run.state) == (run_id, "done")
     assert run.result(0) == {"a": 3, "b": [7, "x" * 100_000]}
@@ -122,7 +122,8 @@ def test_an_unknown_run_is_refused_and_the_known_are_named(env: RunEnv) -> None:
 FINISHED = """
 from tests.integration import test_resuming as t
 env = RunEnv(executors=2)
-for dag in ({"a": delayed(sum)([1, 2]), "b": [7]}, delayed(t.refuse)(5), delayed(t.counting)(200_000)):
+small = {"a": delayed(sum)([1, 2]), "b": [7]}
+for dag in (small, delayed(t.refuse)(5), delayed(t.counting)(200_000)):
     run = submit(env, dag)
     run.exception(30)
     print(run.run_id)
@@ -231,7 +232,6 @@ run.result()
 env._cluster._storing.journal.flush(10)
 print(run.run_id, flush=True)
 sys.stdin.read()
-os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -244,7 +244,8 @@ def said_by(client: "subprocess.Popen[str]") -> str:
 def client() -> "Iterator[subprocess.Popen[str]]":
     with orphans.start_client(WAITING) as client:
         yield client
-        client.kill()
+        assert client.stdin is not None
+        client.stdin.close()
 
 
 def test_a_run_whose_client_lives(client: "subprocess.Popen[str]") -> None:
@@ -337,7 +338,8 @@ def test_a_run_whose_plan_had_not_reached_the_store(client: "subprocess.Popen[st
 # --- stores of others -----------------------------------------------------------------------------
 
 SHARED = """
-env = RunEnv(executors=2, rootpath="/shared", metastore=sys.argv[2], config=Config(master_grace_s=0.2))
+config = Config(master_grace_s=0.2)
+env = RunEnv(executors=2, rootpath="/shared", metastore=sys.argv[2], config=config)
 run = submit(env, orphans.tree(sys.argv[1], 200, 0.005))
 print(run.run_id, flush=True)
 time.sleep(0.15)
