@@ -232,9 +232,14 @@ class Ledger:
             TaskRetried(bundle.run.number, position, bundle.attempt, kind, executor, end=end)
         )
 
-    def requeue(self, bundle: Bundle) -> None:
-        """Dispatch again what an executor that is gone had; nobody is charged."""
-        bundle.attempt += 1
+    def requeue(self, bundle: Bundle, *, is_new_attempt: bool = True) -> None:
+        """Dispatch again what an executor had; nobody is charged.
+
+        Args:
+            bundle: that it had.
+            is_new_attempt: whether it may have begun it.
+        """
+        bundle.attempt += is_new_attempt
         bundle.subtree.open_bundle_count += 1
         bundle.move(BundleState.READY)
         dispatch.push_ready(bundle.run, bundle)
@@ -248,7 +253,7 @@ class Ledger:
                 if bundle.run.cancelled:
                     self.retire(bundle)
                 else:
-                    self.requeue(bundle)
+                    self.requeue(bundle, is_new_attempt=False)
 
     def blame(
         self, bundle: Bundle, position: int, exit_info: ExitInfo, killed: bool, executor: int

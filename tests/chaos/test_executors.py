@@ -40,7 +40,14 @@ def held(tally: Tally, gate: Gate, name: object) -> object:
     return name
 
 
-@pytest.mark.parametrize("point", ["arena.before_seal", "arena.in_allocator", "arena.reserve"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "arena.before_seal",
+        "arena.in_allocator",
+        pytest.param("arena.reserve", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_while_it_writes_shared_memory(
     point: str, tally: Tally, fault_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +99,7 @@ def test_killed_before_it_reports(
         assert run.stats()["run"]["retry_count"] == 0, "nobody's fault"
 
 
+@pytest.mark.slow
 def test_killed_at_its_start(fault_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = ",".join(f"executor.before_hello:{nth}:kill" for nth in range(1, 5))
     monkeypatch.setenv(VARIABLE, faults)
@@ -131,6 +139,7 @@ def test_stopped_and_killed_by_its_timeout(env: RunEnv, tally: Tally, tmp_path: 
     harness.assert_whole(env)
 
 
+@pytest.mark.slow
 def test_stopped_without_retries(env: RunEnv, tally: Tally, tmp_path: Path) -> None:
     with Gate(tmp_path / "gate") as gate:
         run = submit(env, delayed(held, timeout=0.5)(tally, gate, "held"))

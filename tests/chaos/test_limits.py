@@ -78,6 +78,7 @@ def test_64_descriptors_are_an_error_at_once() -> None:
     assert "needs 72 open files for its 8 executors, and 64 are available" in said
 
 
+@pytest.mark.slow
 def test_a_broker_takes_its_hard_limit_and_executors_keep_the_users() -> None:
     code = """
         import resource
@@ -94,6 +95,7 @@ def test_a_broker_takes_its_hard_limit_and_executors_keep_the_users() -> None:
 # --- processes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_system_that_lets_no_executor_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

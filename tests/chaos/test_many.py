@@ -102,6 +102,7 @@ def runs_at_once(env: RunEnv, run_count: int) -> None:
     assert sorted(ended) == sorted([*map(str, range(run_count)), "small"])
 
 
+@pytest.mark.slow
 def test_twenty_runs_at_once(env: RunEnv) -> None:
     runs_at_once(env, 20)
 

@@ -73,6 +73,7 @@ def test_what_has_no_room_in_memory_lies_in_files(spill_directory: Path) -> None
         harness.assert_whole(env)
 
 
+@pytest.mark.slow
 def test_full_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The first two growths (of a usual size, and of the needed one) find no room.
     monkeypatch.setenv(LOG_VARIABLE, str(tmp_path / "faults"))

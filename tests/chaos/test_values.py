@@ -15,9 +15,17 @@ from dagsched.config import Config
 from tests.chaos import harness
 
 GIB = 1 << 30
+SLOW = pytest.mark.slow
 
 
-@pytest.fixture(params=["inline", "shared", "spilled", "between nodes"])
+@pytest.fixture(
+    params=[
+        pytest.param("inline", marks=SLOW),
+        pytest.param("shared", marks=SLOW),
+        "spilled",
+        "between nodes",
+    ]
+)
 def path(request: pytest.FixtureRequest) -> Iterator[RunEnv]:
     """Environments in which values take one path; `inline` and `shared` differ by the limit."""
     config = {
@@ -135,8 +143,17 @@ def test_every_kind_by_every_path(path: RunEnv) -> None:
 # --- who may write --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [10, 300_000])
-@pytest.mark.parametrize("kind", ["array", "bytearray", "list"])
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [
+        (300_000, "array"),
+        *(
+            pytest.param(n, kind, marks=SLOW)
+            for n in (10, 300_000)
+            for kind in ("bytearray", "list")
+        ),
+    ],
+)
 def test_a_consumer_writes_into_its_input(env: RunEnv, size: int, kind: str) -> None:
     def make_it() -> Any:
         return {"array": np.ones, "bytearray": bytearray, "list": _ones}[kind](size)
@@ -237,11 +254,11 @@ def length_and_ends(array: Any) -> tuple[int, int, int]:
     return len(array), int(array[0]), int(array[-1])
 
 
-@pytest.mark.parametrize("size", [0, 1, 16_383, 16_384, 16_385, (1 << 20) + 1, (64 << 20) + 1])
-def test_sizes_at_every_border(env: RunEnv, size: int) -> None:
-    made = delayed(zeros)(size)
-    value = harness.value_of(env, submit(env, [made, delayed(len, timeout=60)(made)]))
-    assert value == [bytearray(size), size]
+def test_sizes_at_every_border(env: RunEnv) -> None:
+    sizes = [0, 1, 16_383, 16_384, 16_385, (1 << 20) + 1, (64 << 20) + 1]
+    made = [delayed(zeros)(size) for size in sizes]
+    value = harness.value_of(env, submit(env, [made, [delayed(len, timeout=60)(m) for m in made]]))
+    assert value == [[bytearray(size) for size in sizes], sizes]
 
 
 def need_memory(bytes_needed: int) -> None:
@@ -256,7 +273,7 @@ def _free_shm() -> int:
     return stats.f_bavail * stats.f_frsize
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("size", [2 * GIB - 1, 2 * GIB, 2 * GIB + 1, 100 * GIB])
 def test_large_values_in_shared_memory_and_back(env: RunEnv, size: int) -> None:
     need_memory(4 * size)
@@ -266,7 +283,7 @@ def test_large_values_in_shared_memory_and_back(env: RunEnv, size: int) -> None:
     assert there == (size, 7, 9) == length_and_ends(here)
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_large_value_between_nodes() -> None:
     need_memory(8 * GIB)
     nodes = [NodeEnv(number, "127.0.0.1", addprocs(1)) for number in addprocs(2)]
@@ -280,7 +297,7 @@ def test_a_large_value_between_nodes() -> None:
         del ref, looks
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_large_value_in_a_file(tmp_path: Path) -> None:
     need_memory(8 * GIB)
     config = Config(memory_limit_bytes=1, spill_directory=str(tmp_path))
@@ -290,7 +307,7 @@ def test_a_large_value_in_a_file(tmp_path: Path) -> None:
         assert harness.value_of(env, run, 20) == (2 * GIB + 1, 7, 9)
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_million_results_of_one_byte(env: RunEnv) -> None:
     run = submit(env, [delayed(_byte)(n) for n in range(1_000_000)])
     values = harness.value_of(env, run, 10)

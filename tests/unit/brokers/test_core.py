@@ -752,6 +752,7 @@ def test_what_waits_behind_a_bundle_that_takes_long_goes_to_another_executor():
     node.core.ledger.taken_back(3, waiting.message.bundle)
     [(executor, again)] = bundles_of(node.turn())
     assert (executor, again.message.bundle) == (4, waiting.message.bundle)
+    assert again.message.attempt == 1
     node.done(4, again)
     node.place([[] for _ in range(4)], run=2, seconds=0.004)
     assert {executor for executor, _ in bundles_of(node.turn())} == {4}, "nothing behind it"
