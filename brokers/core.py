@@ -456,7 +456,7 @@ class BrokerCore:
 
     def _dispatch(self, now: float) -> None:
         while True:
-            run = dispatch.next_run(self.runs.values())
+            run = dispatch.next_run(self.runs.values(), self.executors)
             if run is None:
                 return
             bundle = dispatch.peek_ready(run)

@@ -1,7 +1,7 @@
 """Ready bundles onto executors: which one next, where, and the message that carries it. Pure."""
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -22,13 +22,22 @@ from dagsched.protocol.messages import (
     TaskOptions,
 )
 
+LAST = 1 << 62
+"""Where others of its run are ready, a task that has to be alone waits."""
+
 CHUNK_SHIFT = CHUNK_TASKS.bit_length() - 1
 
 
 def push_ready(run: BrokerRun, bundle: Bundle) -> None:
     """Line a READY bundle up: higher priority first, then depth-first order."""
     first = int(bundle.positions[0])
-    heapq.heappush(run.ready, (-_priority(run, first), first, bundle.number))
+    priority = LAST if is_alone(run, bundle) else -_priority(run, first)
+    heapq.heappush(run.ready, (priority, first, bundle.number))
+
+
+def is_alone(run: BrokerRun, bundle: Bundle) -> bool:
+    """Whether nothing else may run on the node beside it: there was no room for its result."""
+    return bool(run.hungry) and len(bundle.positions) == 1 and bundle.positions[0] in run.hungry
 
 
 def _priority(run: BrokerRun, position: int) -> int:
@@ -46,11 +55,22 @@ def peek_ready(run: BrokerRun) -> Bundle | None:
     return None
 
 
-def next_run(runs: Iterable[BrokerRun]) -> BrokerRun | None:
-    """The run whose turn it is: highest priority, then least served, then oldest."""
+def next_run(
+    runs: Collection[BrokerRun], executors: Mapping[ProcessId, Executor]
+) -> BrokerRun | None:
+    """The run whose turn it is: highest priority, then least served, then oldest.
+
+    A task that has to be alone comes when nothing else is ready in its run or runs here.
+    """
+    heads: list[Bundle] = []
+    if any(run.hungry for run in runs):
+        heads = [executor.queue[0] for executor in executors.values() if executor.queue]
+        if any(is_alone(head.run, head) for head in heads):
+            return None
     best: BrokerRun | None = None
     for run in runs:
-        if run.cancelled or run.draining or peek_ready(run) is None:
+        bundle = None if run.cancelled or run.draining else peek_ready(run)
+        if bundle is None or (heads and is_alone(run, bundle)):
             continue
         if best is None or (-run.priority, run.served_s) < (-best.priority, best.served_s):
             best = run

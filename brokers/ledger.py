@@ -45,6 +45,8 @@ class Ledger:
         frames: Sequence[Frame],
     ) -> None:
         """Book a bundle's results, then what it did not do, then who waited for it."""
+        if message.failures and self._is_tried_again(executor, bundle, message):
+            return
         run, subtree = bundle.run, bundle.subtree
         inline = iter(frames[2:])
         deferred = np.sort(np.array(message.deferred, np.int32))
@@ -98,6 +100,23 @@ class Ledger:
         if not run.failures:
             run.failures.append(parcel)
         self.core.tell_parcel(parcel)
+
+    def _is_tried_again(self, executor: Executor, bundle: Bundle, message: BundleDone) -> bool:
+        """Whether a bundle had no room for a result, and runs again: that task alone on the node.
+
+        By then others have ended, and what only they needed is free. Nothing of the bundle counts.
+        """
+        run = bundle.run
+        lacking = [f.position for f in message.failures if f.kind == "memory"]
+        if not lacking or not run.hungry.isdisjoint(lacking):
+            return False
+        self.core.table.discard(message.objects, executor.id, executor.incarnation)
+        run.hungry.update(map(Position, lacking))
+        run.counters.retry_count += len(lacking)
+        positions = bundle.positions
+        borders = np.flatnonzero(np.isin(positions, lacking))
+        self._break_up(bundle, np.split(positions, np.unique([*borders, *(borders + 1)])))
+        return True
 
     def _wake_dependents(
         self, bundle: Bundle, successors: Sequence[Bundle], expanded: Sequence[int]

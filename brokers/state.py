@@ -168,6 +168,7 @@ class BrokerRun:
     seconds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # by function, nan
     crash_counts: dict[Position, int] = field(default_factory=dict)
     timeout_counts: dict[Position, int] = field(default_factory=dict)
+    hungry: set[Position] = field(default_factory=set)  # tried once more, alone on the node
     suspects: set[Position] = field(default_factory=set)  # one of these took an executor down
     total_tasks: int = 0  # positions from here on are sources
     outputs_ready: list[StoredObject] = field(default_factory=list)

@@ -234,6 +234,9 @@ def test_a_task_that_takes_all_memory() -> None:
 # --- clocks ---------------------------------------------------------------------------------------
 
 PEOPLE = {
+    "brokers/orphanage.py",  # until when an orphan waits, for listings
+    "dagsched/cli.py",  # listings
+    "dagsched/cluster.py",  # when a run was submitted, for listings
     "dagsched/envfile.py",  # when an environment was opened, for listings
     "dagsched/storing.py",  # the same
     "dagsched/tracking.py",  # when something happened, for listeners

@@ -117,6 +117,20 @@ def test_neither_memory_nor_disk_names_task_bytes_and_place(env: RunEnv) -> None
         harness.assert_whole(small)
 
 
+def test_a_full_node_goes_on_more_slowly_where_what_it_holds_is_used_up() -> None:
+    # No files: each executor has room for two of 24 arrays, until others have been consumed.
+    config = Config(memory_limit_bytes=10 * MB, spill_directory="/proc/nothing-can-be-here")
+    with RunEnv(executors=2, metastore="memory://", config=config) as env:
+        makers = [delayed(filled)(n) for n in range(24)]
+        # A call with a timeout is a bundle alone, so its array lies in memory until then; those of
+        # low priority let all makers go first.
+        sums = [delayed(first_of, timeout=60, priority=-1)(array) for array in makers]
+        run = submit(env, sums)
+        assert harness.value_of(env, run) == [[2.0 * n] for n in range(24)]
+        assert run.stats()["run"]["retry_count"] > 0, "there was room for all of them"
+        harness.assert_whole(env)
+
+
 def test_killed_with_files_and_swept_by_the_next(spill_directory: Path) -> None:
     before = leaks.look()
     code = """

@@ -788,3 +788,32 @@ def test_executors_that_start_have_their_share_of_what_nobody_has_measured():
     node.place([[], []], seconds=None)
     sent = bundles_of(node.turn())
     assert [bundle_positions(parcel) for _, parcel in sent] == [[0], [1]]
+
+
+def test_a_result_for_which_there_is_no_room_is_tried_once_more_alone_on_the_node():
+    node = Node(executors=(3, 4))
+    node.place([[] for _ in range(4)], seconds=0.004)
+    (_, first), (_, second), (_, third), (_, fourth) = bundles_of(node.turn())
+    node.place([[]], run=2, seconds=0.004)
+    full = Failure(0, 1, "memory", text="full", executor=3)
+    node.done(3, first, failures=[full], ran=[], objects=[shared(0)])
+    actions = node.turn()
+    assert messages(actions.to_master, TaskFailed) == []
+    [free] = [p.message for p in actions.to_executors[3] if isinstance(p.message, FreeExtents)]
+    assert free.locations == [shared(0).location], "what was sealed of that bundle is given back"
+    # The others go on, and another run is not held up.
+    [(executor, other)] = bundles_of(actions)
+    assert (executor, other.message.run) == (3, 2)
+    for executor, bundle in ((3, second), (3, other), (4, third)):
+        node.done(executor, bundle)
+        assert bundles_of(node.turn()) == [], "not while another runs"
+    node.done(4, fourth)
+    [(executor, again)] = bundles_of(node.turn())
+    assert (bundle_positions(again), again.message.attempt) == ([0], 2)
+    node.place([[]], run=3)
+    assert bundles_of(node.turn()) == [], "nothing beside it"
+    node.done(executor, again, failures=[full], ran=[])
+    actions = node.turn()
+    [failed] = messages(actions.to_master, TaskFailed)
+    assert failed.failure == full
+    assert [b.message.run for _, b in bundles_of(actions)] == [3]
