@@ -356,8 +356,10 @@ class MasterCore:
         if broker in self._members.nodes:
             # Faster back than we noticed its end: what it had is gone.
             self.peer_lost(broker, f"node {broker} was started anew", now)
-        if self._members.hello(message, now) and message.runs:
-            self._orphan_came(ProcessId(broker), now)
+        if self._members.hello(message, now):
+            self._watch.cluster_grew()
+            if message.runs:
+                self._orphan_came(ProcessId(broker), now)
         if self._members.gave_up:
             self._lives.end_without_nodes(now)
 

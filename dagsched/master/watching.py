@@ -68,9 +68,16 @@ class Watch:
                 end = message.end
                 if end is not None and (end.exit_code != 0 or end.signal is not None):
                     self.counters["executor_losses"] += 1
+                elif message.pid:
+                    self.cluster_grew()
             case _:
                 pass
         self._touch(getattr(message, "run", -1))
+
+    def cluster_grew(self) -> None:
+        """A node or an executor has come: whatever stands still now does so for another reason."""
+        for run in self._lives.runs.values():
+            run.moved_s = self._outbox.now
 
     def _expanded(self, message: TaskExpanded) -> None:
         run = self._lives.runs.get(RunNo(message.run))

@@ -181,6 +181,7 @@ def test_executors_that_die_at_start_are_the_cause_of_a_stall(
         caplog.at_level(logging.WARNING, logger="dagsched"),
         RunEnv(executors=1, metastore="memory://", config=config) as env,
     ):
+        env.wait_for_nodes(timeout=TIMEOUT_S)
         task = total(1)
         run = submit(env, task)
         died = f"executor {env.nodes[0].executorids[0]} was killed by signal 9"

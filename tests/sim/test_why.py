@@ -373,3 +373,22 @@ def is_begun(cluster: SimCluster, position: int) -> bool:
                 starts = [bundle.began_s, *bundle.ends_s]
                 return starts[place] <= cluster.clock.now
     return False
+
+
+def test_another_reason_for_standing_still_is_another_warning() -> None:
+    cluster = SimCluster({2: 1}, config=Config(stall_warning_s=5.0, no_nodes_grace_s=500.0))
+    run = cluster.submit(chain(2, 1.0))
+    cluster.step_until(lambda: bool(running(cluster)))
+    cluster.kill_node(2)
+    cluster.let_pass(20.0)
+    cluster.add_node(3, 1)
+    node = cluster.nodes[3]
+    node._start = lambda executor: None  # type: ignore[method-assign]  # no executor ever starts
+    cluster.let_pass(9.0)
+    first, second = [words(stall.found, name) for stall in stalls(cluster) if stall.found]
+    assert "node 2 is not there" in first
+    assert "node 3 has no executor yet" in second
+    del node._start
+    node._start(300)
+    cluster.wait(run)
+    assert run.state == "done"
