@@ -1,8 +1,8 @@
 """Every decoder and both cores against noise, damage and well-typed nonsense.
 
 Nothing but `ProtocolError` (or another error of ours, said so) comes of it, nothing large is
-allocated for a length that is only claimed, and a core is as it was before. Marked slow: the same
-with many more examples.
+allocated for a length that is only claimed, and a core is as it was before. `tests/chaos` has the
+same with many more examples.
 """
 
 import json
@@ -12,7 +12,7 @@ import typing
 from contextlib import suppress
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -42,7 +42,7 @@ from dagsched.protocol.messages import (
 )
 from dagsched.protocol.plans import decode_plan
 from dagsched.transport.curve import parse_cluster_file
-from tests.fuzzing import CORPUS, arrays, damaged, frames, parcels_of, values_of
+from tests.fuzzing import CORPUS, arrays, damaged, parcels_of, values_of
 from tests.unit.dagsched.test_master_core import plan_of, ready
 
 DECODERS = [
@@ -56,17 +56,6 @@ DECODERS = [
     )
 ]
 REFUSED = (ProtocolError, VersionMismatch)
-EXAMPLES_SLOW = 5_000
-
-
-def often(test):
-    """The test, with many more examples."""
-    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    return pytest.mark.slow(
-        pytest.mark.timeout(1800)(
-            settings(max_examples=EXAMPLES_SLOW, deadline=None, suppress_health_check=quiet)(test)
-        )
-    )
 
 
 def decode(batch):
@@ -308,31 +297,3 @@ def test_a_broker_takes_any_well_typed_order(parcels):
 @given(reports)
 def test_the_master_takes_any_well_typed_report(parcels):
     try_master(parcels)
-
-
-# --- the same, for long ---------------------------------------------------------------------------
-
-
-@often
-@given(damaged())
-def test_damaged_batches_for_long(batch):
-    decode(batch)
-
-
-@often
-@given(orders)
-def test_orders_for_long(parcels):
-    try_broker(parcels)
-
-
-@often
-@given(reports)
-def test_reports_for_long(parcels):
-    try_master(parcels)
-
-
-@often
-@given(frames)
-def test_plans_for_long(batch):
-    with suppress(ProtocolError):
-        decode_plan(batch)
