@@ -119,7 +119,7 @@ class Exchange:
             if run is None or run.object_of[position] >= 0:
                 continue
             run.lacking.discard(position)
-            if not run.left[position]:
+            if not run.left[position] or run.sought.get(position) == broker:
                 continue
             info_only = bool(run.asked[position] == ASKED_INFO)
             run.asked[position] = 0

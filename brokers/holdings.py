@@ -90,7 +90,10 @@ class Holder:
         infos = [stored.info for stored in held]
         for info in infos:
             run.hold[info.first : info.first + info.count] |= EXPORTED
-        lacking = [p for p in sorted(run.lacking) if run.object_of[p] < 0 and run.left[p]]
+        # What was asked of a living node too: that may have given up computing it.
+        lacking = sorted(
+            p for p in run.lacking | run.sought.keys() if run.object_of[p] < 0 and run.left[p]
+        )
         awaited = sorted(run.expansions)
         unfinished, rows = [], []
         for subtree in run.subtrees.values():

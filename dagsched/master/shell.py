@@ -110,7 +110,8 @@ class MasterShell:
         self._debug = debug
         self._journal: RecordSink | None = None
         self._commands: deque[Command] = deque()
-        self._leaving: dict[int, float] = {}  # no nodes, but told something: until when we care
+        # No nodes, but told something: until when we care, and the process that it went to.
+        self._leaving: dict[int, tuple[float, BrokerProcess | None]] = {}
         self._process_by_broker: dict[int, BrokerProcess] = {}
         self._broker_by_pidfd: dict[int, tuple[int, BrokerProcess]] = {}
         self._links = Links(
@@ -263,12 +264,14 @@ class MasterShell:
 
     def _forget_leavers(self, now: float) -> None:
         """Whoever was told to leave and hasn't taken that by now never will."""
-        for broker, until_s in list(self._leaving.items()):
+        for broker, (until_s, _) in list(self._leaving.items()):
             if self._core.epoch_of(broker) is not None:
                 del self._leaving[broker]
             elif now >= until_s:
-                del self._leaving[broker]
+                process = self._leaving.pop(broker)[1]
                 self._links.forget(broker)
+                if process is not None and self._process_by_broker.get(broker) is process:
+                    self._listener.end_broker(broker)  # it will not hear that it is to go
 
     def _wait(self) -> None:
         assert self._epoll is not None
@@ -384,7 +387,8 @@ class MasterShell:
         for broker, parcels in actions.to_brokers.items():
             self._send(broker, parcels, now)
             if self._core.epoch_of(broker) is None:
-                self._leaving[broker] = now + self._config.lease_s
+                process = self._process_by_broker.get(broker)
+                self._leaving[broker] = (now + self._config.lease_s, process)
         for event in actions.events:
             if self._debug:
                 logger.debug("event: %.500r", event)

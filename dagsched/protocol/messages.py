@@ -306,7 +306,7 @@ class Holdings(Struct, frozen=True, tag="holdings"):
     """Answer to `AskHoldings`: all that the node has of a run.
 
     Frames: first positions of its objects, counts (blocks), sizes in bytes (int64); then positions
-    that it has asked of nodes that are gone and still needs; then positions of tasks that returned
+    that it has asked of other nodes and still needs; then positions of tasks that returned
     a graph whose value has not come; then the tasks of its subtrees that have not ended, subtree
     after subtree.
     """

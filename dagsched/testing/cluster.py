@@ -512,15 +512,20 @@ class SimCluster:
     def end_broker(self, broker: int) -> None:
         """The master has given a broker up: kill its process, if that can be reached."""
         node = self.nodes.get(broker)
-        if node is None or not self.is_local:
-            return
+        if node is not None:
+            self.end_node(node)
+
+    def end_node(self, node: SimNode) -> None:
+        """The same, of a process."""
+        self.departed.add(node.address)
 
         def end() -> None:
             if node.is_alive:
-                self.tell(f"node {broker} is killed by its master")
+                self.tell(f"node {node.broker} is killed by its master")
                 self._end_node(node)
 
-        self.clock.after(NOTICE_S / 2, end)
+        if self.is_local:
+            self.clock.after(NOTICE_S / 2, end)
 
     # --- told by processes ------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from dagsched.testing.store import SimJournal
 
 if TYPE_CHECKING:
     from dagsched.testing.cluster import SimCluster
+    from dagsched.testing.node import SimNode
 
 COPY_S = 0.0005  # until the client has copied outputs
 
@@ -53,7 +54,8 @@ class SimMaster(SimProcess):
         self.journal = SimJournal(cluster.store, cluster.config, self, self._rewrite)
         self.answers: dict[int, ValueArrived | StatsArrived] = {}
         self._cluster = cluster
-        self._leaving: dict[int, float] = {}  # told to leave: until when that is awaited
+        # Told to leave: until when that is awaited, and of whom.
+        self._leaving: dict[int, tuple[float, SimNode | None]] = {}
 
     def unacknowledged_count(self) -> int:
         """Batches that brokers may not have."""
@@ -75,12 +77,14 @@ class SimMaster(SimProcess):
 
     def _act(self) -> None:
         cluster, links = self._cluster, self.port.links
-        for broker, until_s in list(self._leaving.items()):
+        for broker, (until_s, _) in list(self._leaving.items()):
             if self.core.epoch_of(broker) is not None:
                 del self._leaving[broker]
             elif self.now >= until_s:
-                del self._leaving[broker]
+                node = self._leaving.pop(broker)[1]
                 links.forget(broker)
+                if node is not None and node.is_alive:
+                    cluster.end_node(node)
         actions = self.core.take_actions()
         if cluster.checks:
             self.core.check()
@@ -101,7 +105,8 @@ class SimMaster(SimProcess):
         for broker, parcels in actions.to_brokers.items():
             self.port.send(broker, parcels)
             if self.core.epoch_of(broker) is None:
-                self._leaving[broker] = self.now + cluster.config.lease_s
+                until_s = self.now + cluster.config.lease_s
+                self._leaving[broker] = (until_s, cluster.nodes.get(broker))
         for event in actions.events:
             self._event(event)
         self.port.flush()
