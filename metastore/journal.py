@@ -136,6 +136,7 @@ class Journal:
             config.results_max, config.results_bytes_max, config.result_expiry_s
         )
         self._backoff_s = 0.0
+        self._try_again_s = 0.0
         self._warned_s = -_WARNING_PAUSE_S
 
     def open(self) -> None:
@@ -251,7 +252,8 @@ class Journal:
             self._try(self._store.ping)
             while self._wait():
                 self._take_queue()
-                self._send()
+                if time.monotonic() >= self._try_again_s:
+                    self._send()
         except BaseException as error:
             self._tell("degraded", f"the journal's thread has ended: {error!r}")
             raise
@@ -264,9 +266,10 @@ class Journal:
     def _wait(self) -> bool:
         """Wait for work, and then for more of it; False: close."""
         if self._backoff_s or self._pending:
-            # The store is away.
-            if self._backoff_s:
-                self._closing.wait(self._backoff_s)
+            # The store is away. What comes meanwhile is taken, for what waits encoded is bounded.
+            pause_s = self._try_again_s - time.monotonic()
+            if pause_s > 0:
+                self._closing.wait(min(pause_s, self._config.journal_batch_s))
             return not self._closing.is_set()
         self._wake.clear()
         self._is_idle = True
@@ -400,14 +403,15 @@ class Journal:
 
     def _send(self) -> None:
         """Append batches until none waits or the store is away."""
+        # A store that comes back may have lost what it had; until that is known all is not well.
+        if self._backoff_s and not self._check():
+            return
         settlement = self._results.untold()
         if settlement is not None:
             self._drop_pending(set(settlement.dropped) - self._runs.keys())
             if not self._try(lambda: self._store.settle(settlement)):
                 return
             self._results.told()
-        elif self._backoff_s and not self._try(self._store.ping):
-            return
         while self._pending and not self._closing.is_set():
             first = self._pending[0]
             if isinstance(first, _Flush):
@@ -460,6 +464,7 @@ class Journal:
             operation()
         except StoreUnavailable as error:
             self._backoff_s = min(max(_BACKOFF_FIRST_S, 2 * self._backoff_s), _BACKOFF_MAX_S)
+            self._try_again_s = time.monotonic() + self._backoff_s
             self._tell("degraded", str(error))
             return False
         self._backoff_s = 0.0
@@ -467,16 +472,27 @@ class Journal:
 
     # --- journals that are lost, torn, or not ours any more ---------------------------------------
 
-    def _check(self) -> None:
-        """See that the store still has all that it was given."""
-        runs = [run for run, stream in self._runs.items() if not stream.is_closed]
+    def _check(self) -> bool:
+        """See that the store still has all that it was given; False: it is away."""
+        anew = {entry.run for entry in self._pending if isinstance(entry, Batch) and entry.is_fresh}
+        runs = [
+            run for run, stream in self._runs.items() if not stream.is_closed and run not in anew
+        ]
         lengths: list[int] = []
-        if not self._try(lambda: lengths.extend(self._store.lengths(runs))):
-            return
+
+        def ask() -> None:
+            self._store.ping()
+            lengths.extend(self._store.lengths(runs))
+
+        if not self._try(ask):
+            return False
         for run, length in zip(runs, lengths, strict=True):
-            wanted = self._runs[run].position - 1
-            if length != wanted:
-                self._refused(run, "gone" if length < wanted else "taken")
+            stream = self._runs[run]
+            # What waits may have been appended already, if only the answer was lost.
+            most = stream.position - 1
+            if not most - stream.pending_count <= length <= most:
+                self._refused(run, "gone" if length < most else "taken")
+        return True
 
     def _mend(self) -> None:
         """The store is there: have torn journals written anew; all is well if there are none."""

@@ -262,9 +262,11 @@ def test_it_refuses_in_its_own_words(
         run = begin(env, gate)
         harness.until(lambda: run.progress()[0] > TASKS // 4, what="a quarter of the tasks")
         mend = fault(server)
+        other = submit(env, delayed(step)(1))  # so that there is something to write
         until_degraded(env, words)
         if fault is not load_long:
             until_waiting(env, run)
+            assert harness.value_of(env, other) == 2
             assert state_of(env)["state"] == "degraded"
         mend()
         until_waiting(env, run)
@@ -450,8 +452,9 @@ def test_a_process_does_not_grow_while_its_store_is_away() -> None:
         some_runs()
         server.kill()
         until_degraded(env, "unavailable")
-        some_runs()
+        for _ in range(3):
+            some_runs()
         before = process.memory_info().rss
-        for _ in range(5):
-            some_runs()  # 50 MB of results
-        assert process.memory_info().rss - before < 12 << 20
+        for _ in range(10):
+            some_runs()  # 100 MB of results
+        assert process.memory_info().rss - before < 10 << 20

@@ -52,6 +52,7 @@ class Watched:
 
     def __init__(self, cluster: SimCluster) -> None:
         self.compared = 0
+        self.node_was_lost = False
         self.ends: dict[int, Ended] = {}
         self._written: dict[int, list[Any]] = {}
         self._core = cluster.master.core
@@ -76,8 +77,16 @@ class Watched:
             assert anew is not None
             before = fold_records("before", map(stored_record, records))
             after = fold_records("after", map(stored_record, anew))
-            assert what_counts(after) == what_counts(before)
+            self._assert_equal(what_counts(after), what_counts(before))
             self.compared += 1
+
+    def _assert_equal(self, after: dict[str, Any], before: dict[str, Any]) -> None:
+        if self.node_was_lost:
+            # What was written of places there says nothing any more, and is not written anew.
+            for name in ("placements", "done"):
+                assert after[name].items() <= before[name].items()
+                before[name] = after[name]
+        assert after == before
 
 
 @settings(
@@ -107,6 +116,7 @@ def test_at_any_time_of_any_run(
     elif what == "executor":
         cluster.kill_executor(sorted(nodes)[victim % len(nodes)], victim)
     elif what == "node" and len(nodes) > 1:
+        watched.node_was_lost = True
         cluster.kill_node(sorted(nodes)[victim % len(nodes)])
     cluster.wait(outcome, limit_s=10.0)
     assert watched.compared > 0

@@ -371,6 +371,29 @@ def test_a_store_that_comes_back_without_its_last_entries_is_noticed(
     assert placements(store) == [0, 1, 2, 3]
 
 
+def test_a_store_that_was_away_is_not_well_before_it_is_known_what_it_lost(
+    journal: Journal, store: TroubledStore, told: list[JournalHealth], torn: list[int]
+) -> None:
+    journal.put(1, place(0))
+    journal.put(2, place(0))
+    assert journal.flush(10)
+    journal.put(1, place(1))
+    assert journal.flush(10)
+    store.trouble = "away"
+    journal.put(2, place(1))
+    assert not journal.flush(0.1)
+    store.truncate(1, 2)
+    store.trouble = ""
+    assert journal.flush(10)
+    assert torn == [1]
+    assert [health.state for health in told] == ["degraded", "degraded"]
+    assert "run 1 has to be written anew: the store has lost it" in told[-1].reason
+    journal.restart(1, [place(0), place(1)])
+    assert journal.flush(10)
+    assert (placements(store, 1), placements(store, 2)) == ([0, 1], [0, 1])
+    assert journal.state == ("ok", "")
+
+
 def test_one_warning_for_a_store_that_comes_and_goes(
     journal: Journal, store: TroubledStore, caplog: pytest.LogCaptureFixture
 ) -> None:
