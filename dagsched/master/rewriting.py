@@ -68,7 +68,7 @@ def _subtree_ended(run: MasterRun, subtree: Subtree) -> SubtreeEnded:
         run.epoch,
         subtree.number,
         subtree.attempt,
-        subtree.home or 0,
+        subtree.home or 0,  # a recovery may have found its values in several places
         firsts.astype("<i4").tobytes(),
         run.sizes[firsts].astype("<i8").tobytes(),
     )
