@@ -19,7 +19,7 @@ from pathlib import Path
 from dagsched.brokers import processes, zygote
 from dagsched.brokers.answers import Look
 from dagsched.brokers.channel import ChannelFull, Receiver, Sender
-from dagsched.brokers.logs import ExecutorLog
+from dagsched.brokers.logs import BackgroundWriter, ExecutorLog
 from dagsched.brokers.poller import READ, WRITE, Poller
 from dagsched.brokers.status import IDLE_POSITION, POSITION, RUNNING, STARTED, STOP, TAKEN_BACK
 from dagsched.brokers.zygote import STATUS_WORDS, Zygote
@@ -99,6 +99,7 @@ class Pool:
         self._batches: list[tuple[int, list[Frame]]] = []
         self._exits: list[tuple[int, ExitInfo, int, int]] = []
         self._strays: dict[int, int] = {}  # pidfd by pid
+        self._writer = BackgroundWriter()
         self._oom_kills = -1  # of this machine, as last looked at
 
     def open(self) -> None:
@@ -241,7 +242,9 @@ class Pool:
             if number >= zygote.SLOTS_MAX:
                 raise InternalError(f"a node has at most {zygote.SLOTS_MAX} executors")
             path = self._directory / f"executor-{executor}.log"
-            slot = self._slots[executor] = Slot(number, ExecutorLog(path, self._config))
+            slot = self._slots[executor] = Slot(
+                number, ExecutorLog(path, self._config, self._writer)
+            )
         return slot
 
     def _words(self, slot: Slot) -> memoryview:
@@ -466,6 +469,7 @@ class Pool:
         for slot in self._slots.values():
             slot.log.finish()
             slot.log.close()
+        self._writer.close(max(0.0, deadline - time.monotonic()))
         if processes.parent_of(self._zygote.pid) == os.getpid():
             processes.kill_process(self._zygote.pid)
         self._processes.clear()

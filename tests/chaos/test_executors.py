@@ -192,3 +192,26 @@ def test_a_batch_of_before_its_kill_counts_once(
         assert harness.value_of(env, run, 1) == 1
         assert tally.counts()["1"] == 1
         harness.assert_whole(env, 1)
+
+
+# --- a slow disk ----------------------------------------------------------------------------------
+
+
+def talkative(n: int) -> int:
+    print("line", n, flush=True)
+    return n
+
+
+def test_no_dispatch_waits_for_a_slow_disk(
+    fault_log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each write of what executors print takes half a second.
+    faults = ",".join(f"log.before_write:{nth}:delay:500" for nth in range(1, 200))
+    monkeypatch.setenv(VARIABLE, faults)
+    with RunEnv(executors=2, metastore="memory://") as env:
+        harness.assert_whole(env)
+        started = time.monotonic()
+        for _ in range(20):
+            run = submit(env, [delayed(talkative)(n) for n in range(20)])
+            assert harness.value_of(env, run) == list(range(20))
+        assert time.monotonic() - started < 5, "ten seconds of writes and more"

@@ -2,13 +2,14 @@
 
 import errno
 import os
+import threading
 import time
 from contextlib import suppress
 
 import pytest
 
 from dagsched.brokers import logs
-from dagsched.brokers.logs import READ_BYTES, ExecutorLog
+from dagsched.brokers.logs import READ_BYTES, BackgroundWriter, ExecutorLog, LogFile
 from dagsched.config import Config
 
 
@@ -168,3 +169,53 @@ def test_full_disk_is_survived(log, tmp_path, monkeypatch, caplog):
     assert _kept(tmp_path) == b"kept"
     assert "no room on disk" in caplog.text
     os.close(write_fd)
+
+
+class SlowFile(LogFile):
+    """A disk that takes its time."""
+
+    def __init__(self, path, bytes_max):
+        super().__init__(path, bytes_max)
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+
+    def write(self, data):
+        self.begun.set()
+        assert self.go_on.wait(20)
+        super().write(data)
+
+
+def test_a_slow_disk_holds_up_nobody_and_what_waits_is_bounded(tmp_path):
+    file, other = SlowFile(tmp_path / "slow", 1 << 30), LogFile(tmp_path / "other", 1 << 30)
+    writer = BackgroundWriter()
+    piece = bytes(logs.WAITING_BYTES_MAX // 4)
+    for _ in range(6):
+        writer.write(file, piece)
+    assert file.lost_bytes == 2 * len(piece)
+    assert file.begun.wait(20)
+    file.go_on.set()
+    writer.end(file)
+    writer.close(20)
+    assert (tmp_path / "slow").stat().st_size == 4 * len(piece)
+    assert file._fd == -1
+    assert not (tmp_path / "other").exists()
+    writer.end(other)
+
+
+def test_pieces_keep_their_order_and_a_broken_file_harms_no_other(tmp_path):
+    writer = BackgroundWriter()
+    good, bad = LogFile(tmp_path / "good", 1000), LogFile(tmp_path / "missing" / "bad", 1000)
+    for number in range(5):
+        writer.write(good, b"%d" % number)
+        writer.write(bad, b"x")
+    writer.end(good)
+    writer.close(20)
+    assert (tmp_path / "good").read_bytes() == b"01234"
+
+
+def test_a_writer_that_had_nothing_to_do_has_no_thread(tmp_path):
+    before = threading.active_count()
+    writer = BackgroundWriter()
+    writer.end(LogFile(tmp_path / "none", 10))
+    writer.close(0)
+    assert threading.active_count() == before
