@@ -134,7 +134,10 @@ def test_a_full_node_goes_on_more_slowly_where_what_it_holds_is_used_up() -> Non
         harness.assert_whole(env)
 
 
-def test_killed_with_files_and_swept_by_the_next(spill_directory: Path) -> None:
+def test_killed_with_files_and_swept_by_the_next(
+    spill_directory: Path, run_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run_directory))  # nobody else's next one sweeps it
     before = leaks.look()
     code = """
         import os, sys
