@@ -52,7 +52,7 @@ def two_nodes():
 
 @pytest.fixture
 def env():
-    with RunEnv(nodes=two_nodes(), listen=HOST) as made:
+    with RunEnv(executors=1, listen=HOST, metastore="memory://") as made:
         made.wait_for_nodes()
         yield made
 
@@ -107,12 +107,19 @@ def works(env):
     return rundag(env, delayed(sum)([delayed(same)(i) for i in range(100)])) == 4950
 
 
-def test_a_run_with_large_objects(env):
+def test_a_run_with_large_objects():
     arrays = [delayed(counted)(3_000_000 + i) for i in range(6)]
     expected = sum(float(np.arange(3_000_000 + i, dtype=np.float64).sum()) for i in range(6))
-    assert rundag(env, delayed(total)(*arrays)) == pytest.approx(expected)
-    assert works(env)
-    assert counts(env)["refused"] == 0
+    with RunEnv(nodes=two_nodes(), listen=HOST) as env:
+        env.wait_for_nodes()
+        assert rundag(env, delayed(total)(*arrays)) == pytest.approx(expected)
+        assert sum(row["in_bytes"] for row in env.stats()["brokers"]) > 8 * 3_000_000
+        assert works(env)
+        assert counts(env)["refused"] == 0
+        check_directory(env)
+
+
+def check_directory(env):
     assert {path.name for path in directory_of(env).glob("*.sock")} <= {"store.sock"}
 
 
@@ -213,7 +220,7 @@ def test_another_version_is_told_both(env, version):
     assert parcel.message.kind == "version"
     for python, dagsched, protocol in (own, version):
         assert f"Python {python}, dagsched {dagsched}, protocol {protocol}" in parcel.message.text
-    assert len(env.nodes) == 2
+    assert len(env.nodes) == 1
     assert works(env)
 
 
