@@ -108,12 +108,16 @@ def works(env):
 
 
 def test_a_run_with_large_objects():
-    arrays = [delayed(counted)(3_000_000 + i) for i in range(6)]
-    expected = sum(float(np.arange(3_000_000 + i, dtype=np.float64).sum()) for i in range(6))
+    sizes = [800_000 + i for i in range(40)]
+    arrays = [delayed(counted)(size) for size in sizes]
+    sums = [delayed(total)(*arrays[i::8], arrays[(7 * i) % 40]) for i in range(8)]
+    expected = sum(
+        sum(size * (size - 1) / 2 for size in (*sizes[i::8], sizes[(7 * i) % 40])) for i in range(8)
+    )
     with RunEnv(nodes=two_nodes(), listen=HOST) as env:
         env.wait_for_nodes()
-        assert rundag(env, delayed(total)(*arrays)) == pytest.approx(expected)
-        assert sum(row["in_bytes"] for row in env.stats()["brokers"]) > 8 * 3_000_000
+        assert rundag(env, delayed(sum)(sums)) == pytest.approx(expected)
+        assert sum(row["in_bytes"] for row in env.stats()["brokers"]) > 8 * 800_000
         assert works(env)
         assert counts(env)["refused"] == 0
         check_directory(env)
