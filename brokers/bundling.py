@@ -196,6 +196,31 @@ def split_solo_positions(subtree: Subtree, parts: Sequence[Int32]) -> list[Int32
     return [part + lo for part in split_solo([part - lo for part in parts], subtree.flags)]
 
 
+def give_back(run: BrokerRun, subtree: Subtree) -> Int32:
+    """Take out of a subtree what is in no bundle yet; the rest doesn't depend on it.
+
+    What is made here of its inputs is held for whoever will do it.
+    """
+    given = subtree.uncut()
+    if not subtree.remaining_count or not len(given):
+        return given[:0]
+    _, deps = gather(subtree, given)
+    subtract_uses(run, deps)
+    run.hold[given] &= np.uint8(~(EXPORTED | OUTPUT) & 0xFF)
+    run.hold[deps[run.bundle_of[deps] >= 0]] |= EXPORTED
+    # Where a value comes from that only these needed will be told with whatever needs it next.
+    for position in np.unique(deps[(run.left[deps] == 0) & (run.object_of[deps] < 0)]).tolist():
+        run.asked[position] = 0
+        run.sought.pop(position, None)
+        run.lacking.discard(position)
+    if subtree.members is None:
+        subtree.members = np.ones(subtree.hi - subtree.lo, np.bool_)
+    subtree.members[subtree.cursor - subtree.lo :] = False
+    subtree.cursor = subtree.hi
+    subtree.remaining_count -= len(given)
+    return given
+
+
 def hollow(subtree: Subtree) -> Subtree:
     """What is kept of a subtree that has ended: its number and range."""
     none = np.zeros(0, np.int32)

@@ -262,10 +262,22 @@ class Exchange:
                 if stored.info.first not in answered:
                     answered.add(stored.info.first)
                     self._answer(peer, number, stored, info_only)
-            elif run is not None:
+            elif run is not None and not self._is_past(run, position):
                 run.fetchers.setdefault(position, []).append((peer, info_only))
             else:
                 self._missing.setdefault((peer, number), []).append(position)
+
+    @staticmethod
+    def _is_past(run: BrokerRun, position: int) -> bool:
+        """It was made here, inside a bundle that nobody thought would be asked for it."""
+        number = int(run.bundle_of[position])
+        return number >= 0 and number not in run.bundles and not run.asked[position]
+
+    def will_not_be_made(self, run: BrokerRun, positions: Int32) -> None:
+        """Who waits for these is to ask the master where they will be."""
+        for position in positions.tolist() if run.fetchers else ():
+            for peer, _ in run.fetchers.pop(position, ()):
+                self._missing.setdefault((peer, run.number), []).append(position)
 
     def _is_ahead(self, number: RunNo, epoch: int) -> bool:
         """Whether this node has yet to hear of the run, or of its new beginning."""

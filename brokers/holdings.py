@@ -57,7 +57,18 @@ class Holder:
                 continue
             if message.retell:
                 self._retell(run)
+            if number in message.give_back and not run.draining:
+                self._give_back(run)
             self._tell(run, message.number)
+
+    def _give_back(self, run: BrokerRun) -> None:
+        """Let others do what no executor here is near to: a node has come that has nothing."""
+        for subtree in list(run.subtrees.values()):
+            given = bundling.give_back(run, subtree)
+            if not len(given):
+                continue
+            if not subtree.remaining_count:
+                run.subtrees[subtree.number] = bundling.hollow(subtree)
 
     def _retell(self, run: BrokerRun) -> None:
         run.outputs_ready = [

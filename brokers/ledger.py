@@ -212,6 +212,9 @@ class Ledger:
         infos = sorted((s.info.first, s.info.size_bytes) for s in held if s is not None)
         firsts = np.array([first for first, _ in infos], np.int32)
         sizes = np.array([size for _, size in infos], np.int64)
+        if run.fetchers:
+            asked = [p for p in run.fetchers if subtree.has(p) and run.object_of[p] < 0]
+            self.core.exchange.will_not_be_made(run, np.array(asked, np.int32))
         self.flush_traces(run)
         self.core.exchange.flush_outputs(run)
         self.core.tell_master(

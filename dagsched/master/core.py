@@ -326,9 +326,11 @@ class MasterCore:
             case Stats():
                 self._stats_arrived(sender, message)
             case ExecutorChanged():
-                self._members.executor_changed(sender, message, now)
+                is_new = self._members.executor_changed(sender, message, now)
                 self._lives.departures.step(now)  # a node may be able to take over now
                 self._lives.place_all(now)
+                if is_new:
+                    self._lives.recoveries.spread(now)
                 self._lives.departures.step(now)  # who leaves may have waited for another node
             case Pong() | TaskRetried() | TaskAnswer():
                 pass  # `heard` is all that they are for

@@ -75,7 +75,7 @@ class Lives:
         self._estimates = estimates
         self.families = Families(self, members, outbox, base)
         self.departures = Departures(self, members, kept, outbox)
-        self.recoveries = Recoveries(self, members, outbox, self.placer, config.recovery_limit)
+        self.recoveries = Recoveries(self, members, outbox, self.placer, config)
         self._deadlines: list[tuple[float, RunNo]] = []  # heap
 
     # --- asked by the core ------------------------------------------------------------------------

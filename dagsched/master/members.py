@@ -167,9 +167,10 @@ class Members:
             self.reasons[broker] = reason
         self._outbox.tell(NodeRemoved(broker, reason))
 
-    def executor_changed(self, broker: ProcessId, message: ExecutorChanged, now: float) -> None:
-        """An executor of a node came or went."""
+    def executor_changed(self, broker: ProcessId, message: ExecutorChanged, now: float) -> bool:
+        """An executor of a node came or went; whether it is the first that the node has."""
         node = self.nodes[broker]
+        is_first = bool(message.pid) and node.usable_by_s is not None
         executor = ProcessId(message.executor)
         if message.pid:
             node.pid_by_executor[executor] = message.pid
@@ -180,6 +181,7 @@ class Members:
             node.pid_by_executor.pop(executor, None)
             node.last_end = end_in_words(executor, message.end)
         self._outbox.tell(ExecutorMoved(broker, executor, message.pid, message.restarts))
+        return is_first
 
     def remove(self, broker: ProcessId, reason: str, now: float, *, is_lost: bool) -> None:
         """Take a node out: it was lost, or it leaves as it was told to."""

@@ -6,6 +6,7 @@ a run takes from the end of the longest queue, where that ends the run earlier.
 """
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,6 +32,9 @@ from dagsched.master.state import (
 )
 from dagsched.plan import ConstantSource, Int32, RefSource
 from dagsched.protocol.messages import PutObjects, Redirect, Relocate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Locate = Callable[[int, int], ProcessId | None]
 """The broker that has, or will have, (run, position) of any run."""
@@ -118,6 +122,15 @@ class Placer:
         if subtree.state is SubtreeState.PLACED:
             self._end_load(run, subtree)
         subtree.move(SubtreeState.GONE)
+
+    def shrink(
+        self, run: MasterRun, subtree: Subtree, members: Int32, seconds: "NDArray[np.float64]"
+    ) -> None:
+        """Its broker has given some of it back, and does no more than these tasks."""
+        self._end_load(run, subtree)
+        subtree.members = members
+        subtree.weight_s = float(seconds[run.plan.function_of[members]].sum())
+        self._begin_load(run, subtree)
 
     def adopt(self, run: MasterRun, subtree: Subtree, broker: ProcessId, attempt: int) -> None:
         """A broker has had it of a master before us, and works on it."""
@@ -302,6 +315,7 @@ class Placer:
             subtree,
             epoch=run.epoch,
             priority=run.priority,
+            importers=run.importers,
             import_brokers=self._import_brokers(run, subtree),
             known_functions=share.functions,
         )

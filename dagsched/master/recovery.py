@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dagsched.errors import ProtocolError
-from dagsched.ids import ProcessId, SubtreeNo
+from dagsched.config import Config
+from dagsched.ids import ProcessId, RunNo, SubtreeNo
 from dagsched.master.members import Members
 from dagsched.master.outbox import Outbox
 from dagsched.master.placing import Placer
@@ -26,6 +26,7 @@ from dagsched.master.slices import (
     piece_of,
     positions_frame,
 )
+from dagsched.master.spreading import evened, givers, missing_imports
 from dagsched.master.state import (
     HELD,
     SOURCE,
@@ -38,6 +39,7 @@ from dagsched.master.state import (
     SubtreeState,
     Told,
 )
+from dagsched.master.telling import told_by
 from dagsched.plan import Int32
 from dagsched.protocol.messages import (
     PERSISTED,
@@ -60,13 +62,14 @@ class Recoveries:
     """Part of `Lives`, which owns the runs."""
 
     def __init__(
-        self, lives: "Lives", members: Members, outbox: Outbox, placer: Placer, limit: int
+        self, lives: "Lives", members: Members, outbox: Outbox, placer: Placer, config: Config
     ) -> None:
         self._lives = lives
         self._members = members
         self._outbox = outbox
         self._placer = placer
-        self._limit = limit
+        self._limit = config.recovery_limit
+        self._parts_a_node = config.subtrees_a_node
         self._count = 0
         self.counters = {"recoveries": 0, "recomputed_tasks": 0, "moved_objects": 0}
 
@@ -89,8 +92,18 @@ class Recoveries:
             if by_s is not None and (now >= by_s or self._members.has_all_orphans):
                 self.begin(root, now, retell=True)
 
-    def begin(self, root: MasterRun, now: float, *, retell: bool = False) -> None:
-        """Ask the brokers of a family what they hold; a recovery under way begins anew."""
+    def begin(
+        self,
+        root: MasterRun,
+        now: float,
+        *,
+        retell: bool = False,
+        give_back: Sequence[RunNo] = (),
+    ) -> None:
+        """Ask the brokers of a family what they hold; a recovery under way begins anew.
+
+        Of the runs in `give_back` they are to give back what they haven't begun.
+        """
         if root.state is not RunState.RUNNING:
             return
         if root.recovery is not None and root.recovery.orphans_by_s is not None and not retell:
@@ -103,7 +116,8 @@ class Recoveries:
         self._count += 1
         self.counters["recoveries"] += 1
         self._outbox.happened(root, "recovering", text=root.losses)
-        recovery = root.recovery = Recovery(self._count)
+        spreads = bool(give_back) or (before is not None and before.spreads)
+        recovery = root.recovery = Recovery(self._count, spreads)
         asked: dict[ProcessId, list[int]] = {}
         for run in self._lives.family(root):
             if run.state is not RunState.RUNNING:
@@ -115,8 +129,24 @@ class Recoveries:
                     recovery.awaiting.add((broker, run.number))
                     asked.setdefault(broker, []).append(run.number)
         for broker, runs in asked.items():
-            self._outbox.send(broker, AskHoldings(recovery.number, runs, retell))
+            self._outbox.send(broker, AskHoldings(recovery.number, runs, retell, give_back))
         self._maybe_conclude(root, now)
+
+    def spread(self, now: float) -> None:
+        """A node has come, or grown: if it has nothing to do, others give it of what they have."""
+        nodes = self._members.usable(now)
+        roots = [run for run in self._lives.running() if run.parent is None]
+        for root in roots if len(nodes) > 1 else ():
+            if root.recovery is None and not root.taken:
+                runs = givers([r for r in self._lives.family(root) if self._is_running(r)], nodes)
+                if runs:
+                    self.begin(root, now, give_back=runs)
+
+    @property
+    def part_count(self) -> int:
+        """In how many parts work that is given back is placed."""
+        nodes = [node for node in self._members.nodes.values() if node.is_usable]
+        return max(1, len(nodes) * self._parts_a_node)
 
     @staticmethod
     def _is_running(run: MasterRun) -> bool:
@@ -141,7 +171,7 @@ class Recoveries:
         if recovery is None or recovery.number != message.number or key not in recovery.awaiting:
             return False
         recovery.awaiting.discard(key)
-        recovery.told[run.number][broker] = _decoded(run, broker, message, frames)
+        recovery.told[run.number][broker] = told_by(run, broker, message, frames)
         self._maybe_conclude(root, now)
         return True
 
@@ -164,7 +194,7 @@ class Recoveries:
         family = [run for run in self._lives.family(root) if run.number in recovery.told]
         for run in family:  # parents come before the runs that their tasks began
             if run.state is RunState.RUNNING:
-                Rebuild(self, run, recovery.told[run.number]).do(now)
+                Rebuild(self, run, recovery.told[run.number], recovery.spreads).do(now)
                 if root.state is not RunState.RUNNING:
                     return  # something is lost for good
         for run in family:
@@ -184,9 +214,12 @@ class Recoveries:
 class Rebuild:
     """Derives anew where everything of one run is, from what its brokers told."""
 
-    def __init__(self, owner: Recoveries, run: MasterRun, told: dict[ProcessId, Told]) -> None:
+    def __init__(
+        self, owner: Recoveries, run: MasterRun, told: dict[ProcessId, Told], spreads: bool
+    ) -> None:
         self.owner = owner
         self.run = run
+        self.spreads = spreads
         self.told = dict(sorted(told.items()))
         self.outbox = owner._outbox
         self.placer = owner._placer
@@ -198,6 +231,7 @@ class Rebuild:
             run.producer_of = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
             run.loss_counts = np.zeros(self.count, np.uint16)
         self.producer_of = run.producer_of
+        self.seconds = owner._lives.seconds_of(run)
         self.active_at = np.zeros(self.count, np.int32)  # broker that computes it
 
     def do(self, now: float) -> None:
@@ -207,6 +241,8 @@ class Rebuild:
         self._adopt_subtrees()
         holder_of = self._holders()
         self._forget_lost_outputs()
+        is_there = (holder_of != 0) | (self.active_at != 0)
+        self.told = missing_imports(run.plan, self.told, is_there)
         needed = self._needed(holder_of)
         run.holder_of = holder_of
         if len(needed) and self._is_lost_too_often(needed, now):
@@ -250,6 +286,8 @@ class Rebuild:
             subtree = run.subtrees[number]
             if subtree.state is not SubtreeState.PLACED:
                 subtree = self._adopted(number, broker, attempt, np.sort(positions))
+            if self.spreads and len(positions) < subtree.task_count:
+                self.placer.shrink(run, subtree, np.sort(positions), self.seconds)
             self.active_at[positions] = broker
             self.producer_of[positions] = subtree.number
 
@@ -258,7 +296,7 @@ class Rebuild:
         run = self.run
         if run.subtrees[number].state is SubtreeState.WAITING:
             self.placer.give_up(run, run.subtrees[number])
-        piece = piece_of(run.number, number, run.plan, positions, self.owner._lives.seconds_of(run))
+        piece = piece_of(run.number, number, run.plan, positions, self.seconds)
         # All that it lacks is told by the broker; the rest of its inputs is there.
         lacking = self.told[broker].lacking
         piece.imports = piece.imports[np.isin(piece.imports, lacking)]
@@ -375,13 +413,14 @@ class Rebuild:
         for subtree in run.subtrees:
             if subtree.state in UNPLACED and subtree.number not in whole:
                 self.placer.give_up(run, subtree)
-        seconds = self.owner._lives.seconds_of(run)
+        if self.spreads and not run.is_interlocked:
+            pieces = evened(pieces, plan, self.seconds, self.owner.part_count)
         for members in pieces:
             number = len(run.subtrees)
-            piece = piece_of(run.number, number, plan, members, seconds)
+            piece = piece_of(run.number, number, plan, members, self.seconds)
             before = run.subtrees[int(self.producer_of[members[0]])]
             piece.attempt = before.attempt
-            piece.urgent = before.attempt > 0
+            piece.urgent = before.attempt > 0 and not self.spreads
             run.subtrees.append(piece)
             run.successors.append([])
             self.producer_of[members] = number
@@ -533,47 +572,3 @@ def send_taking(
     outbox.send(target, message, [positions_frame(positions)])
     for position in positions.tolist():
         node.moving[run.number, position] = target
-
-
-def _decoded(run: MasterRun, broker: ProcessId, message: Holdings, frames: Sequence[Frame]) -> Told:
-    """What a `Holdings` says.
-
-    Raises:
-        ProtocolError: it doesn't fit the run.
-    """
-
-    def wrong(why: str) -> ProtocolError:
-        return ProtocolError(f"broker {broker}, holdings of run {run.number}: {why}")
-
-    if len(frames) != 6:
-        raise wrong(f"{len(frames)} frames")
-    try:
-        firsts, counts, lacking, awaited, unfinished = (
-            np.frombuffer(frames[index], "<i4") for index in (0, 1, 3, 4, 5)
-        )
-        sizes = np.frombuffer(frames[2], "<i8")
-    except ValueError as error:
-        raise wrong(str(error)) from error
-    total = run.plan.task_count + len(run.plan.sources)
-    if not len(firsts) == len(counts) == len(sizes) or (counts < 1).any() or (counts > total).any():
-        raise wrong("objects don't fit")
-    for name, positions, end in (
-        ("objects", firsts, total),
-        ("objects", firsts + counts - 1, total),
-        ("lacking", lacking, total),
-        ("awaited", awaited, run.plan.task_count),
-        ("unfinished", unfinished, run.plan.task_count),
-    ):
-        if len(positions) and not 0 <= positions.min() <= positions.max() < end:
-            raise wrong(f"{name} outside its positions")
-    ends = np.cumsum([count for _, _, count in message.subtrees])
-    if any(count < 0 or number < 0 for number, _, count in message.subtrees) or (
-        (int(ends[-1]) if len(ends) else 0) != len(unfinished)
-    ):
-        raise wrong("subtrees don't fit")
-    parts = np.split(unfinished, ends[:-1]) if len(ends) else []
-    rows = [
-        (number, attempt, part)
-        for (number, attempt, _), part in zip(message.subtrees, parts, strict=True)
-    ]
-    return Told(firsts, counts, sizes, lacking, awaited, rows)

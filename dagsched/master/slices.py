@@ -14,6 +14,7 @@ from dagsched.master.state import SOURCE, MasterRun, Subtree, SubtreeState
 from dagsched.plan import Int32, Int64, RunPlan
 from dagsched.protocol.messages import (
     CHUNK_TASKS,
+    EXPORTED,
     META,
     Frame,
     Parcel,
@@ -139,15 +140,23 @@ def placing_parcel(
     *,
     epoch: int,
     priority: int,
+    importers: Int32,
     import_brokers: Int32,
     known_functions: set[int],
 ) -> Parcel:
-    """The message that hands a subtree over; adds its functions to `known_functions`."""
+    """The message that hands a subtree over; adds its functions to `known_functions`.
+
+    Pieces import from each other what the plan had inside one subtree: by `importers` such values
+    are known to be exported.
+    """
     lo, hi = subtree.lo, subtree.hi
     levels = plan.level_starts
     if len(levels):
         levels = levels[np.searchsorted(levels, lo) : np.searchsorted(levels, hi)]
-    rows = _whole_rows(plan, lo, hi) if subtree.members is None else _piece_rows(plan, subtree)
+    if subtree.members is None:
+        rows = _whole_rows(plan, lo, hi)
+    else:
+        rows = _piece_rows(plan, subtree, importers)
     frames: list[Frame] = [
         *rows,
         _int32_frame(levels),
@@ -190,7 +199,7 @@ def _whole_rows(plan: RunPlan, lo: int, hi: int) -> list[Frame]:
     ]
 
 
-def _piece_rows(plan: RunPlan, piece: Subtree) -> list[Frame]:
+def _piece_rows(plan: RunPlan, piece: Subtree, importers: Int32) -> list[Frame]:
     """The same of a piece: rows of tasks that are no members are empty, their flags 0."""
     members, size = piece.positions(), piece.hi - piece.lo
     counts, deps = dependencies_of(plan, members)
@@ -200,6 +209,7 @@ def _piece_rows(plan: RunPlan, piece: Subtree) -> list[Frame]:
     function_of[members - piece.lo] = plan.function_of[members]
     flags = np.zeros(size, np.uint8)
     flags[members - piece.lo] = plan.flags[members]
+    flags[members[importers[members] > 0] - piece.lo] |= EXPORTED
     return [
         _int32_frame(members),
         _int32_frame(np.cumsum(row_starts)),

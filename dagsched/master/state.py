@@ -305,6 +305,7 @@ class Recovery:
     """Brokers are being asked what they hold of a family's runs."""
 
     number: int
+    spreads: bool = False  # brokers give back what they haven't begun
     orphans_by_s: float | None = None  # asks when all have come that are expected, or then
     awaiting: set[tuple[ProcessId, RunNo]] = field(default_factory=set)
     told: dict[RunNo, dict[ProcessId, Told]] = field(default_factory=dict)

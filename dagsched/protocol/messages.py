@@ -118,12 +118,15 @@ class AskHoldings(Struct, frozen=True, tag="ask_holdings"):
     """Answer `Holdings` for each of these runs, after telling again what the master may not know.
 
     Those are, if `retell`, outputs, failures, and graphs that tasks returned. Everything that the
-    answer names is held as EXPORTED until `Release` says otherwise.
+    answer names is held as EXPORTED until `Release` says otherwise. Of the runs in `give_back` the
+    node keeps what it has cut into bundles; the rest of its subtrees it will not do, and says so
+    by not naming it.
     """
 
     number: int  # of the recovery: answers to an older one are stale
     runs: Sequence[int]
     retell: bool = False
+    give_back: Sequence[int] = ()
 
 
 class Relocate(Struct, frozen=True, tag="relocate"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dagsched import NodeEnv, Run, RunEnv, addprocs
+from dagsched import NodeEnv, Run, RunEnv, addprocs, reset
 from dagsched.config import Config
 from dagsched.protocol.messages import Holdings
 from tests.chaos import harness
@@ -62,6 +62,22 @@ def wait_until_lost(env: RunEnv, broker: int, timeout_s: float = 20.0) -> None:
     )
 
 
+def stop(pid: int) -> None:
+    """SIGSTOP."""
+    os.kill(pid, signal.SIGSTOP)
+
+
+def go_on(pid: int) -> None:
+    """SIGCONT."""
+    os.kill(pid, signal.SIGCONT)
+
+
+def drop(env: RunEnv, *removed: NodeEnv) -> None:
+    """Take nodes out at once, whatever they have."""
+    left = [node for node in env.nodes if node not in removed]
+    reset(env, left, drop=True)
+
+
 def counters(env: RunEnv) -> dict[str, int]:
     """What the master has counted."""
     return dict(env._cluster._core.counters)  # type: ignore[union-attr]
@@ -76,7 +92,7 @@ class Overheard:
     """
 
     env: RunEnv
-    told: list[tuple[int, int, Any, Any]] = field(default_factory=list)
+    told: list[tuple[int, int, Any, Any, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         core: Any = self.env._cluster._core  # type: ignore[union-attr]
@@ -84,7 +100,7 @@ class Overheard:
 
         def listen(broker: int, message: Any, frames: Any, now: float) -> None:
             if isinstance(message, Holdings):
-                firsts, counts, _, _, _, unfinished = (bytes(frame) for frame in frames)
+                firsts, counts, _, lacking, _, unfinished = (bytes(frame) for frame in frames)
                 held = [
                     position
                     for first, count in zip(
@@ -95,7 +111,10 @@ class Overheard:
                     for position in range(first, first + count)
                 ]
                 rows = np.frombuffer(unfinished, "<i4").tolist()
-                self.told.append((message.run, broker, held, rows))
+                lacks = np.frombuffer(lacking, "<i4").tolist()
+                known = core._lives.runs.get(message.run)
+                missing = () if known is None else np.flatnonzero(list(known.missing)).tolist()
+                self.told.append((message.run, broker, held, rows, [*lacks, *missing]))
             receive(broker, message, frames, now)
 
         core.receive = listen
@@ -106,9 +125,21 @@ class Overheard:
         count = len(order)
         return {
             run.graph.key(int(order[position]))
-            for number, _, held, unfinished in self.told
+            for number, _, held, unfinished, _ in self.told
             if number == run.number
             for position in (*held, *unfinished)
+            if position < count
+        }
+
+    def wanted(self, run: Run) -> set[str]:
+        """Keys of tasks whose values survivors lacked, or that are outputs not yet told of."""
+        order = run.shape.order
+        count = len(order)
+        return {
+            run.graph.key(int(order[position]))
+            for number, _, _, _, wanted in self.told
+            if number == run.number
+            for position in wanted
             if position < count
         }
 

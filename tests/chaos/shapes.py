@@ -81,6 +81,23 @@ def work(marks: Marks, number: int, micros: int, *values: int) -> int:
     return result
 
 
+def nap(marks: Marks, number: int, seconds: float, *values: int) -> int:
+    """A task that takes its time and no CPU."""
+    marks.mark(number)
+    time.sleep(seconds)
+    return combined(number, values)
+
+
+def naps(marks: Marks, count: int, seconds: float, first: int = 0) -> list[Any]:
+    """Tasks that need nothing of each other."""
+    return [delayed(nap)(marks, number, seconds) for number in range(first, first + count)]
+
+
+def nap_values(count: int, first: int = 0) -> list[int]:
+    """What `naps` give."""
+    return [combined(number, ()) for number in range(first, first + count)]
+
+
 @dataclass
 class Mixed:
     """A graph, its value, and its edges.
@@ -148,11 +165,3 @@ class Mixed:
         for number, inputs in enumerate(self.inputs):
             values.append(combined(number, [values[i] for i in inputs]))
         return [values[number] for number in self.outputs]
-
-    def dependents(self) -> list[list[int]]:
-        """Tasks that take each task's value."""
-        found: list[list[int]] = [[] for _ in self.inputs]
-        for number, inputs in enumerate(self.inputs):
-            for before in inputs:
-                found[before].append(number)
-        return found

@@ -14,6 +14,7 @@ from dagsched.protocol.messages import (
     OUTPUT,
     REFERENCED,
     SOLO,
+    AskHoldings,
     AskStats,
     BundleDone,
     CancelRun,
@@ -28,6 +29,7 @@ from dagsched.protocol.messages import (
     FreeExtents,
     FunctionInfo,
     GetValue,
+    Holdings,
     Location,
     ObjectInfo,
     ObjectsData,
@@ -817,3 +819,33 @@ def test_a_result_for_which_there_is_no_room_is_tried_once_more_alone_on_the_nod
     [failed] = messages(actions.to_master, TaskFailed)
     assert failed.failure == full
     assert [b.message.run for _, b in bundles_of(actions)] == [3]
+
+
+def test_what_is_in_no_bundle_yet_is_given_back_with_all_that_it_needs():
+    node = Node(executors=(3,))
+    node.place([[]] + [[n - 1] for n in range(1, 30)], seconds=1.0)
+    [(_, first)] = bundles_of(node.turn())
+    node.tell(AskHoldings(1, [1], give_back=[1]))
+    actions = node.turn()
+    [(row, frames)] = [
+        (p.message.subtrees, p.frames) for p in actions.to_master if isinstance(p.message, Holdings)
+    ]
+    kept = np.frombuffer(frames[5], np.int32).tolist()
+    assert [(number, attempt) for number, attempt, _ in row] == [(0, 1)]
+    assert bundle_positions(first) == [0]
+    assert kept == list(range(len(kept)))
+    assert 1 <= len(kept) < 30
+    running = first
+    for position in kept:
+        assert bundle_positions(running) == [position]
+        node.done(3, running, objects=[inline(position)], frames=[b"abc"])
+        actions = node.turn()
+        if position != kept[-1]:
+            [(_, running)] = bundles_of(actions)
+    assert len(messages(actions.to_master, SubtreeDone)) == 1
+    assert bundles_of(actions) == []
+    # The last value is held for whoever does the next task.
+    node.tell(SetPeers([(8, 1, "x")]))
+    node.core.receive_peer(8, FetchObjects(1, 1, False), (int32([kept[-1]]),), node.now)
+    [sent] = messages(node.turn().to_peers[8], ObjectsData)
+    assert sent.objects == [inline(kept[-1])]

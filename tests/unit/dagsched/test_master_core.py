@@ -462,6 +462,33 @@ def test_a_new_node_gets_its_share_during_a_run():
     assert driver.placed() == {4: [3]}
 
 
+def test_a_second_node_gets_what_the_first_gives_back():
+    driver = ready({2: 1})
+    driver.submit(1, alone(80, 1))
+    assert driver.placed() == {2: [0]}
+    driver.core.set_nodes([*driver.wanted, (4, "h", (400,))], driver.now)
+    driver.wanted.append((4, "h", (400,)))
+    driver.take()
+    driver.hello(4)
+    driver.receive(4, ExecutorChanged(400, 77, 0))
+    assert driver.sent(2, AskHoldings) == [Parcel(AskHoldings(1, [1], give_back=[1]))]
+    driver.tell(2, 1, 1, has=range(10), works=[(0, 1, range(10, 16))])
+    placed = driver.placed()
+    assert placed.keys() == {2, 4}
+    positions = [
+        np.frombuffer(parcel.frames[0], np.int32).tolist()
+        or [*range(parcel.message.lo, parcel.message.hi)]
+        for broker in (2, 4)
+        for parcel in driver.sent(broker, PlaceSubtree)
+    ]
+    assert {len(part) for part in positions} == {8}  # 64 tasks in 4 parts for each node
+    driver.done(2, 1, 0)
+    assert driver.core._lives.runs[1].subtrees[0].state is SubtreeState.DONE
+    # A node that is not idle, or comes when there is little to do, changes nothing.
+    driver.receive(4, ExecutorChanged(400, 78, 1))
+    assert driver.sent(2, AskHoldings) == []
+
+
 # --- requirements of the cost model ---------------------------------------------------------------
 
 

@@ -1,0 +1,101 @@
+"""Work that brokers have been given and not begun, for nodes that came later. Pure.
+
+A cluster of one node is given all of a run, and larger ones may have been when another node comes.
+Brokers then give back what they have cut into no bundle (`AskHoldings.give_back`); a recovery
+finds it missing, and it is placed anew in parts that suit the nodes there are now.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dagsched.ids import ProcessId, RunNo
+from dagsched.master.slices import imports_of
+from dagsched.master.state import MasterRun, Node, Told
+from dagsched.plan import Int32, RunPlan
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NO_POSITIONS: Int32 = np.zeros(0, np.int32)
+
+TASKS_MIN = 2
+"""Who has more tasks than this for each executor can give back some."""
+
+WIDTH_MIN = 2
+"""A run is spread if it has so many tasks for each of its longest path."""
+
+TASKS_LOOKED_AT = 200_000
+"""More tasks than this are taken to be wide: looking at each takes about a microsecond."""
+
+
+def givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunNo]:
+    """Runs of a family of which nodes shall give something back; none if nobody is idle."""
+    if not any(_is_idle(node, family) for node in nodes):
+        return []
+    return [
+        run.number
+        for run in family
+        # Subtrees that wait for each other both ways stay where they are.
+        if not run.is_interlocked
+        and any(_has_plenty(node, run) for node in nodes)
+        and _is_wide(run.plan)
+    ]
+
+
+def _is_idle(node: Node, family: Sequence[MasterRun]) -> bool:
+    shares = [run.shares[node.broker] for run in family if node.broker in run.shares]
+    return not any(share.unfinished_count or share.queue for share in shares)
+
+
+def _has_plenty(node: Node, run: MasterRun) -> bool:
+    share = run.shares.get(node.broker)
+    return share is not None and share.unfinished_tasks > TASKS_MIN * len(node.executors)
+
+
+def evened(
+    pieces: Sequence[Int32], plan: RunPlan, seconds: "NDArray[np.float64]", part_count: int
+) -> list[Int32]:
+    """Pieces (rising positions) cut into ones of about equal work, `part_count` in all.
+
+    Dependencies go forward in the order of positions, so intervals of it wait for no later one.
+    """
+    weights = [seconds[plan.function_of[piece]] for piece in pieces]
+    limit_s = sum(float(weight.sum()) for weight in weights) / part_count
+    if limit_s <= 0:
+        return list(pieces)
+    result: list[Int32] = []
+    for piece, weight in zip(pieces, weights, strict=True):
+        ends_s = np.cumsum(weight)
+        borders_s = np.arange(1, int(ends_s[-1] / limit_s) + 1) * limit_s
+        borders = np.unique(np.searchsorted(ends_s, borders_s * (1 - 1e-9)) + 1)
+        result += [part for part in np.split(piece, borders) if len(part)]
+    return result
+
+
+def _is_wide(plan: RunPlan) -> bool:
+    """Whether several nodes can do it faster than one: not so for a chain. Each edge once."""
+    if plan.task_count > TASKS_LOOKED_AT:
+        return True
+    indptr, deps = plan.indptr.tolist(), plan.deps.tolist()
+    depths = [0] * (plan.task_count + len(plan.sources))
+    for position in range(plan.task_count):
+        row = deps[indptr[position] : indptr[position + 1]]
+        depths[position] = 1 + max([depths[dep] for dep in row], default=0)
+    return plan.task_count >= WIDTH_MIN * max(depths, default=0)
+
+
+def missing_imports(
+    plan: RunPlan, told: Mapping[ProcessId, Told], is_there: "NDArray[np.bool_]"
+) -> dict[ProcessId, Told]:
+    """What brokers told, with what they wait for and nobody will make among what they lack."""
+    result = {}
+    for broker, said in told.items():
+        positions = [part for _, _, part in said.subtrees if len(part)]
+        needs = imports_of(plan, np.sort(np.concatenate(positions))) if positions else NO_POSITIONS
+        needs = needs[needs < plan.task_count]
+        missing = np.union1d(said.lacking, needs[~is_there[needs]]).astype(np.int32)
+        result[broker] = replace(said, lacking=missing)
+    return result
