@@ -72,10 +72,12 @@ class KeptObjects:
         if not of_run:
             del self._kept[key[0]]
 
-    def follow(self, run: RunNo, location: Callable[[int], ProcessId | None]) -> None:
-        """A recovery has found out who of a run that goes on holds what."""
+    def follow(
+        self, run: RunNo, task_count: int, location: Callable[[int], ProcessId | None]
+    ) -> None:
+        """A recovery has found out who of a run that goes on holds which task's value."""
         for position, kept in self._kept.get(run, {}).items():
-            if not kept.settled:
+            if position < task_count and not kept.settled:
                 kept.broker = location(position) or kept.broker
 
     def settle(self, run: RunNo, broker: ProcessId) -> list[int]:

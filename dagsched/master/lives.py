@@ -502,7 +502,7 @@ class Lives:
     def recovered(self, root: MasterRun, now: float) -> None:
         """A family knows again where everything is."""
         for run in self.family(root):
-            self._kept.follow(run.number, run.location)
+            self._kept.follow(run.number, run.plan.task_count, run.location)
         if root.state is RunState.RUNNING and root.announced and not root.taken:
             self._keep_refs(root)  # what was lost with its node is computed again
         for run in self.family(root):
