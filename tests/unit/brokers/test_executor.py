@@ -94,6 +94,7 @@ class TestResults:
         assert sum(s for _, _, s in message.seconds) == pytest.approx(spent)
         assert message.failures == message.deferred == message.held == message.dropped == []
         assert message.rss_peak_bytes > 1_000_000
+        harness.wait_until_idle()
         assert harness.status.tolist()[:2] == [0, -1]
         assert harness.status[4] == 8
 
