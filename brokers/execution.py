@@ -19,7 +19,7 @@ from dagsched.brokers.exports import Exports
 from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.reader import Reader
 from dagsched.brokers.restoring import ProcessState
-from dagsched.brokers.status import DONE_COUNT, IDLE_POSITION, POSITION, STARTED, STOP
+from dagsched.brokers.status import IDLE_POSITION, POSITION, STARTED, STOP
 from dagsched.brokers.values import Values
 from dagsched.config import Config
 from dagsched.delayed import Delayed
@@ -171,7 +171,7 @@ class BundleRun:
         pop, take, clock = once.pop, self.values.take, monotonic_ns
         add_done, add_stamp = self.outcome.done.append, self.outcome.stamps.append
         status, state = self.status, self.services.state
-        now, ended = self.outcome.stamps[-1], status[DONE_COUNT]
+        now = self.outcome.stamps[-1]
         until = now + LONG_BUNDLE_NS
         columns = (self.positions, self._functions, self._entries, self.indptr, self.indptr[1:])
         rows = zip(count(), codes, *columns, strict=False)
@@ -226,8 +226,6 @@ class BundleRun:
                 now = clock()
                 add_stamp(now)
                 add_done(position)
-                ended += 1
-                status[DONE_COUNT] = ended
             result = None
             if state.is_dirty:
                 state.restore()

@@ -306,6 +306,8 @@ class Ledger:
             self.requeue(bundle)
             return
         else:
+            if exit_info.is_oom:
+                run.hungry.add(key)  # only alone may it fare better
             count = run.crash_counts.get(key, int(key in run.suspects)) + 1
             run.crash_counts[key] = count
             limit = options.crash_limit if options is not None else self.core.config.crash_limit

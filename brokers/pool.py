@@ -363,25 +363,27 @@ class Pool:
         code = os.waitstatus_to_exitcode(status)
         slot = self._slots[process.executor]
         self._finish_log(slot)
+        cause, is_oom = self._cause_of(process, code)
         exit_info = ExitInfo(
             exit_code=code if code >= 0 else None,
             signal=-code if code < 0 else None,
             rss_bytes=usage.ru_maxrss * 1024,
             log_tail=slot.log.tail(),
-            cause=self._cause_of(process, code),
+            cause=cause,
+            is_oom=is_oom,
         )
         self._end(process, exit_info)
         if not self._starting_count:
             self._kill_strays()
 
-    def _cause_of(self, process: Process, code: int) -> str:
-        """What is known of a death by SIGKILL that we have no part in."""
+    def _cause_of(self, process: Process, code: int) -> tuple[str, bool]:
+        """What is known of a death by SIGKILL that we have no part in; if it was for memory."""
         if code != -signal.SIGKILL or process.is_killed or process.fault:
-            return process.fault
+            return process.fault, False
         before, self._oom_kills = self._oom_kills, processes.oom_kill_count()
         if 0 <= before < self._oom_kills:
-            return "by the kernel, which was out of memory"
-        return "from outside: neither by dagsched nor by the kernel for want of memory"
+            return "by the kernel, which was out of memory", True
+        return "from outside: neither by dagsched nor by the kernel for want of memory", False
 
     def _read_last(self, process: Process) -> None:
         """Take what the dead one still managed to send; strays may hold its end open."""

@@ -2,12 +2,13 @@
 
 RUNNING is the bundle in hand, from its coming until its results are sent (0: none). POSITION is the
 task whose code runs, or whose result is being pickled; IDLE_POSITION: none, or one of several.
+STARTED is when that began (monotonic ns).
 Words of TAKEN_BACK name bundles that were sent and shall not be begun: the broker sets one that is
 0, the executor makes it 0 when it has left the bundle out.
 """
 
-RUNNING, POSITION, STOP, STARTED, DONE_COUNT = range(5)
+RUNNING, POSITION, STOP, STARTED = range(4)
 
-TAKEN_BACK = range(5, 8)
+TAKEN_BACK = range(4, 8)
 
 IDLE_POSITION = -1

@@ -67,6 +67,7 @@ class ExitInfo(Struct, frozen=True):
     rss_bytes: int = 0
     log_tail: str = ""
     cause: str = ""  # in words, where more is known than its code or signal
+    is_oom: bool = False  # the kernel killed it for want of memory
 
 
 class Failure(Struct, frozen=True):

@@ -849,3 +849,20 @@ def test_what_is_in_no_bundle_yet_is_given_back_with_all_that_it_needs():
     node.core.receive_peer(8, FetchObjects(1, 1, False), (int32([kept[-1]]),), node.now)
     [sent] = messages(node.turn().to_peers[8], ObjectsData)
     assert sent.objects == [inline(kept[-1])]
+
+
+def test_a_task_that_the_kernel_killed_for_memory_is_tried_again_alone():
+    node = Node(executors=(3, 4))
+    node.place([[], [], []], seconds=1.0)
+    (_, first), (_, other) = bundles_of(node.turn())
+    exit_info = ExitInfo(signal=9, is_oom=True)
+    node.core.executor_lost(3, exit_info, first.message.bundle, 0, node.now)
+    node.turn()
+    node.hello(3)
+    [(executor, last)] = bundles_of(node.turn())
+    assert bundle_positions(last) == [2]
+    node.done(4, other)
+    assert bundles_of(node.turn()) == []
+    node.done(executor, last)
+    [(_, again)] = bundles_of(node.turn())
+    assert (bundle_positions(again), again.message.attempt) == ([0], 2)

@@ -462,7 +462,7 @@ def test_what_executors_print_is_in_their_logs():
         node.start(3)
         node.pool.send(3, [b"exit", b"0"])
         node.exit_of(3)
+        node.close()  # what waits for the disk is written by then
         assert (directory / "executor-3.log").read_text() == "about to leave\n"
-        node.close()
 
     run_forked(scenario)
