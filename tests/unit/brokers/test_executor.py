@@ -94,10 +94,8 @@ class TestResults:
         assert sum(s for _, _, s in message.seconds) == pytest.approx(spent)
         assert message.failures == message.deferred == message.held == message.dropped == []
         assert message.rss_peak_bytes > 1_000_000
-        # The bundle is in its hands until it is reported, and a moment longer.
-        deadline = time.monotonic() + 10
-        while harness.status.tolist()[:2] != [0, -1]:
-            assert time.monotonic() < deadline, harness.status.tolist()
+        harness.wait_until_idle()
+        assert harness.status.tolist()[:2] == [0, -1]
 
     def test_blocks(self, harness: ExecutorHarness) -> None:
         tasks = {i: Task(value, (i * 2,)) for i in range(100)}
