@@ -315,7 +315,7 @@ class MasterCore:
                 number = RunNo(message.run)
                 self._lives.departures.taken(sender, number, there, gone, now)
             case Drained():
-                self._lives.departures.drained(sender, RunNo(message.run), now)
+                self._drained(sender, message, now)
             case AskWhere():
                 self._lives.where(sender, RunNo(message.run), message.position, now)
             case RunClosed():
@@ -384,6 +384,12 @@ class MasterCore:
             self.stale_count += 1
             return None
         return run
+
+    def _drained(self, broker: ProcessId, message: Drained, now: float) -> None:
+        run = self._lives.runs.get(RunNo(message.run))
+        catch_up = partial(self._drained, broker, message)
+        if run is None or not self._lives.recoveries.defer(run, broker, catch_up):
+            self._lives.departures.drained(broker, RunNo(message.run), now)
 
     def _task_expanded(
         self, broker: ProcessId, message: TaskExpanded, frames: Sequence[Frame], now: float

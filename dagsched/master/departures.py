@@ -105,8 +105,8 @@ class Departures:
 
     def drained(self, broker: ProcessId, run: RunNo, now: float) -> None:
         """Nothing of the run is with an executor of that node any more."""
-        node = self._members.nodes[broker]
-        if run in node.draining:
+        node = self._members.nodes.get(broker)
+        if node is not None and run in node.draining:
             node.draining.discard(run)
             node.drained.add(run)
             node.is_asked = False

@@ -5,6 +5,7 @@
 """
 
 import argparse
+import logging
 import sys
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-faults", action="store_true", help="leave the faults out")
     parser.add_argument("--minimise", type=Path, help="write a bad story here, as small as may be")
     options = parser.parse_args(arguments)
+    logging.disable()  # what goes wrong is meant to
     if options.count == 1:
         bad = _told(options.seed, with_faults=not options.no_faults)
     else:

@@ -20,9 +20,10 @@ from dagsched.testing.graphs import Planned, SimGraph, planned
 from dagsched.testing.heirs import inherit
 from dagsched.testing.links import Accounts
 from dagsched.testing.master import SimMaster
-from dagsched.testing.network import Address, SimNetwork, Weather
-from dagsched.testing.node import SimNode
+from dagsched.testing.network import Address, SimNetwork
+from dagsched.testing.node import ORPHAN_IDS_FROM, SimNode
 from dagsched.testing.store import SimStore
+from dagsched.testing.surroundings import Surroundings
 from dagsched.testing.watching import stalled
 
 STEPS_MAX = 2_000_000
@@ -70,7 +71,7 @@ class SimOutcome:
         return self.values[int(self.planned.position_of[number])]
 
 
-class SimCluster:
+class SimCluster(Surroundings):
     """A cluster with its client; everything random comes from the seed.
 
     Args:
@@ -277,6 +278,18 @@ class SimCluster:
         self._wanted.pop(broker, None)
         self._apply_nodes()
 
+    def drop_node(self, broker: int) -> None:
+        """Want one node less, at once: what it has is lost."""
+        self.tell(f"drop node {broker}")
+        self._wanted.pop(broker, None)
+        self._apply_nodes(drop=True)
+
+    def kill_orphan(self, index: int) -> None:
+        """Lose one of the brokers whose master has died, if there are any."""
+        orphans = [n for n in self.all_nodes if n.is_alive and n.broker >= ORPHAN_IDS_FROM]
+        if orphans:
+            self._end_node(orphans[index % len(orphans)])
+
     def kill_node(self, broker: int) -> None:
         """Lose a node at once, and don't want it any more."""
         self._wanted.pop(broker, None)
@@ -400,29 +413,6 @@ class SimCluster:
             if node.is_alive and node.core.is_orphan:
                 self._find_orphan(node)
 
-    # --- faults of the network --------------------------------------------------------------------
-
-    def set_weather(self, loss: float, repeat: float, reorder: float, slow: float) -> None:
-        """From now on the network is like this; see `Weather`."""
-        self.network.weather = Weather(loss, repeat, reorder, slow)
-        self.tell(f"the network: {self.network.weather}")
-
-    def split(self, one: int, other: int, seconds: float, ways: int = 2) -> None:
-        """Nothing passes between two processes for so long; ids of brokers, or 1, the master.
-
-        With one way only, nothing from the first to the second.
-        """
-        addresses = [
-            self.master.address if broker == 1 else self.nodes[broker].address
-            for broker in (one, other)
-            if broker == 1 or broker in self.nodes
-        ]
-        if len(addresses) < 2:
-            return
-        self.tell(f"nothing passes from {one} to {other} for {seconds:.3f} s, ways: {ways}")
-        pairs = [(addresses[0], addresses[1]), (addresses[1], addresses[0])]
-        self.clock.after(seconds, self.network.cut(pairs[:ways]))
-
     # --- the end ----------------------------------------------------------------------------------
 
     def left_behind(self) -> list[str]:
@@ -458,12 +448,12 @@ class SimCluster:
         self._processes[master.address] = master
         return master
 
-    def _apply_nodes(self) -> None:
+    def _apply_nodes(self, *, drop: bool = False) -> None:
         wanted = []
         for broker, count in sorted(self._wanted.items()):
             executors = tuple(range(broker * 100, broker * 100 + count))
             wanted.append((broker, "host", executors))
-        self.command(lambda core, now: core.set_nodes(wanted, now))
+        self.command(lambda core, now: core.set_nodes(wanted, now, drop=drop))
         if self.master.is_alive:
             self._start_nodes()
 
@@ -486,12 +476,14 @@ class SimCluster:
 
     def processes(self) -> list[SimMaster | SimNode]:
         """Those that live."""
-        return [process for process in self._processes.values() if process.is_alive]
+        masters = [self.master] if self.master.is_alive else []
+        return [*masters, *(node for node in self.all_nodes if node.is_alive)]
 
     def find_process(self, address: Address) -> SimMaster | SimNode | None:
         """The living process at an address."""
         process = self._processes.get(address)
-        return process if process is not None and process.is_alive else None
+        is_there = process is not None and process.is_alive and process.address == address
+        return process if is_there else None
 
     def node_of(self, master: SimMaster, broker: int) -> SimNode | None:
         """The living node that this master knows by an id."""

@@ -69,7 +69,7 @@ def _losses(rng: random.Random, brokers: list[int]) -> list[Fault]:
     faults, last_s = [], 0.0
     for _ in range(rng.choice((1, 1, 2, 3))):
         last_s = _when(rng)
-        what = rng.choice(("kill_node", "restart_node"))
+        what = rng.choice(("kill_node", "kill_node", "restart_node", "kill_orphan"))
         faults.append(Fault(last_s, what, (rng.choice(brokers),)))
     if len(faults) >= len(brokers):
         end_s = max(fault.at_s for fault in faults)
@@ -85,7 +85,8 @@ def _changes(rng: random.Random, brokers: list[int]) -> list[Fault]:
         at_s += rng.uniform(0.0, 0.2)
         if len(there) > 1 and rng.random() < 0.5:
             gone = there.pop(rng.randrange(len(there)))
-            faults.append(Fault(at_s, "remove_node", (gone,)))
+            what = rng.choice(("remove_node", "remove_node", "drop_node"))
+            faults.append(Fault(at_s, what, (gone,)))
         else:
             there.append(max(there) + 1)
             faults.append(Fault(at_s, "add_node", (there[-1], rng.randint(1, 3))))
@@ -114,6 +115,26 @@ def _lost_master(rng: random.Random, brokers: list[int]) -> list[Fault]:  # noqa
         seconds = rng.choice((rng.uniform(0.0, 0.1), rng.uniform(0.1, 5.0)))
         faults.append(Fault(at_s, "kill_master", (seconds,), seconds))
         at_s += seconds + rng.choice((rng.uniform(0.0, 0.3), rng.uniform(0.0, 2.0)))
+    return faults
+
+
+def _store(rng: random.Random, brokers: list[int]) -> list[Fault]:
+    """The store fails in one way or several; half of the time the master dies a little later."""
+    faults = []
+    for _ in range(rng.choice((1, 1, 2))):
+        at_s = _when(rng)
+        seconds = rng.choice((rng.uniform(0.0, 0.5), rng.uniform(0.5, 12.0)))
+        what = rng.choice(
+            ("store_refuses", "store_stalls", "store_empties", "store_restarts", "store_resets")
+        )
+        if what in ("store_refuses", "store_stalls"):
+            faults.append(Fault(at_s, what, (seconds,), seconds))
+        elif what == "store_restarts":
+            faults.append(Fault(at_s, what, (min(seconds, 1.0),), seconds))
+        else:
+            faults.append(Fault(at_s, what, (rng.randint(1, 3),) if "resets" in what else ()))
+    if rng.random() < 0.5:
+        faults += _lost_master(rng, brokers)
     return faults
 
 
@@ -148,6 +169,7 @@ _DRAW = {
     "pauses": _pauses,
     "stopped_master": _stopped_master,
     "lost_master": _lost_master,
+    "store": _store,
     "weather": _weather,
     "splits": _splits,
 }

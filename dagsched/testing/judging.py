@@ -8,6 +8,9 @@ from dagsched.testing.graphs import SimGraph, serial_values
 if TYPE_CHECKING:
     from dagsched.testing.cluster import SimCluster, SimOutcome
 
+QUIET_S = 30.0
+"""For longer the accounts aren't kept open by what is sent again and again to who is gone."""
+
 
 def judge_run(graph: SimGraph, library: Sequence[SimGraph], outcome: "SimOutcome") -> list[str]:
     """What is wrong with a run that has ended."""
@@ -24,8 +27,14 @@ def unaccounted(cluster: "SimCluster") -> list[str]:
     Of a link whose ends have been members throughout, every message was taken, once. What
     a departed process sent may come late, and again, after its link was forgotten.
     """
-    cluster.step_until(lambda: not any(p.unacknowledged_count() for p in cluster.processes()))
     cluster.let_pass(1.0)
+    end_s = cluster.clock.now + QUIET_S
+    cluster.step_until(
+        lambda: (
+            cluster.clock.now > end_s
+            or not any(process.unacknowledged_count() for process in cluster.processes())
+        )
+    )
     steady = {process.address for process in cluster.processes()} - cluster.departed
     sent, taken = cluster.accounts.sent, cluster.accounts.taken
     wrong = []

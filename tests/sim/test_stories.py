@@ -12,12 +12,20 @@ from dagsched.testing.memory import SimMemory
 from dagsched.testing.stories import Story, drawn, play
 
 SEEDS = 160
+SEEDS_IN_ALL = 2_000
 GROUP = 20
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, GROUP))
 def test_stories(first: int):
     for seed in range(first, first + GROUP):
+        play(drawn(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(SEEDS, SEEDS_IN_ALL, 5 * GROUP))
+def test_many_stories(first: int):
+    for seed in range(first, min(first + 5 * GROUP, SEEDS_IN_ALL)):
         play(drawn(seed))
 
 
