@@ -111,11 +111,15 @@ class MasterShell:
         self._journal: RecordSink | None = None
         self._commands: deque[Command] = deque()
         # No nodes, but told something: until when we care, and the process that it went to.
+        self._now = 0.0  # of the batch that is being taken
         self._leaving: dict[int, tuple[float, BrokerProcess | None]] = {}
         self._process_by_broker: dict[int, BrokerProcess] = {}
         self._broker_by_pidfd: dict[int, tuple[int, BrokerProcess]] = {}
         self._links = Links(
-            Decoder(BrokerToMaster | Relayed, config), config, time.monotonic_ns, opens=_is_hello
+            Decoder(BrokerToMaster | Relayed, config),
+            config,
+            time.monotonic_ns,
+            opens=self._may_begin,
         )
         self._endpoint: MasterEndpoint | None = None
         self._epoll: select.epoll | None = None
@@ -287,12 +291,13 @@ class MasterShell:
                 self._take_exit(fd)
 
     def _receive(self, broker: int, frames: "list[Frame]", now: float) -> None:
+        self._now = now
         try:
             contents = self._links.receive(broker, frames, now)
         except (ProtocolError, VersionMismatch) as error:
             if isinstance(error, VersionMismatch) and self._core.epoch_of(broker) is None:
                 version = ("?", "?", error.protocol)
-                self._take_hello(broker, BrokerHello(broker, 0, "", "", version), now)
+                self._is_welcome(broker, BrokerHello(broker, 0, "", "", version))
                 return
             # It isn't acknowledged, so it comes again; a broken peer goes on like that.
             logger.warning("broker %s sent what can't be read: %s", broker, error)
@@ -311,7 +316,8 @@ class MasterShell:
             if self._debug:
                 logger.debug("from %s: %.500r", broker, message)
             if isinstance(message, BrokerHello):
-                self._take_hello(broker, message, now)
+                if self._is_welcome(broker, message):
+                    self._core.receive(broker, message, frames, now)
                 continue
             if epoch != self._core.epoch_of(broker):
                 self._links.counts["stale"] += 1
@@ -340,11 +346,16 @@ class MasterShell:
         self._links.counts["relayed"] += 1
         self._send(receiver, [Parcel(Relayed(sender), frames)], now)
 
-    def _take_hello(self, broker: int, message: BrokerHello, now: float) -> None:
-        """A broker presents itself: to the core with it, unless it can't belong to us."""
+    def _may_begin(self, broker: int, arrival: Arrival) -> bool:
+        """Whether a batch may begin a link: with a broker that presents itself, and may."""
+        first = arrival.parcels[0].message if arrival.parcels else None
+        return isinstance(first, BrokerHello) and self._is_welcome(broker, first)
+
+    def _is_welcome(self, broker: int, message: BrokerHello) -> bool:
+        """Whether a broker can belong to us; it is told if it can't."""
         if message.broker != broker or message.token not in ("", *self._tokens):
             self._refuse(broker, "authentication", "it was started for another environment")
-            return
+            return False
         if message.version != self._core.version:
             mine, theirs = (
                 f"Python {version[0]}, dagsched {version[1]}, protocol {version[2]}"
@@ -352,9 +363,11 @@ class MasterShell:
             )
             text = f"broker {broker} has {theirs}, the master has {mine}"
             self._refuse(broker, "version", f"{text}; install the same versions on both")
-            if self._core.epoch_of(broker) is not None:
-                return  # somebody with the id of a node, which is none the worse for it
-        self._core.receive(broker, message, (), now)
+            if self._core.epoch_of(broker) is None:
+                # The node that we wait for will not come; a node that is there is none the worse.
+                self._core.receive(broker, message, (), self._now)
+            return False
+        return True
 
     def _refuse(self, broker: int, kind: str, text: str) -> None:
         assert self._endpoint is not None
@@ -432,8 +445,3 @@ class MasterShell:
 
     def _exit_reason(self, broker: int, process: BrokerProcess) -> str:
         return self._listener.take_exit(broker, process.wait())
-
-
-def _is_hello(_broker: int, arrival: Arrival) -> bool:
-    """Whether a batch may begin a link: with a broker that presents itself."""
-    return bool(arrival.parcels) and isinstance(arrival.parcels[0].message, BrokerHello)

@@ -43,7 +43,7 @@ class Links:
         config: gives the limits.
         new_number: the number of a new session's end: rising, such as the machine's monotonic
             nanoseconds.
-        opens: whether a batch may begin a link, given the peer and the batch.
+        opens: whether a batch may begin a link, or begin it anew, given the peer and the batch.
     """
 
     def __init__(
@@ -126,19 +126,19 @@ class Links:
         if not stamp.session:
             raise ProtocolError("a batch on a link that needs a session has none")
         link = self._links.get(peer)
-        if link is None or epoch > link.epoch:
-            if epoch and epoch <= self._removed.get(peer, 0):
-                return self._stale(len(parcels))
-            if link is None:
-                if not self._opens(peer, arrival):
-                    return self._stale(len(parcels))
-            elif link.epoch and link.session.peer not in (0, stamp.session):
-                self.forget(peer)  # its clock may say otherwise, but this is the newer one
-            link = self._of(peer)
-            link.epoch = epoch
-        elif epoch < link.epoch and (epoch or stamp.session <= link.session.peer):
-            # Without an epoch it comes from a new incarnation that isn't a member yet.
+        if epoch and epoch <= self._removed.get(peer, 0):
             return self._stale(len(parcels))
+        if link is not None and epoch < link.epoch:
+            # Without an epoch it may come from a new incarnation that isn't a member yet.
+            if epoch or stamp.session <= link.session.peer:
+                return self._stale(len(parcels))
+        is_known = link is not None and link.session.peer in (0, stamp.session)
+        if not is_known and not self._opens(peer, arrival):
+            return self._stale(len(parcels))
+        if link is not None and epoch > link.epoch and link.epoch and not is_known:
+            self.forget(peer)  # its clock may say otherwise, but this is the newer one
+        link = self._of(peer)
+        link.epoch = max(link.epoch, epoch)
         self._touched[peer] = None
         restart_count, stale_count = link.session.restart_count, link.session.stale_count
         content = (epoch, parcels) if stamp.sequence else None
