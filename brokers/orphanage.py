@@ -1,7 +1,7 @@
 """A broker whose master has died: how long it stays, and as whom it looks for another.
 
-Responsible for the times and the names; the shell does what follows from them. A broker that has
-never had a part of a run is of no use to anybody and leaves at once. Any other keeps working on
+Responsible for the times and the names; the shell does what follows from them. Where there has
+been no run, brokers are of no use to anybody and leave at once. Any other keeps working on
 what it has, for whoever resumes its runs: as long as the oldest of them has lasted, so that what
 took long to compute isn't lost soon, within limits.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dagsched.config import Config
 from dagsched.protocol.messages import EndRun, MasterToBroker, PlaceSubtree
+from dagsched.tenancy import is_used
 
 UNTIL_SUFFIX = ".until"
 
@@ -61,7 +62,7 @@ class Orphanage:
 
     def master_died(self, now: float) -> bool:
         """Whether to stay for another master; if so `leave_at_s` says until when."""
-        if not self._had_run:
+        if not self._had_run and not is_used(self._directory):
             return False
         self._generation += 1
         config = self._config

@@ -29,7 +29,7 @@ from dagsched.references import References
 from dagsched.roster import Roster
 from dagsched.rundir import RunNames, remove_run_directory, sweep
 from dagsched.storing import Storing
-from dagsched.tenancy import Tenancy
+from dagsched.tenancy import Tenancy, mark_used
 from dagsched.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Cluster:
         self._names = names
         self._config = config
         self._debug = debug
-        self._tenancy = Tenancy(names.directory)
+        self._tenancy = Tenancy(names.directory, is_new=True)
         self._brokers = BrokerProcesses(names, config, debug=debug, listen=listen)
         self._listen = listen
         self._endpoint: MasterEndpoint | None = None  # of TCP
@@ -238,6 +238,8 @@ class Cluster:
         shape = ClusterShape(len(nodes), sum(len(node.executorids) for node in nodes))
         planned = make_plan(graph, shape, self._config, self._core.estimates)
         with self._lock:
+            if not self._run_count:
+                mark_used(self._names.directory)
             self._run_count += 1
             number = self._base + self._run_count
             run = Run(self, number, graph, RunShape.of(planned.plan, planned.order), priority)

@@ -78,6 +78,9 @@ class Estate:
     def leave(self) -> None:
         """Let go of it, as if nobody had touched it."""
         self.store.close()
+        if self.note is not None and self.tenancy.is_last():
+            # Its brokers have gone meanwhile, and left the rest to us.
+            remove_environment(self.names.directory)
         self.tenancy.close()
 
     def close(self) -> None:

@@ -15,6 +15,9 @@ from pathlib import Path
 
 ALIVE_NAME = "alive.lock"
 MASTER_NAME = "master.lock"
+USED_NAME = "used"
+"""An empty file that says: a run has been submitted, so there may be something to resume."""
+
 STORE_NAME = "store.lock"
 """Held by the embedded store's server: see `dagsched.metastore.embedded`."""
 
@@ -27,24 +30,26 @@ class Tenancy:
 
     Args:
         directory: the run directory.
+        is_new: this process has made it, and makes the locks.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, is_new: bool = False) -> None:
         self.directory = directory
+        # Nobody else makes them, lest a directory that is just being removed should stay.
+        self._flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if is_new else 0)
         self._alive_fd = -1
         self._master_fd = -1
 
     def live(self) -> bool:
         """Say that somebody lives here; False: the directory is gone, or is being removed."""
         if self._alive_fd < 0:
-            self._alive_fd = _locked(self.directory / ALIVE_NAME, fcntl.LOCK_SH)
+            self._alive_fd = self._locked(ALIVE_NAME, fcntl.LOCK_SH)
         return self._alive_fd >= 0
 
     def rule(self) -> bool:
         """Become the one master; False: another process is that, or the directory is gone."""
         if self._master_fd < 0:
-            path = self.directory / MASTER_NAME
-            self._master_fd = fd = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._master_fd = fd = self._locked(MASTER_NAME, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if fd >= 0:
                 pid = os.getpid()
                 os.ftruncate(fd, 0)
@@ -80,6 +85,21 @@ class Tenancy:
                 os.close(fd)
         self._master_fd = self._alive_fd = -1
 
+    def _locked(self, name: str, kind: int) -> int:
+        """A descriptor with a lock; -1: another has it, or the file is gone meanwhile."""
+        path = self.directory / name
+        try:
+            fd = os.open(path, self._flags, 0o600)
+        except FileNotFoundError:
+            return -1
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            # Waits, if at all, for somebody who looks whether the directory is dead, or removes it.
+            fcntl.flock(fd, kind)
+            if path.stat().st_ino == os.fstat(fd).st_ino:
+                return fd
+        os.close(fd)
+        return -1
+
 
 def master_pid(directory: Path) -> int | None:
     """The living process that rules in a run directory; None: there is none.
@@ -107,6 +127,16 @@ def claim(directory: Path) -> Tenancy | None:
         return None
     tenancy._alive_fd = fd
     return tenancy
+
+
+def mark_used(directory: Path) -> None:
+    """Say that a run has been submitted."""
+    (directory / USED_NAME).touch(0o600)
+
+
+def is_used(directory: Path) -> bool:
+    """Whether a run has been submitted: brokers may know of none though, for they start slowly."""
+    return (directory / USED_NAME).exists()
 
 
 def wait_for_store(directory: Path) -> None:
@@ -142,18 +172,3 @@ def start_ticks(pid: int) -> int:
     if fields[0] in (b"Z", b"X"):
         raise ProcessLookupError(pid)
     return int(fields[19])
-
-
-def _locked(path: Path, kind: int) -> int:
-    """A descriptor with a lock on `path`; -1: another has it, or the file is gone meanwhile."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        return -1
-    with contextlib.suppress(BlockingIOError, FileNotFoundError):
-        # Waits, if at all, for somebody who looks whether the directory is dead, or removes it.
-        fcntl.flock(fd, kind)
-        if path.stat().st_ino == os.fstat(fd).st_ino:
-            return fd
-    os.close(fd)
-    return -1

@@ -84,7 +84,7 @@ def test_shutdown_leaves_nothing(master):
     wait_gone(pids.values())
     assert master.segments(2) == []
     left = {path.name for path in master.directory.iterdir()}
-    assert left - {"spill"} == {"m.sock", "broker-2.log", "alive.lock"}
+    assert left - {"spill"} == {"m.sock", "broker-2.log"}
 
 
 def test_a_small_graph(master):

@@ -7,6 +7,7 @@ import pytest
 from dagsched.brokers.orphanage import Orphanage
 from dagsched.config import Config
 from dagsched.protocol.messages import EndRun, PlaceSubtree
+from dagsched.tenancy import mark_used
 
 CONFIG = Config(master_grace_s=30, master_grace_max_s=3600)
 
@@ -36,6 +37,13 @@ def test_it_stays_as_long_as_its_oldest_run_has_lasted(
     assert orphanage.leave_at_s == 1000.0 + age_s + grace_s
     assert not orphanage.is_due(1000.0 + age_s + grace_s - 0.001)
     assert orphanage.is_due(1000.0 + age_s + grace_s)
+
+
+def test_a_run_may_have_been_submitted_that_no_broker_knows(tmp_path: Path) -> None:
+    orphanage = Orphanage(tmp_path, CONFIG)
+    mark_used(tmp_path)
+    assert orphanage.master_died(5.0)
+    assert orphanage.leave_at_s == 35.0
 
 
 def test_runs_that_have_ended_do_not_count(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ TENANT = """
 import sys
 from pathlib import Path
 from dagsched.tenancy import Tenancy
-tenancy = Tenancy(Path(sys.argv[1]))
+tenancy = Tenancy(Path(sys.argv[1]), is_new=True)
 assert tenancy.live()
 assert "rule" not in sys.argv or tenancy.rule()
 print("in", flush=True)
@@ -80,7 +80,9 @@ def test_the_last_to_leave_knows_it(tmp_path: Path, other: "subprocess.Popen[str
 
 
 def test_nobody_lives_in_a_directory_that_is_gone(tmp_path: Path) -> None:
-    tenancy = Tenancy(tmp_path / "gone")
+    assert not Tenancy(tmp_path).live()  # there is no lock, so it is just being removed
+    assert list(tmp_path.iterdir()) == []
+    tenancy = Tenancy(tmp_path / "gone", is_new=True)
     assert not tenancy.live()
     assert not tenancy.rule()
     assert not tenancy.is_last()
@@ -88,7 +90,7 @@ def test_nobody_lives_in_a_directory_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_has_no_part_in_the_locks(tmp_path: Path) -> None:
-    tenancy = Tenancy(tmp_path)
+    tenancy = Tenancy(tmp_path, is_new=True)
     assert tenancy.live()
     ours, theirs = socket.socketpair()
     child = os.fork()
@@ -127,7 +129,7 @@ def test_the_sweep_spares_what_brokers_of_a_dead_client_live_in(
     orphanage = root / owner.split("-", 2)[2]
     orphanage.mkdir(parents=True)
     (segments / f"{owner}.D-1").write_text("x")
-    tenancy = Tenancy(orphanage)
+    tenancy = Tenancy(orphanage, is_new=True)
     assert tenancy.live()
     assert sweep() == []
     assert find_run_directory("0badc0de") == orphanage
