@@ -57,7 +57,8 @@ def _serve(settings: BrokerSettings) -> int:
         shape=ClusterShape(settings.nodes, settings.executors),
         spill_directory=str(spill),
     )
-    forked = fork_zygote(executor_main, executor_settings, settings.name_prefix)
+    private = [settings.alive_fd] if settings.alive_fd >= 0 else []
+    forked = fork_zygote(executor_main, executor_settings, settings.name_prefix, private)
     # Only now what starts threads or opens sockets.
     from dagsched.brokers.shell import BrokerShell
 

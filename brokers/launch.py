@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dagsched.config import Config
+from dagsched.tenancy import share
 
 NODE_VARIABLE = "DAGSCHED_NODE"
 """Environment variable of a broker and all that descends from it; holds its `name_prefix`."""
@@ -59,6 +60,9 @@ class BrokerSettings:
     nodes: int = 1
     executors: int = 1
     """Of the whole cluster, for cutting graphs that tasks return."""
+
+    alive_fd: int = -1
+    """Descriptor that says that somebody lives in the run directory; -1: there is none."""
 
     is_resumable: bool = False
     """Whether the journal outlives the client, so that its death need not end what runs here."""
@@ -138,6 +142,9 @@ def launch_broker(
     threads = dict.fromkeys(_THREAD_VARIABLES, "1")
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     log_fd = os.open(settings.log_path, log_flags, 0o600)
+    alive_fd = share(Path(settings.run_directory))
+    settings = dataclasses.replace(settings, alive_fd=alive_fd)
+    inherited = (alive_fd,) if alive_fd >= 0 else ()
     try:
         process = subprocess.Popen(
             # -P: a user's json.py in the working directory must not become ours.
@@ -148,9 +155,11 @@ def launch_broker(
             env=threads | dict(environ) | own,
             start_new_session=True,
             bufsize=0,
+            pass_fds=inherited,
         )
     finally:
-        os.close(log_fd)
+        for fd in (log_fd, *inherited):
+            os.close(fd)
     if process.stdin is None:
         raise AssertionError("Popen was asked for a pipe")
     rest = memoryview(settings.to_line())

@@ -121,7 +121,7 @@ class BrokerShell:
         self._peers_ready = False
         self._again = False  # something was pushed to the core after its actions were pulled
         self._is_over = False
-        self._tenancy = Tenancy(Path(settings.run_directory))
+        self._tenancy = Tenancy(Path(settings.run_directory), alive_fd=settings.alive_fd)
         self._orphanage = Orphanage(self._tenancy.directory, settings.config)
         self._is_deserted = False  # our client has died
         self._master_listens = True  # so last messages are worth waiting for

@@ -20,7 +20,7 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -53,7 +53,9 @@ class Zygote:
     status: memoryview  # of int64, STATUS_WORDS for each slot; shared with all executors
 
 
-def fork_zygote(main: ExecutorMain, settings: object, node: str) -> Zygote:
+def fork_zygote(
+    main: ExecutorMain, settings: object, node: str, private_fds: Sequence[int] = ()
+) -> Zygote:
     """Fork the zygote off this process, which must have one thread only.
 
     Args:
@@ -61,6 +63,7 @@ def fork_zygote(main: ExecutorMain, settings: object, node: str) -> Zygote:
         settings: the last argument of `main`.
         node: value of the environment variable DAGSCHED_NODE in this process, by which whatever
             descends from it is found after its death.
+        private_fds: descriptors that are this process's alone.
     """
     shared = memoryview(mmap.mmap(-1, SLOTS_MAX * STATUS_WORDS * 8)).cast("q")
     control, own_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -70,6 +73,8 @@ def fork_zygote(main: ExecutorMain, settings: object, node: str) -> Zygote:
     pid = os.fork()
     if pid == 0:
         control.close()
+        for fd in private_fds:
+            os.close(fd)
         _run_zygote(own_control, shared, broker_pid, main, settings, node)
     own_control.close()
     control.setblocking(False)

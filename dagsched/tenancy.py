@@ -31,13 +31,14 @@ class Tenancy:
     Args:
         directory: the run directory.
         is_new: this process has made it, and makes the locks.
+        alive_fd: the shared lock, from `share`; -1: not yet.
     """
 
-    def __init__(self, directory: Path, *, is_new: bool = False) -> None:
+    def __init__(self, directory: Path, *, is_new: bool = False, alive_fd: int = -1) -> None:
         self.directory = directory
         # Nobody else makes them, lest a directory that is just being removed should stay.
         self._flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if is_new else 0)
-        self._alive_fd = -1
+        self._alive_fd = alive_fd
         self._master_fd = -1
 
     def live(self) -> bool:
@@ -127,6 +128,15 @@ def claim(directory: Path) -> Tenancy | None:
         return None
     tenancy._alive_fd = fd
     return tenancy
+
+
+def share(directory: Path) -> int:
+    """A shared lock for a process that is about to be started; -1: there is none to be had.
+
+    It inherits the descriptor, so that there is no moment in which nobody seems to live here.
+    """
+    tenancy = Tenancy(directory)
+    return tenancy._alive_fd if tenancy.live() else -1
 
 
 def mark_used(directory: Path) -> None:
