@@ -6,6 +6,7 @@ which one has to be root; they are skipped, visibly, where that isn't allowed.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -103,6 +104,12 @@ def test_sent_between_nodes_from_file_to_file(spill_directory: Path) -> None:
         pairs = [delayed(first_of)(arrays[n], arrays[-1 - n]) for n in range(16)]
         value = harness.value_of(env, submit(env, pairs))
         assert value == [[2.0 * n, 2.0 * (15 - n)] for n in range(16)]
+        # Some are still alive when it is closed, those of a dead executor among them.
+        kept = harness.value_of(env, submit(env, delayed(list, meta=True)(arrays[:6])))
+        os.kill(harness.executor_pids(harness.broker_pids(env)[0])[0], signal.SIGKILL)
+        harness.assert_whole(env)
+        assert len(os.listdir(spill_directory)) > 1
+    del kept
 
 
 def test_neither_memory_nor_disk_names_task_bytes_and_place(env: RunEnv) -> None:
