@@ -311,6 +311,7 @@ class Journal:
             elif order is _Order.FORGET:
                 self._leave(run)
             elif order is _Order.RESUME:
+                self._results.release(run)
                 self._runs[run] = _Run(position=item, is_stored=True)
             else:
                 self._begin_anew(run, item)

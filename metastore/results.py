@@ -60,6 +60,12 @@ class Results:
         self._dropped.pop(run, None)
         self._add(run, _Result(size_bytes, now + self._expiry_s, has_journal=True), now)
 
+    def release(self, run: int) -> None:
+        """A finished run goes on (its result is computed again): its journal is no result now."""
+        known = self._known.pop(run, None)
+        if known is not None:
+            self._bytes -= known.size_bytes
+
     def drop_journal(self, run: int) -> None:
         """Have the store drop a run's journal."""
         self._dropped[run] = None

@@ -329,6 +329,25 @@ def test_the_oldest_results_go_first(store: TroubledStore) -> None:
     assert (store.runs(), store.results()) == ([4, 6], [5])
 
 
+def test_a_finished_run_that_goes_on_is_not_dropped_as_an_old_result(store: TroubledStore) -> None:
+    journal = Journal(store, Config(journal_batch_s=0.001, results_max=1))
+    journal.open()
+    records: list[Record] = [Submitted(0, None, (b"plan",)), Ended("done")]
+    journal.put(1, records[0])
+    journal.finish(1, records, is_whole=True)
+    assert journal.flush(10)
+    journal.resume(1, fold_entries("s", store.read(1)).next_position)
+    journal.put(1, place(0))
+    for run in (2, 3):
+        journal.finish(run, [Ended("done")], is_whole=False)
+        assert journal.flush(10)
+    assert placements(store, 1) == [0]
+    journal.finish(1, [*records[:1], Ended("done")], is_whole=True)
+    assert journal.flush(10)
+    assert (store.runs(), store.results()) == ([1], [])
+    assert journal.close()
+
+
 # --- the store is looked after while a run goes on ------------------------------------------------
 
 
