@@ -58,7 +58,12 @@ def check_resumed(run_id: str, notes: Path, leaf_count: int, width: int = 2) -> 
     return min(first, default=resumed_s) - resumed_s
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.6, 0.95])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "share", [0.3, *(pytest.param(share, marks=SLOW) for share in (0.0, 0.05, 0.6, 0.95))]
+)
 def test_the_client_of_20_000_tasks_dies(notes: Path, share: float) -> None:
     leaf_count, seconds = 10_000, 0.000_2
     kill_at = share * 20_000
@@ -66,6 +71,7 @@ def test_the_client_of_20_000_tasks_dies(notes: Path, share: float) -> None:
     assert check_resumed(run_id, notes, leaf_count) < 2
 
 
+@SLOW
 def test_the_client_of_100_000_tasks_dies(notes: Path) -> None:
     leaf_count, seconds = 90_000, 0.000_05
     (run_id,) = orphans.dead_client(BEGIN, notes, leaf_count, seconds, 10, 20_000)
@@ -127,6 +133,7 @@ def test_on_the_command_line(notes: Path, tmp_path: Path) -> None:
     assert "Traceback" not in again.stderr
 
 
+@SLOW
 def test_nodes_of_any_kind_go_on(notes: Path) -> None:
     (run_id,) = orphans.dead_client(BEGIN, notes, 2_000, 0.000_5, 2, 1_000)
     expected, _ = orphans.tree_value(2_000)

@@ -338,7 +338,7 @@ def test_a_run_whose_plan_had_not_reached_the_store(client: "subprocess.Popen[st
 # --- stores of others -----------------------------------------------------------------------------
 
 SHARED = """
-config = Config(master_grace_s=0.2)
+config = Config(master_grace_s=float(sys.argv[3]))
 env = RunEnv(executors=2, rootpath="/shared", metastore=sys.argv[2], config=config)
 run = submit(env, orphans.tree(sys.argv[1], 200, 0.005))
 print(run.run_id, flush=True)
@@ -348,7 +348,7 @@ die_at(run, 50)
 
 
 def test_a_store_of_others_knows_runs_whose_directory_has_gone(notes: Path, redis_url: str) -> None:
-    (run_id,) = orphans.dead_client(SHARED, notes, redis_url)
+    (run_id,) = orphans.dead_client(SHARED, notes, redis_url, 0.2)
     token = run_id.partition("-")[0]
     harness.until(lambda: find_run_directory(token) is None, what="the brokers' leaving")
     command = [sys.executable, "-m", "dagsched", "runs", "--json", "--metastore", redis_url]
@@ -359,3 +359,11 @@ def test_a_store_of_others_knows_runs_whose_directory_has_gone(notes: Path, redi
     with RunEnv(executors=2, rootpath="/shared", metastore=redis_url) as env:
         expected, _ = orphans.tree_value(200)
         assert resume(env, run_id).result(WAIT_S) == expected
+
+
+def test_a_store_of_others_while_the_brokers_are_there(notes: Path, redis_url: str) -> None:
+    (run_id,) = orphans.dead_client(SHARED, notes, redis_url, 30)
+    with RunEnv(executors=2) as env:
+        expected, _ = orphans.tree_value(200)
+        assert resume(env, run_id).result(WAIT_S) == expected
+    assert set(orphans.counts(notes).values()) == {1}
