@@ -118,7 +118,7 @@ class Cluster:
         self._tenancy.live()
         self._tenancy.rule()
         if self._listen is not None:
-            self._endpoint = self._open_tcp(self._listen)
+            self._open_tcp(self._listen)
         self._brokers.are_resumable = metastore != "memory://"
         started = self._roster.begin()
         self._note = EnvironmentNote.of(self._names, metastore)
@@ -154,16 +154,15 @@ class Cluster:
         import dagsched.planning
         import dagsched.run  # noqa: F401 - the first run shall not wait for these imports
 
-    def _open_tcp(self, listen: str) -> "MasterEndpoint":
+    def _open_tcp(self, listen: str) -> None:
         from dagsched.transport import CurveKeys, MasterEndpoint
         from dagsched.transport.curve import write_cluster_file
 
         keys = CurveKeys.generate()
-        endpoint = MasterEndpoint(listen, keys)
+        endpoint = self._endpoint = MasterEndpoint(listen, keys)
         self._brokers.master_address = endpoint.address
         self._brokers.keys = list(dataclasses.astuple(keys))
         write_cluster_file(self._names.directory, endpoint.address, keys)
-        return endpoint
 
     def close(self) -> None:
         """End everything and leave nothing; safe to call again, also after an interruption."""

@@ -199,6 +199,47 @@ class Bomb:
         return (Path.touch, (Path(self.path),))
 
 
+def recorded(address, keys, frames):
+    """What a client with keys sends over a connection that carries a batch of it."""
+    host, port = address.removeprefix("tcp://").rsplit(":", 1)
+    said = bytearray()
+    context = zmq.Context()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        endpoint = BrokerEndpoint(
+            context, STRANGER, f"tcp://127.0.0.1:{listening.getsockname()[1]}", keys
+        )
+        endpoint.send(frames)
+        near, _ = listening.accept()
+        with near, socket.create_connection((host, int(port)), WAIT_S) as far:
+            answered = False
+            while not answered:
+                for sock in select.select([near, far, *endpoint.fds], [], [], WAIT_S)[0]:
+                    if sock is near:
+                        said += (data := near.recv(65_536))
+                        far.sendall(data)
+                    elif sock is far:
+                        near.sendall(far.recv(65_536))
+                answered = bool(endpoint.drain())
+        endpoint.close(0)
+    context.term()
+    return bytes(said)
+
+
+def test_a_replayed_connection_is_not_heard(env):
+    """All bytes of an honest connection again, by somebody who has no key to make new ones."""
+    address, keys = read_cluster_file(directory_of(env))
+    said = recorded(address, keys, hello(env, token="00000000"))
+    before = counts(env)
+    assert before["refused"] == 1  # for its token, so it was heard
+    host, port = address.removeprefix("tcp://").rsplit(":", 1)
+    with socket.create_connection((host, int(port)), WAIT_S) as replayed:
+        replayed.sendall(said)
+        while replayed.recv(4096):
+            pass
+    assert works(env)
+    assert counts(env)["refused"] == 1
+
+
 def test_the_right_key_and_another_environments_token(env):
     _, keys = read_cluster_file(directory_of(env))
     with dialled(env, keys) as stranger:
