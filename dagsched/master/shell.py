@@ -168,8 +168,12 @@ class MasterShell:
 
         def begin(_core: "MasterCore", _now: float) -> None:
             assert self._endpoint is not None
+            assert self._epoll is not None
             self._tokens.append(token)
+            known = set(self._endpoint.fds)
             self._endpoint.also_bind(path)
+            for fd in set(self._endpoint.fds) - known:
+                self._epoll.register(fd, select.EPOLLIN)
 
         self.call(begin)
 

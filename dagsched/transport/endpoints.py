@@ -153,33 +153,54 @@ class MasterEndpoint:
             self._context.term()
             raise
         self._socket = self._listener.socket
+        self._has_keys = keys is not None
+        self._plain: _Listener | None = None  # of Unix paths, beside a socket that wants keys
+        self._plain_brokers: set[int] = set()
         self._queues: dict[int, deque[Batch]] = {}
         self.fd = _descriptor(self._socket)
-        self.fds = self._listener.fds
         self.address = self._listener.address
+
+    @property
+    def fds(self) -> list[int]:
+        """Descriptors that say when `drain` may have something to do."""
+        return self._listener.fds + ([] if self._plain is None else self._plain.fds)
 
     @property
     def refused_count(self) -> int:
         """Connections that were not let in, and batches of those that said no id."""
-        return self._listener.refused_count
+        plain = self._plain
+        return self._listener.refused_count + (0 if plain is None else plain.refused_count)
 
     def also_bind(self, path: Path | str) -> None:
         """Listen at a further Unix path, where brokers of another master look for one.
 
+        `fds` may have more of them afterwards: who comes over a path has no keys of ours.
+
         Raises:
             zmq.ZMQError: it can't be bound.
         """
-        self._listener.also_bind(Path(path))
+        if not self._has_keys:
+            self._listener.also_bind(Path(path))
+        elif self._plain is None:
+            self._plain = _Listener(self._context, Path(path), None)
+        else:
+            self._plain.also_bind(Path(path))
 
     def drain(self) -> list[tuple[int, list[Frame]]]:
         """Batches that have come, with their sender's id, oldest first; empty: no more for now."""
         if self._queues:
             self._flush()
-        return self._listener.drain()
+        arrived = self._listener.drain()
+        if self._plain is not None:
+            over_paths = self._plain.drain()
+            self._plain_brokers.update(sender for sender, _ in over_paths)
+            arrived += over_paths
+        return arrived
 
     def has_input(self) -> bool:
         """Whether `drain` would bring something."""
-        return _has_input(self._socket)
+        plain = self._plain
+        return _has_input(self._socket) or (plain is not None and _has_input(plain.socket))
 
     def send(self, broker: int, frames: Batch) -> bool:
         """Send a batch, at once or as soon as the broker takes it.
@@ -206,11 +227,16 @@ class MasterEndpoint:
         if self._socket.closed:
             return
         self._listener.close(linger_ms)
+        if self._plain is not None:
+            self._plain.close(linger_ms)
         self._context.term()
 
     def _send_now(self, broker: int, frames: Batch) -> None:
         # ZeroMQ says "again" at the first part of a batch only, so none is ever sent in half.
-        self._socket.send_multipart((b"%d" % broker, *frames), zmq.NOBLOCK, copy=False)
+        socket = self._socket
+        if self._plain is not None and broker in self._plain_brokers:
+            socket = self._plain.socket
+        socket.send_multipart((b"%d" % broker, *frames), zmq.NOBLOCK, copy=False)
 
     def _flush(self) -> None:
         for broker, queue in list(self._queues.items()):

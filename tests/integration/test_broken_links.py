@@ -171,25 +171,31 @@ def test_nothing_is_lost_when_a_master_binds_anew(context):
     shutil.rmtree(directory)
 
 
-def test_further_paths_lead_to_the_same_master(context):
+@pytest.mark.parametrize("keys", [None, CurveKeys.generate()], ids=["path", "tcp"])
+def test_further_paths_lead_to_the_same_master(context, keys):
+    """Also to one that wants keys on its port: who comes over a path needs none."""
     directory = Path(tempfile.mkdtemp(prefix="run-"))
-    master = MasterEndpoint(directory / "m.sock")
-    master.also_bind(directory / "old.sock")
+    own = directory / "m.sock" if keys is None else "tcp://127.0.0.1"
+    master = MasterEndpoint(own, keys)
+    for name in ("old.sock", "older.sock"):
+        master.also_bind(directory / name)
     brokers = [
-        BrokerEndpoint(context, 2, str(directory / "m.sock")),
+        BrokerEndpoint(context, 2, master.address.removeprefix("ipc://"), keys),
         BrokerEndpoint(context, 10**9 + 7, str(directory / "old.sock")),
+        BrokerEndpoint(context, 10**9 + 8, str(directory / "older.sock")),
     ]
     for broker in brokers:
         broker.send([b"hello"])
     heard = []
-    while len(heard) < 2:
-        assert select.select([master.fd], [], [], WAIT_S)[0]
+    while len(heard) < 3:
+        assert select.select(master.fds, [], [], WAIT_S)[0]
         heard += master.drain()
-    assert sorted(sender for sender, _ in heard) == [2, 10**9 + 7]
-    assert master.send(10**9 + 7, [b"welcome"])
-    while not (arrived := brokers[1].drain()):
-        assert select.select([brokers[1].fd], [], [], WAIT_S)[0]
-    assert arrived == [[b"welcome"]]
+    assert sorted(sender for sender, _ in heard) == [2, 10**9 + 7, 10**9 + 8]
+    for number, broker in zip((2, 10**9 + 7, 10**9 + 8), brokers, strict=True):
+        assert master.send(number, [b"welcome"])
+        while not (arrived := broker.drain()):
+            assert select.select(broker.fds, [], [], WAIT_S)[0]
+        assert arrived == [[b"welcome"]]
     for broker in brokers:
         broker.close(0)
     master.close()
