@@ -144,6 +144,20 @@ def test_nodes_of_any_kind_go_on(notes: Path) -> None:
     assert set(orphans.counts(notes).values()) == {1}
 
 
+@pytest.mark.parametrize("listens", [(True, False), (False, True), (True, True)])
+def test_over_tcp_and_paths(notes: Path, listens: tuple[bool, bool]) -> None:
+    """Orphans have no keys of the next environment: they are heard over a path."""
+    first, second = ("tcp://127.0.0.1" if listen else None for listen in listens)
+    begin = BEGIN.replace("nodes=two_nodes()", f"nodes=two_nodes(), listen={first!r}")
+    (run_id,) = orphans.dead_client(begin, notes, 2_000, 0.000_5, 2, 1_000)
+    expected, _ = orphans.tree_value(2_000)
+    ids = addprocs(5)
+    nodes = [NodeEnv(ids[0], "127.0.0.1", ids[1:3]), NodeEnv(ids[3], "127.0.0.1", ids[4:])]
+    with RunEnv(nodes=nodes, rootpath="/other", listen=second) as env:
+        assert harness.value_of(env, resume(env, run_id), 10) == expected
+    assert set(orphans.counts(notes).values()) == {1}
+
+
 def test_no_client_of_ours_is_disturbed(notes: Path) -> None:
     """The sweep of an environment that opens spares what can be resumed."""
     (run_id,) = orphans.dead_client(BEGIN, notes, 2_000, 0.000_5, 2, 1_000)
