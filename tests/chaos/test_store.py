@@ -143,7 +143,13 @@ def embedded_address(env: RunEnv) -> str:
     return f"unix://{harness.directory_of(env) / 'store.sock'}"
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["whole file", "end of the file lost"])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        pytest.param(False, id="whole file"),
+        pytest.param(True, id="end of the file lost", marks=pytest.mark.slow),
+    ],
+)
 def test_the_embedded_server_is_killed(
     cut: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +185,7 @@ def test_the_embedded_server_is_killed(
 # --- T07c: emptied --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["FLUSHALL", "FLUSHDB"])
+@pytest.mark.parametrize("command", ["FLUSHALL", pytest.param("FLUSHDB", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("moment", ["while records come", "while nothing is to be written"])
 def test_emptied(command: str, moment: str, tmp_path: Path) -> None:
     with OwnServer() as server, Gate(tmp_path / "gate") as gate, opened(server.url) as env:
@@ -244,12 +250,11 @@ def load_long(server: OwnServer) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (fill_memory, "maxmemory"),
-        (make_replica, "read only replica"),
-        (fail_snapshots, "MISCONF"),
-        (load_long, "loading the dataset"),
+        pytest.param(fill_memory, "maxmemory", id="OOM"),
+        pytest.param(make_replica, "read only replica", id="READONLY", marks=pytest.mark.slow),
+        pytest.param(fail_snapshots, "MISCONF", id="MISCONF", marks=pytest.mark.slow),
+        pytest.param(load_long, "loading the dataset", id="LOADING", marks=pytest.mark.slow),
     ],
-    ids=["OOM", "READONLY", "MISCONF", "LOADING"],
 )
 def test_it_refuses_in_its_own_words(
     fault: Callable[[OwnServer], Callable[[], None]],
@@ -368,7 +373,7 @@ def test_no_dispatch_waits_for_a_store_that_stalls(stall: Callable[[OwnServer], 
 # --- T07f: connections are reset ------------------------------------------------------------------
 
 
-SOME = [1, 2, 3, 7, 8, 11, 20, 50]
+SOME = [1, 3, 11, 50]
 
 
 @pytest.mark.parametrize(
@@ -417,7 +422,7 @@ def test_the_embedded_server_never_comes_back(
         monkeypatch.undo()
 
 
-@pytest.mark.parametrize("how", ["killed", "stopped"])
+@pytest.mark.parametrize("how", [pytest.param("killed", marks=pytest.mark.slow), "stopped"])
 def test_a_server_never_comes_back(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -72,12 +72,13 @@ def notes(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("fault", ["killed", "cut"])
+@pytest.mark.parametrize("fault", [pytest.param("killed", marks=pytest.mark.slow), "cut"])
 def test_the_embedded_server_was_killed(fault: str, notes: Path) -> None:
     (run_id,) = orphans.dead_client(BEGIN, notes, "none", fault)
     check_resumed(run_id, notes)
 
 
+@pytest.mark.slow
 def test_the_server_was_emptied(notes: Path) -> None:
     with OwnServer() as server:
         (run_id,) = orphans.dead_client(BEGIN, notes, server.url, "emptied")
