@@ -78,6 +78,7 @@ class Inheritance:
         self._lock = threading.Lock()
         self._estates: dict[str, Estate] = {}
         self._journals: dict[str, Journal] = {}
+        self._asked_for: set[int] = set()
 
     def resume(self, run_id: str) -> Run:
         """The handle of a run of a client that died; the run goes on, if it was not over.
@@ -137,6 +138,8 @@ class Inheritance:
     def close(self) -> None:
         """Remove all that was taken over; its brokers have been ended."""
         estates, self._estates = self._estates, {}
+        for estate in estates.values():
+            self._tell_what_ends(estate)
         failure: BaseException | None = None
         for estate in estates.values():
             try:
@@ -145,6 +148,21 @@ class Inheritance:
                 failure = error
         if failure is not None:
             raise failure
+
+    def _tell_what_ends(self, estate: Estate) -> None:
+        others = [
+            run_id_of(number)
+            for number, state in estate.states.items()
+            if state.state == "open"
+            and state.submitted is not None
+            and state.submitted.parent is None
+            and number not in self._asked_for
+        ]
+        if others:
+            logger.warning(
+                "runs of the client that died which nobody asked for end with this environment: %s",
+                ", ".join(others),
+            )
 
     def forget_after_fork(self) -> None:
         """In a forked child: nothing of this is the child's."""
@@ -264,6 +282,7 @@ class Inheritance:
         self, journal: "Journal", states: "States", number: int, checked: "Checked"
     ) -> Run:
         state, plan, handle = checked
+        self._asked_for.add(number)
         run = self._heir.make_run(number, handle)
         if plan is None or _is_over(state):
             _finish(run, state)

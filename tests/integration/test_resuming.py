@@ -367,3 +367,53 @@ def test_a_store_of_others_while_the_brokers_are_there(notes: Path, redis_url: s
         expected, _ = orphans.tree_value(200)
         assert resume(env, run_id).result(WAIT_S) == expected
     assert set(orphans.counts(notes).values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["resume"], 2, "Missing argument 'RUN'"),
+        (["resume", "x", "--executors", "0"], 2, "is not in the range"),
+        (["resume", "deadbeef-1"], 1, "run 'deadbeef-1' is unknown"),
+        (["resume", "deadbeef-1", "--metastore", "redis://127.0.0.1:1"], 1, "StoreUnavailable"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(arguments: list[str], code: int, words: str) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "dagsched", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert said.returncode == code
+    assert words in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+TWO = """
+env = RunEnv(executors=2)
+env.wait_for_nodes()
+runs = [submit(env, orphans.tree(sys.argv[1], 200, 0.005)), submit(env, delayed(time.sleep)(60))]
+print(*(run.run_id for run in runs), flush=True)
+time.sleep(0.2)
+die_at(runs[0], 50)
+"""
+
+
+def test_other_runs_of_the_dead_client_end_with_its_heir(
+    notes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked, other = orphans.dead_client(TWO, notes)
+    with RunEnv(executors=2) as env:
+        expected, _ = orphans.tree_value(200)
+        assert resume(env, asked).result(WAIT_S) == expected
+        later = resume(env, other)  # while the heir is open each can be asked for
+        assert later.cancel()
+        later.exception(WAIT_S)
+        assert later.state == "cancelled"
+    assert "nobody asked for" not in caplog.text
+    asked, other = orphans.dead_client(TWO, notes)
+    with RunEnv(executors=2) as env:
+        assert resume(env, asked).result(WAIT_S) == expected
+    assert f"which nobody asked for end with this environment: {other}" in caplog.text
