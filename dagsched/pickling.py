@@ -6,16 +6,28 @@ Responsible for choosing between them. What is pickled, and what is said of erro
 
 import io
 import pickle
+import types
 from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
 
+_NO_FILE = "<dynamic-code>"
+
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """cloudpickle, but an open file is refused: it would silently become a copy of its text."""
+    """cloudpickle, but an open file is refused: it would silently become a copy of its text.
+
+    And code keeps the name of its file, which later releases of cloudpickle 3.1 replace: without
+    it a traceback shows no line of what failed.
+    """
 
     def reducer_override(self, obj: object) -> Any:
+        if isinstance(obj, types.CodeType):
+            function, arguments = self.dispatch_table[types.CodeType](obj)[:2]
+            return function, tuple(
+                obj.co_filename if argument == _NO_FILE else argument for argument in arguments
+            )
         if isinstance(obj, io.IOBase) and not isinstance(obj, io.BytesIO | io.StringIO):
             raise TypeError(f"cannot pickle an open file ({type(obj).__name__})")
         return super().reducer_override(obj)
