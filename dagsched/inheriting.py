@@ -362,7 +362,11 @@ def _is_over(state: "JournalState") -> bool:
     """Whether the journal gives a run's end and all that came of it."""
     if state.state in ("open", "lost"):
         return False  # for want of nodes, which may be here
-    return state.state != "done" or all(out.data is not None for out in state.outputs.values())
+    # References lead to values that were released with the run, or with their client.
+    outputs = state.outputs.values()
+    return state.state != "done" or all(
+        out.data is not None and not out.info.refs for out in outputs
+    )
 
 
 def _family(states: "States", root: int) -> list[int]:

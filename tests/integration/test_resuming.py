@@ -96,6 +96,11 @@ def test_a_large_result_that_was_dropped_is_computed_again(env: RunEnv) -> None:
         gc.collect()
 
 
+def test_references_that_were_dropped_lead_to_values_again(env: RunEnv) -> None:
+    run_id = forgotten(env, referenced())
+    assert lengths(resume(env, run_id).result(WAIT_S)) == [100_000 + n for n in range(4)]
+
+
 def test_a_failure_is_raised_again(env: RunEnv) -> None:
     run_id = forgotten(env, delayed(refuse)(5))
     run = resume(env, run_id)
@@ -204,23 +209,41 @@ def test_large_values_are_taken_from_the_brokers_of_the_dead_client(notes: Path)
     assert set(orphans.counts(notes).values()) == {1}
 
 
-KEPT = """
-env = RunEnv(executors=2)
-run = submit(env, orphans.tree(sys.argv[1], 300, 0.003))
-print(run.run_id, flush=True)
-time.sleep(0.15)
-die_at(run, 50)
+REFERENCES = """
+from tests.integration import test_resuming as t
+env = RunEnv(nodes=two_nodes())
+env.wait_for_nodes()
+finished = submit(env, t.referenced())
+finished.result()
+run = submit(env, [t.referenced(), orphans.tree(sys.argv[1], 300, 0.003)])
+print(finished.run_id, run.run_id, flush=True)
+assert env._cluster._storing.journal.flush(10)
+die_at(run, 100)
 """
 
 
-def test_references_are_fetched_here(notes: Path) -> None:
-    (run_id,) = orphans.dead_client(KEPT, notes)
+def same(*refs: object) -> list[object]:
+    return list(refs)
+
+
+def referenced() -> Delayed:
+    return delayed(same, meta=True)(*(delayed(counting)(100_000 + n) for n in range(4)))
+
+
+def lengths(value: object) -> list[int]:
+    return [len(array) for array in collect(value)]  # type: ignore[attr-defined]
+
+
+def test_references_of_a_dead_client_lead_to_values(notes: Path) -> None:
+    finished, going_on = orphans.dead_client(REFERENCES, notes)
+    wanted = [100_000 + n for n in range(4)]
     with RunEnv(executors=2) as env:
-        expected, _ = orphans.tree_value(300)
-        run = resume(env, run_id)
-        assert run.result(WAIT_S) == expected
-        assert collect(run.result()) == expected
-        assert rundag(env, delayed(sum)([1, 2])) == 3  # its own runs go on beside
+        references, value = resume(env, going_on).result(WAIT_S)
+        assert lengths(references) == wanted
+        assert value == orphans.tree_value(300)[0]
+        assert lengths(resume(env, finished).result(WAIT_S)) == wanted
+        # Arguments of runs of the environment's own, too.
+        assert rundag(env, delayed(len)(references[1])) == 100_001
 
 
 # --- refused --------------------------------------------------------------------------------------
