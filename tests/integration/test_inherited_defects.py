@@ -75,7 +75,7 @@ def executor_pids(env: RunEnv) -> dict[int, int]:
     """Process id of each executor by its id, as the brokers know them."""
     return {
         executor.id: executor.pid
-        for node in env._cluster._ask_stats()  # type: ignore[union-attr]
+        for node in env._cluster._enquiries._ask_stats()[0]  # type: ignore[union-attr]
         for executor in node.executors
     }
 
@@ -332,9 +332,9 @@ def never_joining(monkeypatch: pytest.MonkeyPatch, brokers: set[int] | None) -> 
     """Have processes that never say hello in place of these brokers (None: of all)."""
     real = launching.launch_broker
 
-    def launch(settings: Any, environment: Any) -> "subprocess.Popen[bytes]":
+    def launch(settings: Any, *rest: Any) -> "subprocess.Popen[bytes]":
         if brokers is not None and settings.broker not in brokers:
-            return real(settings, environment)
+            return real(settings, *rest)
         # It reads its lifeline and so ends when the environment lets go of it.
         return subprocess.Popen(
             ["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
