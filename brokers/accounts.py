@@ -1,5 +1,6 @@
 """What a node did: counts for statistics, measured durations, and the check of all counts. Pure."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,8 @@ class Accounts:
 
     def __init__(self, core: "BrokerCore") -> None:
         self.core = core
+        self.stale_batches: Callable[[], int] = lambda: 0
+        """The shell's: batches of brokers that had been removed, since this node began."""
 
     def bundle_ended(
         self, executor: Executor, bundle: Bundle, message: BundleDone, task_count: int
@@ -86,7 +89,7 @@ class Accounts:
             spilled_bytes=table.spilled_bytes,
             bundle_count=counters.bundle_count,
             retry_count=counters.retry_count,
-            stale_count=counters.stale_count,
+            stale_count=counters.stale_count if run is not None else self.stale_batches(),
             crash_retry_count=counters.crash_retry_count,
             timeout_retry_count=counters.timeout_retry_count,
             executors=executors,

@@ -102,6 +102,7 @@ class BrokerShell:
         self._spill = Path(settings.run_directory) / SPILL_NAME
         self._arena = Arena(f"{settings.name_prefix}-0-0", settings.config, self._spill)
         self._core.look = self._pool.look
+        self._core.accounts.stale_batches = lambda: self._peer_links.counts["stale"]
         self._outgoing = OutgoingTransfers(settings.config)
         self._incoming = IncomingTransfers(self._arena)
         number = time.monotonic_ns

@@ -50,7 +50,11 @@ class Enquiries:
         from dagsched.stats import add_idle_nodes, broker_rows, executor_rows, merge_live
 
         live, counters = self._ask_stats()
-        now = {"stalls": counters.get("stalls", 0), "counters": dict(counters)}
+        stale_count = sum(node.stale_count for node in live)
+        now = {
+            "stalls": counters.get("stalls", 0),
+            "counters": {**counters, "stale_peer_batches": stale_count},
+        }
         numbers = self._last_numbers
         if numbers is None:
             rows = {"brokers": broker_rows(live), "executors": executor_rows(live)}

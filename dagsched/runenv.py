@@ -156,8 +156,8 @@ class RunEnv:
             (processes of executors that died or were killed), ``exception_retries``,
             ``crash_retries``, ``timeout_retries``, ``stalls``, ``stale_messages`` (of those who
             didn't know yet that they were gone), ``recoveries``, ``recomputed_tasks``,
-            ``moved_objects``; and ``links`` (batches that were stale, nonsense, repeated or resent;
-            connections refused).
+            ``moved_objects``, ``stale_peer_batches`` (the same, between brokers); and ``links``
+            (batches that were stale, nonsense, repeated, resent or relayed; connections refused).
 
         Raises:
             ClosedError: the environment has been closed.

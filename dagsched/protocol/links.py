@@ -223,7 +223,7 @@ class Links:
     def summary(self) -> dict[str, int]:
         """What was dropped and what was sent again so far."""
         counts = {name: self.counts[name] for name in ("stale", "nonsense", "resent", "repeated")}
-        for link in self._links.values():
+        for link in list(self._links.values()):  # may be asked by another thread than the owner's
             counts["resent"] += link.session.resent_count
             counts["repeated"] += link.session.repeated_count
         return counts

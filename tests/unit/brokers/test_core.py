@@ -610,12 +610,14 @@ def test_a_new_epoch_begins_the_run_anew():
 
 def test_questions_are_answered():
     node = Node()
+    node.core.accounts.stale_batches = lambda: 6
     node.tell(Ping(7))
     node.tell(AskStats(8))
     actions = node.turn()
     assert messages(actions.to_master, Pong) == [Pong(7)]
     [stats] = messages(actions.to_master, Stats)
     assert (stats.request, [e.id for e in stats.stats.executors]) == (8, [3, 4])
+    assert stats.stats.stale_count == 6
 
 
 def test_an_illegal_move_of_a_bundle_is_an_error_that_names_it():
