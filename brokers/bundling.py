@@ -12,6 +12,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from dagsched.brokers.state import (
+    NO_POSITIONS,
     BrokerRun,
     Bundle,
     BundleState,
@@ -40,8 +41,14 @@ BUNDLE_TASKS_MAX = 16_384
 
 
 def make_subtree(message: PlaceSubtree, arrays: Sequence[Int32], flags: bytes) -> Subtree:
-    """A subtree as placed; `arrays`: members, indptr, deps, function_of, levels of its message."""
-    members, indptr, deps, function_of, levels = arrays
+    """A subtree as placed.
+
+    Args:
+        message: that places it.
+        arrays: members, indptr, deps, function_of, levels; imports that nobody has yet.
+        flags: a byte a task.
+    """
+    members, indptr, deps, function_of, levels, unmade = arrays
     lo, hi = message.lo, message.hi
     mask: np.ndarray | None = None
     if len(members):
@@ -64,6 +71,7 @@ def make_subtree(message: PlaceSubtree, arrays: Sequence[Int32], flags: bytes) -
         SubtreeNo(message.subtree), message.attempt, message.epoch, lo, hi, indptr, deps,
         function_of, np.frombuffer(flags, np.uint8), levels, import_levels, first, last,
         cursor=lo, remaining_count=hi - lo if mask is None else len(members), members=mask,
+        barriers=np.unique(owners[np.isin(deps, unmade)]) if len(unmade) else NO_POSITIONS,
     )  # fmt: skip
 
 
@@ -109,6 +117,11 @@ def window_end(run: BrokerRun, subtree: Subtree, executors: int, config: Config)
     end = start + int(np.searchsorted(np.cumsum(weights), budget_s)) + 1
     end = min(limit, max(end, start + 2 * executors))
     levels = subtree.level_starts
+    if len(subtree.barriers) and not len(levels):
+        # What a task of a piece imports may be made elsewhere of tasks before it: a bundle of both
+        # would wait for itself. Windows that begin with such a task wait for lower positions only.
+        after = int(np.searchsorted(subtree.barriers, start, side="right"))
+        end = min(end, *subtree.barriers[after : after + 1].tolist(), hi)
     if len(levels) and end < hi:
         # A level is cut as a whole where it isn't much larger than the window.
         after = int(np.searchsorted(levels, end))

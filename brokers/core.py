@@ -219,9 +219,6 @@ class BrokerCore:
         if self.ended_runs.get(number, -1) >= message.epoch:
             return
         run = self.runs.get(number)
-        if run is not None and message.epoch > run.epoch:
-            self._drop_run(run, (), now)  # the master has begun the run anew
-            run = None
         if run is None:
             run = self.open_run(number, message.epoch, message.priority, message.total, now)
         run.priority = message.priority
@@ -230,12 +227,13 @@ class BrokerCore:
             return
         arrays = [np.frombuffer(frame, np.int32) for frame in frames[:4]]
         levels, imports, brokers = (np.frombuffer(frame, np.int32) for frame in frames[5:8])
-        subtree = bundling.make_subtree(message, [*arrays, levels], bytes(frames[4]))
+        arrays += [levels, imports[brokers < 0]]
+        subtree = bundling.make_subtree(message, arrays, bytes(frames[4]))
         run.subtrees[subtree.number] = subtree
         run.counters.received_count += 1
         self._take_definitions(run, message, frames)
         bundling.count_uses(run, subtree)
-        self.exchange.fetch_imports(run, subtree, imports, brokers)
+        self.exchange.fetch_imports(run, subtree, imports, np.abs(brokers))
         if not subtree.remaining_count:
             self.ledger.subtree_ended(run, subtree)
 

@@ -98,6 +98,7 @@ class Subtree:
     cursor: int  # positions below it are cut into bundles
     remaining_count: int  # tasks not ended yet
     members: NDArray[np.bool_] | None = None  # of a piece: which of lo:hi it computes
+    barriers: Int32 = field(default_factory=lambda: NO_POSITIONS)  # windows end before these
     probing_until_s: float = 0.0  # no further window before this while durations are unknown
     open_bundle_count: int = 0  # bundles cut and not yet dispatched
 

@@ -332,11 +332,16 @@ class Placer:
                     self._make_ready(run, successor)
 
     def _import_brokers(self, run: MasterRun, subtree: Subtree) -> Int32:
-        """Who has, or will have, each import; 0 for sources, which are given."""
+        """Who has, or will have, each import; 0 for sources, which are given.
+
+        A piece must know what isn't there yet, for that may depend on tasks of its own.
+        """
         brokers = np.zeros(len(subtree.imports), np.int32)
         is_task = subtree.producers != SOURCE
         if is_task.any():
             brokers[is_task] = run.locations(subtree.imports[is_task], subtree.producers[is_task])
+        if subtree.members is not None:
+            brokers[subtree.producers >= 0] *= -1
         return brokers
 
     def _tell_lacking(self, run: MasterRun, subtree: Subtree, home: ProcessId) -> None:

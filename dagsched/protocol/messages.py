@@ -84,9 +84,9 @@ class PlaceSubtree(Struct, frozen=True, tag="place"):
     Frames: members (positions; empty: all), indptr (hi - lo + 1, from 0), deps (positions),
     function_of (index per task), flags (uint8 a task), levels (see RunPlan.level_starts; empty:
     depth-first order), import positions (sorted, unique: what these tasks need from outside),
-    import brokers (broker id that has or will have it, a place each; 0: a PutObjects or a Redirect
-    brings it), then chunks ``lo // 64 .. (hi - 1) // 64``, then one pickle for each of `functions`
-    that has ``True``.
+    import brokers (broker id that has it, a place each; of a piece the negative id if it will have
+    it; 0: a PutObjects or a Redirect brings it), then chunks ``lo // 64 .. (hi - 1) // 64``, then
+    one pickle for each of `functions` that has ``True``.
     """
 
     run: int

@@ -594,20 +594,6 @@ def test_late_and_repeated_messages_change_nothing():
     assert node.turn() == BrokerActions()
 
 
-def test_a_new_epoch_begins_the_run_anew():
-    node = Node(executors=(3,))
-    node.place([[]], epoch=1)
-    [(_, old)] = bundles_of(node.turn())
-    node.place([[]], epoch=2)
-    actions = node.turn()
-    assert actions.stop_bundles == [(3, old.message.bundle)]
-    [(_, new)] = bundles_of(actions)  # lined up behind the old one
-    node.done(3, old, objects=[inline(0)], frames=[b"v"])
-    assert messages(node.turn().to_master, SubtreeDone) == []
-    node.done(3, new, objects=[inline(0)], frames=[b"v"])
-    assert [m.epoch for m in messages(node.turn().to_master, SubtreeDone)] == [2]
-
-
 def test_questions_are_answered():
     node = Node()
     node.core.accounts.stale_batches = lambda: 6
