@@ -14,7 +14,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,21 +239,31 @@ def bytes_sent(
     """What a run sends to each process of a role: bytes of frames, and functions' pickles."""
     cluster.let_pass(0.2)
     sent: dict[object, tuple[int, int]] = {}
-    real_send = cluster.network.send
+    to_executors, to_brokers = cluster.network.send, cluster.master.port.send
+
+    def note(receiver: object, parcels: Sequence[Parcel]) -> None:
+        count, pickles = sent.get(receiver, (0, 0))
+        for message, frames in parcels:
+            count += sum(len(frame) for frame in frames)
+            if isinstance(message, PlaceSubtree):
+                pickles += sum(is_sent for _, is_sent in message.functions)
+        sent[receiver] = (count, pickles)
 
     def send(sender: Any, receiver: Any, parcels: Any, deliver: Any) -> None:
         if receiver[0] == role:
-            count, pickles = sent.get(receiver, (0, 0))
-            for message, frames in parcels:
-                count += sum(len(frame) for frame in frames)
-                if isinstance(message, PlaceSubtree):
-                    pickles += sum(is_sent for _, is_sent in message.functions)
-            sent[receiver] = (count, pickles)
-        real_send(sender, receiver, parcels, deliver)
+            note(receiver, parcels)
+        to_executors(sender, receiver, parcels, deliver)
+
+    def send_broker(peer: int, parcels: Sequence[Parcel]) -> None:
+        if role == "broker":
+            note(peer, parcels)
+        to_brokers(peer, parcels)
 
     cluster.network.send = send  # type: ignore[method-assign]
+    cluster.master.port.send = send_broker  # type: ignore[method-assign]
     assert cluster.run(graph).state == "done"
-    cluster.network.send = real_send  # type: ignore[method-assign]
+    cluster.network.send = to_executors  # type: ignore[method-assign]
+    cluster.master.port.send = to_brokers  # type: ignore[method-assign]
     return sent
 
 
