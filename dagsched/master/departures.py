@@ -19,6 +19,7 @@ from dagsched.master.members import Members
 from dagsched.master.outbox import Outbox
 from dagsched.master.slices import positions_frame
 from dagsched.master.state import MasterRun, Node, RunState
+from dagsched.plan import Int32
 from dagsched.protocol.messages import DrainRun, TakeObjects, TellOutputs
 
 if TYPE_CHECKING:
@@ -153,3 +154,15 @@ class Departures:
             if lost in node.moving.values():
                 node.moving = {key: to for key, to in node.moving.items() if to != lost}
                 node.is_asked = False
+
+
+def send_taking(
+    outbox: Outbox, run: MasterRun, node: Node, target: ProcessId, positions: Int32
+) -> None:
+    """Have `target` take objects of a run over from a node that leaves."""
+    total = run.plan.task_count + len(run.plan.sources)
+    run.share(target).took_part = True
+    message = TakeObjects(run.number, run.epoch, total, node.broker)
+    outbox.send(target, message, [positions_frame(positions)])
+    for position in positions.tolist():
+        node.moving[run.number, position] = target

@@ -513,15 +513,11 @@ class Lives:
     def where(self, broker: ProcessId, number: RunNo, position: int, now: float) -> None:
         """A broker looks for a value whose holder doesn't have it, or is gone."""
         run = self.runs.get(number)
+        if run is not None and run.state is RunState.RUNNING:
+            self.recoveries.look_for(run, broker, position, now)
+            return
         holder = self.locate(number, position)
         is_told = holder is not None and holder in self._members.nodes and holder != broker
-        if run is not None and run.state is RunState.RUNNING:
-            if run.recovering:
-                return  # it will be told
-            share = run.shares.get(broker)
-            if share is not None and share.took_part:
-                self.recoveries.begin(self.runs[run.root], now)
-                return
         frames = [
             np.array([position], np.int32).tobytes(),
             np.array([holder if is_told else 0], np.int32).tobytes(),

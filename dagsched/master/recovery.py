@@ -16,6 +16,7 @@ import numpy as np
 
 from dagsched.config import Config
 from dagsched.ids import ProcessId, RunNo, SubtreeNo
+from dagsched.master.departures import send_taking
 from dagsched.master.members import Members
 from dagsched.master.outbox import Outbox
 from dagsched.master.placing import Placer
@@ -32,7 +33,6 @@ from dagsched.master.state import (
     SOURCE,
     UNPLACED,
     MasterRun,
-    Node,
     Recovery,
     RunState,
     Subtree,
@@ -48,7 +48,6 @@ from dagsched.protocol.messages import (
     Frame,
     Holdings,
     Release,
-    TakeObjects,
     TellOutputs,
 )
 
@@ -118,6 +117,7 @@ class Recoveries:
         self._outbox.happened(root, "recovering", text=root.losses)
         spreads = bool(give_back) or (before is not None and before.spreads)
         recovery = root.recovery = Recovery(self._count, spreads)
+        recovery.askers = before.askers if before is not None else []
         asked: dict[ProcessId, list[int]] = {}
         for run in self._lives.family(root):
             if run.state is not RunState.RUNNING:
@@ -131,6 +131,32 @@ class Recoveries:
         for broker, runs in asked.items():
             self._outbox.send(broker, AskHoldings(recovery.number, runs, retell, give_back))
         self._maybe_conclude(root, now)
+
+    def look_for(self, run: MasterRun, broker: ProcessId, position: int, now: float) -> None:
+        """A broker looks for a value: it is told where that is as soon as this is known for sure.
+
+        A task may collect it there, of which the broker's holdings say nothing.
+        """
+        root = self._lives.runs[run.root]
+        share = run.shares.get(broker)
+        if root.recovery is None and share is not None and share.took_part:
+            self.begin(root, now)
+        if root.recovery is not None:
+            root.recovery.askers.append((broker, run.number, position))
+        else:
+            self._tell_where(run, broker, position)
+
+    def _tell_where(self, run: MasterRun, broker: ProcessId, position: int) -> None:
+        is_task = position < run.plan.task_count
+        is_held = is_task and run.holder_of is not None and run.holder_of[position]
+        if is_task and not is_held and run.producer(position).state in UNPLACED:
+            waiting = run.lacking.setdefault(position, [])
+            waiting += [broker] if broker not in waiting else []
+            return  # it will be told when somebody is to compute it
+        holder = self._lives.locate(run.number, position)
+        place = holder if holder is not None and holder in self._members.nodes else ProcessId(0)
+        if broker in self._members.nodes:
+            self._placer.tell_relocated(run, broker, [position], [place])
 
     def spread(self, now: float) -> None:
         """A node has come, or grown: if it has nothing to do, others give it of what they have."""
@@ -205,6 +231,10 @@ class Recoveries:
             if run.state is RunState.RUNNING:
                 self._placer.place(run, now)
                 self._lives.maybe_announce(run, now)
+        for broker, number, position in recovery.askers:
+            asked_of = self._lives.runs.get(number)
+            if asked_of is not None and asked_of.state is RunState.RUNNING:
+                self._tell_where(asked_of, broker, position)
         self._outbox.happened(root, "recovered")
         for catch_up in recovery.later:
             catch_up(now)
@@ -560,15 +590,3 @@ class Rebuild:
         if run is root:
             root.progress_count = 0
         root.progress_count += run.plan.task_count - left
-
-
-def send_taking(
-    outbox: Outbox, run: MasterRun, node: Node, target: ProcessId, positions: Int32
-) -> None:
-    """Have `target` take objects of a run over from a node that leaves."""
-    total = run.plan.task_count + len(run.plan.sources)
-    run.share(target).took_part = True
-    message = TakeObjects(run.number, run.epoch, total, node.broker)
-    outbox.send(target, message, [positions_frame(positions)])
-    for position in positions.tolist():
-        node.moving[run.number, position] = target

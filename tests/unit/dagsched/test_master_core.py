@@ -43,6 +43,7 @@ from dagsched.protocol.messages import (
     REFERENCED,
     AskHoldings,
     AskStats,
+    AskWhere,
     BrokerHello,
     BrokerToMaster,
     CancelRun,
@@ -927,6 +928,22 @@ def test_what_refs_name_is_computed_again_before_the_client_has_them():
     driver.core.outputs_taken(1, driver.now)
     driver.done(other, 1, 1)
     assert driver.sent(other, EndRun) == [Parcel(EndRun(1, [0]))]
+
+
+def test_who_collects_a_value_of_a_lost_node_is_told_where_it_is_made_again():
+    driver = ready({2: 1, 3: 1})
+    flags = {0: REFERENCED, 1: META}
+    driver.submit(1, plan_of([[], [0]], [0, 1, 2], [1], flags=flags))
+    home = {subtree: broker for broker, subtrees in driver.placed().items() for subtree in subtrees}
+    lost = home[0]
+    collector = 5 - lost
+    driver.core.peer_lost(lost, "gone", driver.now)
+    driver.take()
+    # Its holdings can't say so: the task has begun, and nothing waits for the value but it.
+    driver.receive(collector, AskWhere(1, 0))
+    driver.tell(collector, 1, 1, works=[(1, 1, [1])] if home[1] == collector else [])
+    assert driver.placed()[collector]
+    assert Parcel(Relocate(1), [ints(0), ints(collector)]) in driver.sent(collector, Relocate)
 
 
 def test_a_dropped_node_goes_at_once():
