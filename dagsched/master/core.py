@@ -406,6 +406,9 @@ class MasterCore:
         catch_up = partial(self._subtree_done, broker, message, frames)
         if run is None or self._lives.recoveries.defer(run, broker, catch_up):
             return
+        if run.recovering and message.subtree >= len(run.subtrees):
+            self.stale_count += 1  # of the last master; what it gave is among its node's holdings
+            return
         if not 0 <= message.subtree < len(run.subtrees) or len(frames) != 2:
             raise ProtocolError(f"broker {broker} ended subtree {message.subtree}, which isn't one")
         subtree = run.subtrees[message.subtree]

@@ -51,6 +51,8 @@ class Families:
             if isinstance(source, RefSource):
                 source_run, source_position = source.run, source.position
                 holder = self._lives.locate(source_run, source_position)
+        if holder is None and run.recovering:
+            return  # it is linked again when it is known who has what
         if holder is None:
             text = "the task returned a graph whose value nobody has"
             self._lives.fail(above, home, Failure(position, 1, "result", text=text), None, now)

@@ -27,7 +27,7 @@ from dagsched.master.slices import (
     piece_of,
     positions_frame,
 )
-from dagsched.master.spreading import evened, givers, missing_imports
+from dagsched.master.spreading import evened, givers, missing_imports, split_around
 from dagsched.master.state import (
     HELD,
     SOURCE,
@@ -230,6 +230,8 @@ class Recoveries:
         for run in family:
             if run.state is RunState.RUNNING:
                 self._placer.place(run, now)
+                if run.announced:
+                    self._lives.families.link_again(run, now)
                 self._lives.maybe_announce(run, now)
         for broker, number, position in recovery.askers:
             asked_of = self._lives.runs.get(number)
@@ -443,6 +445,7 @@ class Rebuild:
         for subtree in run.subtrees:
             if subtree.state in UNPLACED and subtree.number not in whole:
                 self.placer.give_up(run, subtree)
+        pieces = split_around(pieces, self.active_at != 0)
         if self.spreads and not run.is_interlocked:
             pieces = evened(pieces, plan, self.seconds, self.owner.part_count)
         for members in pieces:

@@ -32,17 +32,17 @@ TASKS_LOOKED_AT = 200_000
 
 
 def givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunNo]:
-    """Runs of a family of which nodes shall give something back; none if nobody is idle."""
-    if not any(_is_idle(node, family) for node in nodes):
+    """Runs of a family of which its only node shall give something back; mostly none.
+
+    Where several nodes work for it, what isn't placed yet goes to whoever comes.
+    """
+    busy = [node for node in nodes if not _is_idle(node, family)]
+    if len(busy) != 1 or len(nodes) == 1:
         return []
-    return [
-        run.number
-        for run in family
-        # Subtrees that wait for each other both ways stay where they are.
-        if not run.is_interlocked
-        and any(_has_plenty(node, run) for node in nodes)
-        and _is_wide(run.plan)
-    ]
+    only = busy[0]
+    if any(run.brokers() not in ([], [only.broker]) for run in family):
+        return []
+    return [run.number for run in family if _has_plenty(only, run) and _is_wide(run.plan)]
 
 
 def _is_idle(node: Node, family: Sequence[MasterRun]) -> bool:
@@ -98,4 +98,17 @@ def missing_imports(
         needs = needs[needs < plan.task_count]
         missing = np.union1d(said.lacking, needs[~is_there[needs]]).astype(np.int32)
         result[broker] = replace(said, lacking=missing)
+    return result
+
+
+def split_around(pieces: Sequence[Int32], is_active: "NDArray[np.bool_]") -> list[Int32]:
+    """Pieces split where somebody is about tasks in between.
+
+    Those may need what comes before them and be needed by what comes after: a bundle of both sides
+    would wait for itself.
+    """
+    counts = np.cumsum(is_active)
+    result: list[Int32] = []
+    for piece in pieces:
+        result += np.split(piece, np.flatnonzero(np.diff(counts[piece])) + 1)
     return result
