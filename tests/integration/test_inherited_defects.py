@@ -250,7 +250,7 @@ def bytes_sent(
         sent[receiver] = (count, pickles)
 
     def send(sender: Any, receiver: Any, parcels: Any, deliver: Any) -> None:
-        if receiver[0] == role:
+        if receiver[0] == role == "executor":
             note(receiver, parcels)
         to_executors(sender, receiver, parcels, deliver)
 
