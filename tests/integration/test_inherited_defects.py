@@ -230,7 +230,8 @@ def test_dr11_nodes_and_executors_are_sent_their_own_part_only() -> None:
     assert max(count for count, _ in sent.values()) < 0.6 * whole
     sent = bytes_sent(cluster, graph, "executor")
     assert len(sent) == 4
-    assert max(count for count, _ in sent.values()) < 0.35 * whole
+    # A quarter of the calls, and with each task some 20 bytes about its bundle.
+    assert max(count for count, _ in sent.values()) < 0.25 * whole + 8_000 / 4 * 30
 
 
 def bytes_sent(
