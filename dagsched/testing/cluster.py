@@ -117,6 +117,7 @@ class SimCluster(Surroundings):
         self.places: dict[tuple[int, int], list[int]] = {}  # the same: serials of nodes
         self.moved_bytes = 0  # by transfers of large objects
         self.losses: list[tuple[str, int]] = []  # what was lost so far: what, which
+        self.complaints: list[str] = []  # what should not have happened, though all went well
         self.departed: set[Address] = set()  # processes that are no members, or weren't for a time
         self.record_count = 0  # of the journal
         self.on_record: Callable[[int], None] | None = None
@@ -418,11 +419,13 @@ class SimCluster(Surroundings):
     def left_behind(self) -> list[str]:
         """What nodes still hold, in words; call it when all runs have ended."""
         self.let_pass(1.0)
-        left = []
+        left = list(self.complaints)
         for node in self.all_nodes:
             if not node.is_alive or self._waits_for_another_client(node):
                 continue
             table, name = node.core.table, f"node {node.broker}"
+            if node.broker < ORPHAN_IDS_FROM and node.broker not in self._wanted:
+                left.append(f"{name}: all of it, though it was to leave")
             if self.nodes.get(node.broker) is not node:
                 left.append(f"{name}, number {node.serial}: the process, which nobody wants")
             if table.live_count or table.live_bytes:

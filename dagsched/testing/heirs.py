@@ -10,6 +10,9 @@ from dagsched.protocol.plans import decode_plan
 if TYPE_CHECKING:
     from dagsched.testing.cluster import SimCluster, SimOutcome
 
+WRITTEN_S = 20.0
+"""A run that began so long ago, with a store that has been well since then, is in its journal."""
+
 
 def inherit(cluster: "SimCluster") -> None:
     """Resume all runs whose results the client still waits for; submit anew what was never written.
@@ -25,6 +28,8 @@ def inherit(cluster: "SimCluster") -> None:
     for outcome in waiting:
         state = states.get(outcome.run)
         if state is None or state.submitted is None:
+            if min(cluster.clock.now - outcome.submitted_s, cluster.store.well_s) > WRITTEN_S:
+                cluster.complaints.append(f"run {outcome.run} was in no journal")
             cluster.start_run(outcome)
         elif _is_over(state):
             _finish(outcome, state, cluster.clock.now)

@@ -16,7 +16,7 @@ class SimMemory:
 
     def __init__(self, number: int = 0) -> None:
         self._number = number
-        self._segments: dict[str, dict[int, bytes | bytearray]] = {}
+        self._segments: dict[str, dict[int, bytearray]] = {}
         self._used_bytes = number * NODE_BYTES
         self._own_count = 0
 
@@ -24,16 +24,14 @@ class SimMemory:
         """Put bytes into a segment."""
         offset = self._used_bytes
         self._used_bytes += len(data)  # no place is used twice, so that late reads are noticed
-        self._segments.setdefault(segment, {})[offset] = data
+        self._segments.setdefault(segment, {})[offset] = bytearray(data)
         return Location(segment, offset, len(data))
 
     def write_raw(self, size_bytes: int) -> tuple[Location, memoryview]:
         """Space in the broker's own arena, to be filled; as `Arena.write_raw`."""
         self._own_count += 1
         location = self.write(f"0-0-{self._own_count // 3}", b"\0" * size_bytes)
-        data = bytearray(size_bytes)
-        self._segments[location.segment][location.offset] = data
-        return location, memoryview(data)
+        return location, memoryview(self._segments[location.segment][location.offset])
 
     def is_here(self, location: Location) -> bool:
         """Whether this node wrote there, ever."""
@@ -51,8 +49,9 @@ class SimMemory:
         return bytes(data)
 
     def view(self, location: Location) -> memoryview:
-        """The same, for a transfer."""
-        return memoryview(self.read(location))
+        """The same where they lie, for a transfer: freed too early, what is sent is wrong."""
+        self.read(location)
+        return memoryview(self._segments[location.segment][location.offset])
 
     def free(self, location: Location, owner: tuple[int, int] = (0, 0)) -> None:
         """Give bytes back to their owner's arena; by default the broker's.
@@ -63,7 +62,8 @@ class SimMemory:
         self.read(location)
         if not location.segment.startswith(f"{owner[0]}-{owner[1]}-"):
             raise InternalError(f"{location} is not of executor {owner}")
-        del self._segments[location.segment][location.offset]
+        data = self._segments[location.segment].pop(location.offset)
+        data[:] = b"\xff" * len(data)  # whoever still looks sees it
         if not self._segments[location.segment]:
             del self._segments[location.segment]
 

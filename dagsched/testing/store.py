@@ -27,27 +27,36 @@ class SimStore(MemoryStore):
         self._refusal: str | None = None
         self._stalled_until_s = 0.0
         self._lost_answers = 0
+        self._ill_until_s = 0.0
         self._written_s: dict[tuple[int, int], float] = {}  # by run and position
         self.exchange_count = 0
         self.on_exchange: Callable[[Sequence[Batch]], None] | None = None
+
+    @property
+    def well_s(self) -> float:
+        """For how long it has done what it should; what was lost before is written anew by then."""
+        return self._clock.now - self._ill_until_s
 
     # --- faults -----------------------------------------------------------------------------------
 
     def refuse(self, words: str | None) -> None:
         """Answer everything with an error in these words; None: not any more."""
+        self._ill_until_s = self._clock.now if words is None else float("inf")
         self._refusal = words
 
     def stall(self, seconds: float) -> None:
         """Answer nothing for so long."""
-        self._stalled_until_s = self._clock.now + seconds
+        self._stalled_until_s = self._ill_until_s = self._clock.now + seconds
 
     def lose_answers(self, count: int) -> None:
         """Do the next appends, but reset the connection before the answer."""
         self._lost_answers += count
+        self._ill_until_s = self._clock.now
 
     def lose_tail(self, seconds: float) -> None:
         """Start again from a file that lacks its end: what was written last is gone."""
         since_s = self._clock.now - seconds
+        self._ill_until_s = self._clock.now
         for run in self.runs():
             late = [p for p in self._positions(run) if self._written_s.get((run, p), 0.0) > since_s]
             if late:
@@ -57,6 +66,7 @@ class SimStore(MemoryStore):
 
     def empty(self) -> None:
         """Lose everything (FLUSHALL)."""
+        self._ill_until_s = self._clock.now
         self.drop_all()
 
     def cut_entry(self, run: int, byte_count: int) -> None:
