@@ -229,7 +229,6 @@ class Recoveries:
                 self._placer.begin(run)
         for run in family:
             if run.state is RunState.RUNNING:
-                self._link_children(run, now)
                 self._placer.place(run, now)
                 if run.announced:
                     self._lives.families.link_again(run, now)
@@ -242,16 +241,6 @@ class Recoveries:
         for catch_up in recovery.later:
             catch_up(now)
         self._lives.recovered(root, now)
-
-    def _link_children(self, run: MasterRun, now: float) -> None:
-        """Tasks that wait for the value of a graph may have lost sight of it.
-
-        Only now it is known of the graphs' runs too whether their values are there.
-        """
-        for child in list(run.children.values()):
-            child_run = self._lives.runs.get(child.run)
-            if child.waits and child_run is not None and child_run.announced:
-                self._lives.families.link_again(child_run, now)
 
 
 class Rebuild:
@@ -292,7 +281,7 @@ class Rebuild:
             return
         self._make_pieces(needed)
         self._link_up()
-        self._settle_children(needed)
+        self._settle_children(needed, now)
         self._relocate(needed)
         self._tell_outputs()
         self._release()
@@ -504,7 +493,7 @@ class Rebuild:
             run.sizes = np.full(total, -1, np.int64)
         run.unfinished_count = len(waiting) + len(placed)
 
-    def _settle_children(self, needed: Int32) -> None:
+    def _settle_children(self, needed: Int32, now: float) -> None:
         """Graphs that tasks returned: who of them is still waited for."""
         run, lives = self.run, self.owner._lives
         awaited = {
@@ -523,6 +512,8 @@ class Rebuild:
                 continue
             child.waits = position in awaited
             child.wanted = is_again or child.waits or bool(self.active_at[position])
+            if child.waits and child_run is not None and child_run.announced:
+                lives.families.link_again(child_run, now)
 
     # --- telling brokers --------------------------------------------------------------------------
 
