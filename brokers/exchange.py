@@ -50,6 +50,7 @@ class Exchange:
     def __init__(self, core: "BrokerCore") -> None:
         self.core = core
         self.peers: dict[ProcessId, int] = {}  # the other nodes, with their epochs
+        self._lost_ids: set[ProcessId] = set()  # under which nodes were lost, and may be back
         self._data: dict[tuple[ProcessId, RunNo, bool], list[tuple[ObjectInfo, Frame]]] = {}
         self._missing: dict[tuple[ProcessId, RunNo], list[int]] = {}
         self._wanted: dict[tuple[ProcessId, RunNo, bool], list[int]] = {}
@@ -343,6 +344,7 @@ class Exchange:
     def peer_lost(self, peer: ProcessId) -> None:
         """Forget what a node that is gone asked for."""
         self.peers.pop(peer, None)
+        self._lost_ids.add(peer)
         for sent in [sent for sent in self._sending if sent[0] == peer]:
             self.core.table.unpin(self._sending.pop(sent))
         for run in self.core.runs.values():
@@ -439,8 +441,11 @@ class Exchange:
         stored = self.core.table.find(run, number, position)
         if stored is not None and stored.storage is not None:
             self._reply(executor, message.request, stored)
-        elif message.broker not in (0, self.core.broker) and message.broker not in self.peers:
-            # Its holder has gone; the value may have moved, or is being made anew.
+        elif message.broker not in (0, self.core.broker) and (
+            message.broker not in self.peers or message.broker in self._lost_ids
+        ):
+            # Its holder has gone, though another node may have its id by now, which would wait to
+            # hear of the run; the value has moved, or is being made anew.
             self._collecting.setdefault((number, position), []).append((executor, message.request))
             self.core.tell_master(AskWhere(number, position))
         elif message.broker not in (0, self.core.broker):

@@ -133,12 +133,14 @@ class Recoveries:
         self._maybe_conclude(root, now)
 
     def look_for(self, run: MasterRun, broker: ProcessId, position: int, now: float) -> None:
-        """A broker looks for a value: it is told where that is as soon as this is known for sure.
-
-        A task may collect it there, of which the broker's holdings say nothing.
-        """
+        """A broker looks for a value; a task may collect it, of which holdings say nothing."""
         root = self._lives.runs[run.root]
         share = run.shares.get(broker)
+        if root.recovery is None and (broker, position) not in run.told_where:
+            run.told_where.add((broker, position))  # once
+            if self._lives.locate(run.number, position) in self._members.nodes:
+                self._tell_where(run, broker, position)
+                return
         if root.recovery is None and share is not None and share.took_part:
             self.begin(root, now)
         if root.recovery is not None:
@@ -522,6 +524,7 @@ class Rebuild:
         run = self.run
         assert run.holder_of is not None
         run.lacking.clear()
+        run.told_where.clear()
         is_needed = np.zeros(self.count, np.bool_)
         is_needed[needed] = True
         for broker, told in self.told.items():

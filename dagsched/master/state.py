@@ -169,6 +169,7 @@ class MasterRun:
     producer_of: Int32 | None = None  # subtree that computes each task; None: as in the plan
     holder_of: Int32 | None = None  # where a value is, if not at its subtree's home; 0: there
     lacking: dict[int, list[ProcessId]] = field(default_factory=dict)  # wait for an unplaced task
+    told_where: set[tuple[ProcessId, int]] = field(default_factory=set)  # who asked, for what
     loss_counts: NDArray[np.uint16] | None = None  # how often each value was lost
     shares: dict[ProcessId, Share] = field(default_factory=dict)
     homeless: deque[SubtreeNo] = field(default_factory=deque)  # READY, without a broker
