@@ -361,6 +361,19 @@ class Placer:
         frames = [positions_frame(np.array(column, np.int32)) for column in (positions, holders)]
         self._outbox.send(broker, Relocate(run.number), frames)
 
+    def tell_where(self, run: MasterRun, broker: ProcessId, position: int) -> None:
+        """Tell a broker where a task's value is, or as soon as somebody is to compute it."""
+        is_task = position < run.plan.task_count
+        is_held = is_task and run.holder_of is not None and run.holder_of[position]
+        if is_task and not is_held and run.producer(position).state in UNPLACED:
+            waiting = run.lacking.setdefault(position, [])
+            waiting += [broker] if broker not in waiting else []
+            return  # it will be told when somebody is to compute it
+        holder = self._locate(run.number, position)
+        place = holder if holder is not None and holder in self._members.nodes else ProcessId(0)
+        if broker in self._members.nodes:
+            self.tell_relocated(run, broker, [position], [place])
+
     def give_sources(self, run: MasterRun, positions: list[int], broker: ProcessId) -> None:
         """Send the broker the constants that it wasn't given yet, and where Refs lead.
 

@@ -139,26 +139,14 @@ class Recoveries:
         if root.recovery is None and (broker, position) not in run.told_where:
             run.told_where.add((broker, position))  # once
             if self._lives.locate(run.number, position) in self._members.nodes:
-                self._tell_where(run, broker, position)
+                self._placer.tell_where(run, broker, position)
                 return
         if root.recovery is None and share is not None and share.took_part:
             self.begin(root, now)
         if root.recovery is not None:
             root.recovery.askers.append((broker, run.number, position))
         else:
-            self._tell_where(run, broker, position)
-
-    def _tell_where(self, run: MasterRun, broker: ProcessId, position: int) -> None:
-        is_task = position < run.plan.task_count
-        is_held = is_task and run.holder_of is not None and run.holder_of[position]
-        if is_task and not is_held and run.producer(position).state in UNPLACED:
-            waiting = run.lacking.setdefault(position, [])
-            waiting += [broker] if broker not in waiting else []
-            return  # it will be told when somebody is to compute it
-        holder = self._lives.locate(run.number, position)
-        place = holder if holder is not None and holder in self._members.nodes else ProcessId(0)
-        if broker in self._members.nodes:
-            self._placer.tell_relocated(run, broker, [position], [place])
+            self._placer.tell_where(run, broker, position)
 
     def spread(self, now: float) -> None:
         """A node has come, or grown: if it has nothing to do, others give it of what they have."""
@@ -238,7 +226,7 @@ class Recoveries:
         for broker, number, position in recovery.askers:
             asked_of = self._lives.runs.get(number)
             if asked_of is not None and asked_of.state is RunState.RUNNING:
-                self._tell_where(asked_of, broker, position)
+                self._placer.tell_where(asked_of, broker, position)
         self._outbox.happened(root, "recovered")
         for catch_up in recovery.later:
             catch_up(now)

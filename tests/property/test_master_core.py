@@ -183,8 +183,9 @@ class Brokers:
         needed = {dep for task in tasks for dep in self.deps(message.run, task)} - set(tasks)
         assert needed == set(imports)
         for position, holder in zip(imports, holders, strict=True):
-            if position not in share.values and holder != broker:
-                share.wants.setdefault(position, holder)
+            # Negative: it isn't there yet, as far as the master knows.
+            if position not in share.values and abs(holder) != broker:
+                share.wants.setdefault(position, abs(holder))
 
     def release(self, broker: int, run: int, positions: list[int]) -> None:
         """A value goes where no task of this broker still needs it."""
