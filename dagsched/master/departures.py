@@ -71,6 +71,13 @@ class Departures:
             return
         if here and not self._can_go(node, here, now):
             return
+        is_kept = set(self._kept.on(broker))
+        # What was on its way for a run that has ended meanwhile is of no use to anybody.
+        node.moving = {
+            key: to
+            for key, to in node.moving.items()
+            if key[0] in self._lives.runs or key in is_kept
+        }
         kept = [key for key in self._kept.on(broker) if key not in node.moving]
         target = self.target_for(broker)
         if kept and target is not None:
