@@ -29,6 +29,7 @@ from dagsched.testing.watching import stalled
 STEPS_MAX = 2_000_000
 NODE_START_S = 0.05
 RESCUE_S = 1.0
+LEAVE_S = 15.0  # a hello that was lost comes again after ten seconds at the latest, and is refused
 NOTICE_S = 0.001  # until the end of a process is noticed by whoever started it
 
 
@@ -419,13 +420,16 @@ class SimCluster(Surroundings):
     def left_behind(self) -> list[str]:
         """What nodes still hold, in words; call it when all runs have ended."""
         self.let_pass(1.0)
+        end_s = self.clock.now + LEAVE_S
+        self.step_until(lambda: self.clock.now > end_s or not self._leavers())
         left = list(self.complaints)
+        left += [
+            f"node {node.broker}: all of it, though it was to leave" for node in self._leavers()
+        ]
         for node in self.all_nodes:
             if not node.is_alive or self._waits_for_another_client(node):
                 continue
             table, name = node.core.table, f"node {node.broker}"
-            if node.broker < ORPHAN_IDS_FROM and node.broker not in self._wanted:
-                left.append(f"{name}: all of it, though it was to leave")
             if self.nodes.get(node.broker) is not node:
                 left.append(f"{name}, number {node.serial}: the process, which nobody wants")
             if table.live_count or table.live_bytes:
@@ -434,6 +438,14 @@ class SimCluster(Surroundings):
             if node.core.runs:
                 left.append(f"{name}: runs {sorted(node.core.runs)}")
         return left
+
+    def _leavers(self) -> list[SimNode]:
+        """Those that aren't wanted any more, and have yet to go."""
+        return [
+            node
+            for broker, node in self.nodes.items()
+            if node.is_alive and broker < ORPHAN_IDS_FROM and broker not in self._wanted
+        ]
 
     def _waits_for_another_client(self, node: SimNode) -> bool:
         """An orphan with runs that this client hasn't resumed; it ends with the client."""
