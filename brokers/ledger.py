@@ -12,6 +12,7 @@ from dagsched.ids import Position, ProcessId
 from dagsched.protocol.asking import TaskRetried, shortened
 from dagsched.protocol.messages import (
     EXPORTED,
+    AskWhere,
     BundleDone,
     ExitInfo,
     Failure,
@@ -136,9 +137,27 @@ class Ledger:
         if bundle.state is not BundleState.WAITING:
             return
         bundle.waiting_count -= 1
-        if not bundle.waiting_count:
+        if not bundle.waiting_count and not self._waits_for_lost(bundle):
             bundle.move(BundleState.READY)
             dispatch.push_ready(bundle.run, bundle)
+
+    def _waits_for_lost(self, bundle: Bundle) -> bool:
+        """Whether inputs were made here and are gone: inside a bundle cut before they were wanted.
+
+        So it is where a part of a node that was lost goes to one that computed its inputs again
+        for others. The master has them made once more.
+        """
+        run, core = bundle.run, self.core
+        gone = bundle.imports[run.object_of[bundle.imports] < 0].tolist()
+        gone = [
+            p for p in gone if p not in run.sized and run.bundle_of[p] != bundling.RETURNED_GRAPH
+        ]
+        for position in gone:
+            run.waiters.setdefault(position, []).append(bundle)
+            bundle.waiting_count += 1
+            run.lacking.add(position)
+            core.tell_master(AskWhere(run.number, position))
+        return bool(gone)
 
     def rebundle(
         self, run: BrokerRun, subtree: Subtree, parts: Sequence[np.ndarray]

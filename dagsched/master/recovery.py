@@ -136,17 +136,19 @@ class Recoveries:
         """A broker looks for a value; a task may collect it, of which holdings say nothing."""
         root = self._lives.runs[run.root]
         share = run.shares.get(broker)
+        place = self._lives.locate(run.number, position)
         if root.recovery is None and (broker, position) not in run.told_where:
             run.told_where.add((broker, position))  # once
-            if self._lives.locate(run.number, position) in self._members.nodes:
+            if place in self._members.nodes and place != broker:
                 self._placer.tell_where(run, broker, position)
                 return
         if root.recovery is None and share is not None and share.took_part:
             self.begin(root, now)
-        if root.recovery is not None:
-            root.recovery.askers.append((broker, run.number, position))
-        else:
+        if root.recovery is None:
             self._placer.tell_where(run, broker, position)
+        else:
+            is_told_after = (broker, run.number) in root.recovery.awaiting
+            root.recovery.askers.append((broker, run.number, position, is_told_after))
 
     def spread(self, now: float) -> None:
         """A node has come, or grown: if it has nothing to do, others give it of what they have."""
@@ -223,10 +225,13 @@ class Recoveries:
                 if run.announced:
                     self._lives.families.link_again(run, now)
                 self._lives.maybe_announce(run, now)
-        for broker, number, position in recovery.askers:
+        for broker, number, position, is_known in recovery.askers:
             asked_of = self._lives.runs.get(number)
             if asked_of is not None and asked_of.state is RunState.RUNNING:
-                self._placer.tell_where(asked_of, broker, position)
+                if is_known:
+                    self._placer.tell_where(asked_of, broker, position)
+                else:  # what the broker held may not be so any more
+                    self.look_for(asked_of, broker, position, now)
         self._outbox.happened(root, "recovered")
         for catch_up in recovery.later:
             catch_up(now)

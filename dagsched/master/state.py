@@ -310,7 +310,7 @@ class Recovery:
     orphans_by_s: float | None = None  # asks when all have come that are expected, or then
     awaiting: set[tuple[ProcessId, RunNo]] = field(default_factory=set)
     told: dict[RunNo, dict[ProcessId, Told]] = field(default_factory=dict)
-    askers: list[tuple[ProcessId, RunNo, int]] = field(default_factory=list)  # look for a value
+    askers: list[tuple[ProcessId, RunNo, int, bool]] = field(default_factory=list)  # for values
     later: list[Callable[[float], None]] = field(default_factory=list)  # told since; takes the time
 
 
