@@ -54,9 +54,10 @@ class Handle:
     submitted_wall_s: float
 
 
-@dataclass(frozen=True, slots=True)
 class HandleDumper:
     """Gives the bytes of a handle when they are asked for, which may be in another thread.
+
+    It holds nothing of the graph's work meanwhile: a `Ref` among the arguments would stay alive.
 
     Args:
         graph: of the run.
@@ -65,33 +66,42 @@ class HandleDumper:
         submitted_wall_s: when it was submitted, for people.
     """
 
-    graph: TaskGraph
-    order: Int32
-    priority: int
-    submitted_wall_s: float
+    __slots__ = ("_serials", "_submitted_wall_s", "_values")
 
-    def __call__(self) -> bytes:
-        """The bytes; empty if the run has something in its shape that can't travel."""
-        graph = self.graph
+    def __init__(
+        self, graph: TaskGraph, order: Int32, priority: int, submitted_wall_s: float
+    ) -> None:
         count = graph.task_count
         wanted = (graph.outputs[graph.outputs >= count] - count).tolist()
-        first = int(graph.serials.min()) if count else 0
-        values: dict[str, Any] = {
+        self._submitted_wall_s = submitted_wall_s
+        self._serials = graph.serials
+        self._values: dict[str, Any] = {
             "version": VERSION,
-            "priority": self.priority,
-            "order": self.order,
-            "first_serial": first,
-            "serials": _narrow(graph.serials - first),
-            "function_of": _narrow(graph.function_of),
-            "function_names": list(graph.function_names),
-            "options": dict(graph.options),
+            "priority": priority,
+            "order": order,
+            "function_of": graph.function_of,
+            "function_names": graph.function_names,
+            "options": graph.options,
             "outputs": graph.outputs,
-            "shape": _packed_shape(graph.shape),
+            "shape": graph.shape,
             "source_count": len(graph.sources),
             "sources": {number: graph.sources[number] for number in wanted},
         }
+
+    def __call__(self) -> bytes:
+        """The bytes; empty if the run has something in its shape that can't travel."""
+        serials = self._serials
+        first = int(serials.min()) if len(serials) else 0
+        values = self._values | {
+            "first_serial": first,
+            "serials": _narrow(serials - first),
+            "function_of": _narrow(self._values["function_of"]),
+            "function_names": list(self._values["function_names"]),
+            "options": dict(self._values["options"]),
+            "shape": _packed_shape(self._values["shape"]),
+        }
         try:
-            return _WALL_S.pack(self.submitted_wall_s) + dumps(values)
+            return _WALL_S.pack(self._submitted_wall_s) + dumps(values)
         except Exception:  # noqa: BLE001 - it runs code of the user's objects, which may do anything
             return b""
 
