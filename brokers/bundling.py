@@ -66,7 +66,8 @@ def make_subtree(message: PlaceSubtree, arrays: Sequence[Int32], flags: bytes) -
     import_levels = levels[:0]
     if len(levels):
         places = np.searchsorted(levels, owners[~inside], side="right") - 1
-        import_levels = levels[np.unique(places)]
+        # A piece may begin inside a level; nothing is before that, and no border is needed.
+        import_levels = levels[np.unique(places[places >= 0])]
     return Subtree(
         SubtreeNo(message.subtree), message.attempt, message.epoch, lo, hi, indptr, deps,
         function_of, np.frombuffer(flags, np.uint8), levels, import_levels, first, last,

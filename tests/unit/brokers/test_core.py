@@ -854,3 +854,11 @@ def test_a_task_that_the_kernel_killed_for_memory_is_tried_again_alone():
     node.done(executor, last)
     [(_, again)] = bundles_of(node.turn())
     assert (bundle_positions(again), again.message.attempt) == ([0], 2)
+
+
+def test_a_piece_that_begins_inside_a_level_is_split_at_the_levels_that_import():
+    node = Node(executors=(3,))
+    deps = [[], [100], [0, 101], [1], [2], [3, 102], [4], [5]]
+    imports = {100: 8, 101: 8, 102: 8}
+    node.place(deps, lo=0, total=200, levels=(2, 4, 6), imports=imports)
+    assert node.core.runs[1].subtrees[0].import_levels.tolist() == [2, 4]
