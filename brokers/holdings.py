@@ -128,7 +128,9 @@ class Holder:
         pieces = [subtree.uncut()]
         pieces += [b.positions for b in run.bundles.values() if b.subtree is subtree]
         mine = [
-            p for p in awaited if subtree.has(p) and run.bundle_of[p] == bundling.RETURNED_GRAPH
+            p
+            for p in awaited
+            if run.owner_of(p) is subtree and run.bundle_of[p] == bundling.RETURNED_GRAPH
         ]
         pieces.append(np.array(mine, np.int32))
         return np.concatenate(pieces).astype(np.int32)

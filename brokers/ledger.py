@@ -249,13 +249,12 @@ class Ledger:
 
     def task_redirected(self, run: BrokerRun, position: int) -> None:
         """A task that had returned a graph has its value: it has ended."""
-        for subtree in run.subtrees.values():
-            if subtree.remaining_count and subtree.has(position):
-                run.done_count += 1
-                subtree.remaining_count -= 1
-                if not subtree.remaining_count:
-                    self.subtree_ended(run, subtree)
-                return
+        subtree = run.owner_of(position)
+        if subtree is not None:
+            run.done_count += 1
+            subtree.remaining_count -= 1
+            if not subtree.remaining_count:
+                self.subtree_ended(run, subtree)
 
     def _tell_retried(
         self, bundle: Bundle, position: int, kind: str, executor: int, exit_info: ExitInfo

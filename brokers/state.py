@@ -184,6 +184,13 @@ class BrokerRun:
     told_at_s: float = 0.0
     counters: "Counters" = field(default_factory=lambda: Counters())  # noqa: PLW0108 - defined below
 
+    def owner_of(self, position: int) -> Subtree | None:
+        """The subtree that has a task to end: the latest, for a piece does again what was done."""
+        for subtree in reversed(self.subtrees.values()):
+            if subtree.remaining_count and subtree.has(position):
+                return subtree
+        return None
+
     @property
     def total(self) -> int:
         """Tasks and sources of the whole run."""
