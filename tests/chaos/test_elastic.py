@@ -71,6 +71,7 @@ def test_more_executors_work_for_the_running_run_at_once(marks: Marks) -> None:
         assert each_once(marks, 100)
 
 
+@pytest.mark.slow
 def test_fewer_executors_end_what_they_have_first(marks: Marks) -> None:
     ids = addprocs(4)
     with RunEnv(metastore="memory://") as env:
@@ -87,7 +88,7 @@ def test_fewer_executors_end_what_they_have_first(marks: Marks) -> None:
 
 def test_a_removed_node_ends_its_tasks_and_leaves(marks: Marks) -> None:
     with cluster(2, 1) as env:
-        run = submit(env, naps(marks, 60, 0.1))
+        run = submit(env, naps(marks, 30, 0.1))
         harness.until(lambda: len(marks.brokers()) == 2, what="work on both nodes")
         leaver = env.nodes[1]
         pid = clusters.broker_pid(env, leaver.brokerid)
@@ -97,11 +98,12 @@ def test_a_removed_node_ends_its_tasks_and_leaves(marks: Marks) -> None:
         harness.until(lambda: not harness.is_alive(pid), 5, "its end")
         assert time.monotonic() - began_s < 2  # a task is 0.1 s
         assert not run.done()
-        assert harness.value_of(env, run, 6) == nap_values(60)
-        assert each_once(marks, 60)
+        assert harness.value_of(env, run, 3) == nap_values(30)
+        assert each_once(marks, 30)
         assert clusters.counters(env)["node_losses"] == 0
 
 
+@pytest.mark.slow
 def test_a_dropped_node_leaves_at_once(marks: Marks) -> None:
     with cluster(2, 1) as env:
         run = submit(env, naps(marks, 8, 2.0))
@@ -230,6 +232,7 @@ def test_twenty_changes_during_a_run(seed: int, marks: Marks) -> None:
             assert marks.count == mixed.task_count
 
 
+@pytest.mark.slow
 def test_a_ref_whose_node_was_dropped_says_so(marks: Marks) -> None:
     with cluster(2, 1) as env:
         refs = rundag(env, delayed(list, meta=True)([delayed(array)(marks, n) for n in range(20)]))
