@@ -132,6 +132,23 @@ class Placer:
         subtree.weight_s = float(seconds[run.plan.function_of[members]].sum())
         self._begin_load(run, subtree)
 
+    def hurry(self, run: MasterRun, wanted: Int32) -> None:
+        """Let go without credit what placed subtrees wait for: they won't end and give theirs.
+
+        Args:
+            run: that has recovered.
+            wanted: positions that placed subtrees import or lack.
+        """
+        assert run.holder_of is not None
+        assert run.producer_of is not None
+        tasks = wanted[wanted < run.plan.task_count]
+        stack = np.unique(run.producer_of[tasks[run.holder_of[tasks] == 0]]).tolist()
+        while stack:
+            subtree = run.subtrees[stack.pop()]
+            if subtree.state is SubtreeState.WAITING and not subtree.urgent:
+                subtree.urgent = True
+                stack += subtree.predecessors.tolist()
+
     def adopt(self, run: MasterRun, subtree: Subtree, broker: ProcessId, attempt: int) -> None:
         """A broker has had it of a master before us, and works on it."""
         subtree.move(SubtreeState.PLACED)

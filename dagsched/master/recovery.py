@@ -448,7 +448,6 @@ class Rebuild:
             piece = piece_of(run.number, number, plan, members, self.seconds)
             before = run.subtrees[int(self.producer_of[members[0]])]
             piece.attempt = before.attempt
-            piece.urgent = before.attempt > 0 and not self.spreads
             run.subtrees.append(piece)
             run.successors.append([])
             self.producer_of[members] = number
@@ -487,6 +486,9 @@ class Rebuild:
         if not len(run.sizes):
             run.sizes = np.full(total, -1, np.int64)
         run.unfinished_count = len(waiting) + len(placed)
+        waits = [told.lacking for told in self.told.values()] + [s.imports for s in placed]
+        if waits:
+            self.placer.hurry(run, np.unique(np.concatenate(waits)))
 
     def _settle_children(self, needed: Int32, now: float) -> None:
         """Graphs that tasks returned: who of them is still waited for."""

@@ -271,6 +271,9 @@ class SimCluster(Surroundings):
     def add_node(self, broker: int, executors: int) -> None:
         """Want one node more."""
         self.tell(f"add node {broker}")
+        leaving = self.nodes.get(broker)
+        if leaving is not None and broker not in self._wanted:
+            self._end_node(leaving)  # as the client does: it must be gone before another joins
         self._wanted[broker] = executors
         self._apply_nodes()
 
