@@ -197,7 +197,14 @@ def test_a_minute_of_kills_stops_and_changes(tmp_path: Path) -> None:
             kinds = works(marks, place)
             runs = {name: submit(env, make()) for name, (make, _) in kinds.items()}
             for _ in range(rng.randrange(1, 4)):
-                marks.wait_for(marks.count + rng.randrange(10, 300), 30)
+                aim = marks.count + rng.randrange(10, 300)
+                harness.until(
+                    lambda aim=aim, marks=marks, runs=runs: (
+                        marks.count >= aim or all(run.done() for run in runs.values())
+                    ),
+                    60,
+                    "work",
+                )
                 _do_harm(rng, env)
             for name, run in runs.items():
                 assert harness.value_of(env, run, 10) == kinds[name][1], (round_count, name)
