@@ -492,6 +492,7 @@ class Cluster:
         started = self._brokers.latest(broker)
         if started is not None and started.process.returncode is not None:
             self._unlink_segments(started.segment_prefix)
+        self._brokers.close_lifelines()
         reason = self._brokers.describe_exit(broker, return_code)
         if not self._roster.has_joined(broker):
             # The master doesn't know it yet and won't tell.

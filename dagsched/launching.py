@@ -181,6 +181,16 @@ class BrokerProcesses:
         said = _tail(started.log_path) if started is not None and return_code > 0 else ""
         return f"its broker's process ended with {how}" + (f"; it said: {said}" if said else "")
 
+    def close_lifelines(self) -> None:
+        """Of processes that have ended: an environment that lasts sees many nodes come and go."""
+        for started in self._started:
+            process = started.process
+            if isinstance(process, AdoptedProcess) or process.returncode is None:
+                continue
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+
     def let_go(self) -> None:
         """Let the lifelines of all brokers end: they clean up and leave."""
         for started in self._started:

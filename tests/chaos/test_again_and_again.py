@@ -189,7 +189,7 @@ def test_a_minute_of_kills_stops_and_changes(tmp_path: Path) -> None:
     own = psutil.Process()
     began_s, round_count = time.monotonic(), 0
     sizes: list[tuple[int, int]] = []
-    with cluster(3, 1, metastore=None) as env:
+    with cluster(3, 2, metastore=None) as env:
         while time.monotonic() - began_s < 60:
             place = tmp_path / f"round-{round_count}"
             place.mkdir()
@@ -209,7 +209,7 @@ def test_a_minute_of_kills_stops_and_changes(tmp_path: Path) -> None:
             for name, run in runs.items():
                 assert harness.value_of(env, run, 10) == kinds[name][1], (round_count, name)
             del runs, run
-            reset(env, [*env.nodes, *(new_node(1) for _ in range(3 - len(env.nodes)))])
+            reset(env, [*env.nodes, *(new_node(2) for _ in range(3 - len(env.nodes)))])
             env.wait_for_nodes(timeout=20)
             sizes.append((own.memory_info().rss, len(os.listdir("/proc/self/fd"))))
             round_count += 1
