@@ -297,27 +297,35 @@ class Journal:
             if order is _Order.FORGET or (order is _Order.FINISH and not item.is_whole)
         }
         for index, (run, order, item) in enumerate(items):
-            if self._closing.is_set():
-                queue.extendleft(reversed(items[index:]))  # for flushes to be answered
-                return
-            if order is None:
-                if index > ends.get(run, -1):
-                    self._encode(run, item)
-            elif order is _Order.FLUSH:
-                self._seal_all()
-                self._pending.append(item)
-            elif order is _Order.FINISH:
-                self._finish(run, item)
-            elif order is _Order.FORGET:
-                self._leave(run)
-            elif order is _Order.RESUME:
-                self._results.release(run)
-                self._runs[run] = _Run(position=item, is_stored=True)
-            else:
-                self._begin_anew(run, item)
+            try:
+                if self._closing.is_set():
+                    queue.extendleft(reversed(items[index:]))  # for flushes to be answered
+                    return
+                self._take(run, order, item, is_over=index <= ends.get(run, -1))
+            except BaseException:
+                queue.extendleft(reversed(items[index:]))  # for the same reason
+                raise
         self._seal_all()
         while self._overflowed:
             self._tear(self._overflowed.pop(), "more records wait than may")
+
+    def _take(self, run: int, order: _Order | None, item: Any, *, is_over: bool) -> None:
+        """Do with one thing of the queue what it asks for."""
+        if order is None:
+            if not is_over:
+                self._encode(run, item)
+        elif order is _Order.FLUSH:
+            self._seal_all()
+            self._pending.append(item)
+        elif order is _Order.FINISH:
+            self._finish(run, item)
+        elif order is _Order.FORGET:
+            self._leave(run)
+        elif order is _Order.RESUME:
+            self._results.release(run)
+            self._runs[run] = _Run(position=item, is_stored=True)
+        else:
+            self._begin_anew(run, item)
 
     def _encode(self, run: int, item: Any) -> None:
         stream = self._runs.get(run)

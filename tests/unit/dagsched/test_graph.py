@@ -338,6 +338,7 @@ def test_options_only_of_tasks_that_have_some() -> None:
 # Depth and size.
 
 
+@pytest.mark.slow
 def test_a_chain_of_a_million() -> None:
     dag, expected = graphs.chain(1_000_000)
     graph = build_graph(dag)
@@ -345,6 +346,7 @@ def test_a_chain_of_a_million() -> None:
     assert graph.deps.tolist() == list(range(expected - 1))
 
 
+@pytest.mark.slow
 def test_deleting_a_chain_of_a_million_leaves_the_process_alive() -> None:
     code = "from tests.graphs import chain\ndag, _ = chain(1_000_000)\ndel dag\nprint('alive')\n"
     done = subprocess.run(

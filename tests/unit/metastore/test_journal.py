@@ -1,6 +1,7 @@
 """The journal's thread over a store that can be told to fail; nothing here is another process."""
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -541,8 +542,10 @@ def test_a_defect_is_told_and_no_flush_hangs(store: TroubledStore) -> None:
     journal = Journal(store, CONFIG, convert=convert)
     journal.open()
     journal.put(1, "x")
+    asked_s = time.monotonic()
     assert not journal.flush(10)
     assert not journal.flush(10)
+    assert time.monotonic() - asked_s < 5
     assert journal.state == (
         "degraded",
         "the journal's thread has ended: RuntimeError('defect')",
