@@ -134,6 +134,10 @@ class Departures:
                         arrived.append(position)
         self._lives.recoveries.counters["moved_objects"] += len(arrived)
         found = self._lives.runs.get(run)
+        for position in sorted(set(there) - set(arrived)) if found is None else ():
+            # The client had dropped its Ref, and the leaver went without waiting for this.
+            if self._kept.broker_of((run, position)) != broker:
+                self._kept.release_at((run, position), broker)
         if found is not None and found.parent is None and arrived:
             moved = np.array(arrived, np.int32)
             self._outbox.happened(found, "moved", count=len(moved), node=broker, positions=moved)

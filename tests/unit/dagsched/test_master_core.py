@@ -946,6 +946,12 @@ def test_who_collects_a_value_of_a_lost_node_is_told_where_it_is_made_again():
     assert Parcel(Relocate(1), [ints(0), ints(collector)]) in driver.sent(collector, Relocate)
 
 
+def test_what_was_taken_over_for_a_ref_that_is_gone_is_released():
+    driver = ready({2: 1, 3: 1})
+    driver.receive(2, ObjectsTaken(9), ints(4), b"")
+    assert driver.sent(2, Release) == [Parcel(Release(9), [ints(4)])]
+
+
 def test_a_dropped_node_goes_at_once():
     driver = ready({2: 1, 3: 1})
     driver.submit(1, alone(2, 2))
