@@ -117,6 +117,8 @@ class Exchange:
                     self.missing(number, [position])
                 elif broker != self.core.broker:
                     self._wanted.setdefault((broker, number, False), []).append(position)
+                else:
+                    self._maybe_free_executor()
             if run is None or run.object_of[position] >= 0:
                 continue
             run.lacking.discard(position)
@@ -127,6 +129,20 @@ class Exchange:
             run.sought.pop(position, None)
             if broker != self.core.broker:  # else it will be made here
                 self._want(run, position, broker, info_only)
+
+    def _maybe_free_executor(self) -> None:
+        """A value that a task collects is to be made here: not while all executors wait for such.
+
+        The task of the highest position is ended and runs again, uncharged, behind what is to be
+        made for it, which stands before it in the order.
+        """
+        waiting = [executor for pairs in self._collecting.values() for executor, _ in pairs]
+        executors = [e for e in self.core.executors.values() if e.pid and not e.draining]
+        if any(e.killed or not e.queue or e not in waiting for e in executors):
+            return
+        for executor in sorted(executors, key=lambda e: int(e.queue[0].positions[0]))[-1:]:
+            executor.killed = True
+            self.core.actions.kill.append(executor.id)
 
     # --- an object is there -----------------------------------------------------------------------
 

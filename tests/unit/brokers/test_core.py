@@ -16,6 +16,7 @@ from dagsched.protocol.messages import (
     SOLO,
     AskHoldings,
     AskStats,
+    AskWhere,
     BundleDone,
     CancelRun,
     EndRun,
@@ -41,6 +42,7 @@ from dagsched.protocol.messages import (
     PutObjects,
     Redirect,
     Release,
+    Relocate,
     RunBundle,
     RunClosed,
     SetExecutors,
@@ -548,6 +550,19 @@ def test_a_collected_ref_of_another_node_is_fetched_for_the_task_that_waits():
     node.core.receive_peer(7, ObjectsMissing(1), [int32([1])], node.now)
     [parcel] = node.turn().to_executors[3]
     assert parcel.message == ValueReply(6, None)
+
+
+@pytest.mark.parametrize(("executors", "killed"), [((3,), [3]), ((3, 4), [])])
+def test_a_task_that_collects_makes_room_for_what_makes_its_value(executors, killed):
+    node = Node(executors=executors)
+    node.place([[]], seconds=1.0)
+    node.turn()
+    node.core.receive_executor(3, GetValue(5, 1, 0, 7), (), node.now)
+    [parcel] = [p for p in node.turn().to_master if isinstance(p.message, AskWhere)]
+    assert parcel.message == AskWhere(1, 0)
+    frames = (int32([0]), int32([node.core.broker]))
+    node.core.receive_master(Relocate(1), frames, node.now)
+    assert node.turn().kill == killed
 
 
 # --- fairness, executors, odds and ends ----------------------------------------------------------
