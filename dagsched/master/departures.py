@@ -159,6 +159,12 @@ class Departures:
                 self._kept.lose((run, position))
         self.step(now)
 
+    def run_ended(self, run: RunNo) -> None:
+        """What was being taken over for it won't be answered; what Refs still name goes anew."""
+        for node in self._members.nodes.values():
+            if node.moving:
+                node.moving = {key: to for key, to in node.moving.items() if key[0] != run}
+
     def node_gone(self, lost: ProcessId) -> None:
         """What others were to take over of a leaving node must be looked at again."""
         for node in self._members.nodes.values():

@@ -404,6 +404,7 @@ class Lives:
     def _forget(self, run: MasterRun) -> None:
         run.move(RunState.ENDED)
         self._kept.end_use(run.pinned)
+        self.departures.run_ended(run.number)
         del self.runs[run.number]
         root = self.runs.get(run.root, run)
         del root.family[run.number]
