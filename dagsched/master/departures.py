@@ -160,8 +160,9 @@ class Departures:
         self.step(now)
 
     def run_ended(self, run: RunNo) -> None:
-        """What was being taken over for it won't be answered; what Refs still name goes anew."""
+        """What leavers were asked about it won't be answered; what Refs still name goes anew."""
         for node in self._members.nodes.values():
+            node.draining.discard(run)
             if node.moving:
                 node.moving = {key: to for key, to in node.moving.items() if key[0] != run}
 

@@ -394,6 +394,7 @@ class Lives:
         root = self.runs[run.root]
         if run is not root and run.state is RunState.ENDING and not run.closing:
             self._forget(run)
+            self.departures.step(now)
         if root.closing or len(root.family) > 1:
             return
         if root.state is RunState.ENDING:

@@ -350,7 +350,6 @@ def test_a_removed_node_leaves_when_its_runs_have_ended_before_it_is_drained():
     driver.take()
     driver.closed(2, 1)
     driver.closed(3, 1)
-    driver.receive(3, Drained(1))
     assert driver.sent(3, Shutdown) == [Parcel(Shutdown())]
     assert driver.events(NodeRemoved) == [NodeRemoved(3, "node 3 was removed")]
     driver.core.set_nodes([], driver.now)
