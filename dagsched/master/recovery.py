@@ -155,7 +155,8 @@ class Recoveries:
         nodes = self._members.usable(now)
         roots = [run for run in self._lives.running() if run.parent is None]
         for root in roots if len(nodes) > 1 else ():
-            if root.recovery is None and not root.taken:
+            # Not while tasks wait for graphs that they returned, whose values would have to follow.
+            if root.recovery is None and not root.taken and not root.children:
                 runs = givers([r for r in self._lives.family(root) if self._is_running(r)], nodes)
                 if runs:
                     self.begin(root, now, give_back=runs)
