@@ -281,13 +281,15 @@ class Inheritance:
     def _continue(
         self, journal: "Journal", states: "States", number: int, checked: "Checked"
     ) -> Run:
+        from dagsched.metastore.fold import family_of
+
         state, plan, handle = checked
         self._asked_for.add(number)
         run = self._heir.make_run(number, handle)
         if plan is None or _is_over(state):
             _finish(run, state)
             return run
-        family = _family(states, number)
+        family = family_of(states, number)
         commands = [self._member(journal, states[member], member) for member in family]
 
         def resume_all(core: "MasterCore", now: float) -> None:
@@ -367,18 +369,6 @@ def _is_over(state: "JournalState") -> bool:
     return state.state != "done" or all(
         out.data is not None and not out.info.refs for out in outputs
     )
-
-
-def _family(states: "States", root: int) -> list[int]:
-    """A run and those of graphs that its tasks returned, unless they are over; parents first."""
-    children: dict[int, list[int]] = {}
-    for number, state in sorted(states.items()):
-        if state.submitted is not None and state.submitted.parent and state.state == "open":
-            children.setdefault(state.submitted.parent[0], []).append(number)
-    family = [root]
-    for number in family:  # grows meanwhile
-        family += children.get(number, ())
-    return family
 
 
 def _finish(run: Run, state: "JournalState") -> None:

@@ -12,7 +12,7 @@ What a journal may look like, and what the fold makes of it:
 - a newer version: `VersionMismatch`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -199,3 +199,15 @@ def _apply_outputs(state: JournalState, record: Outputs) -> None:
 def missing_subtrees(state: JournalState, subtree_count: int) -> Sequence[int]:
     """Subtrees that the journal does not know to be done, in rising order."""
     return [subtree for subtree in range(subtree_count) if subtree not in state.done]
+
+
+def family_of(states: Mapping[int, JournalState], root: int) -> list[int]:
+    """A run and those of graphs that its tasks returned, unless they are over; parents first."""
+    children: dict[int, list[int]] = {}
+    for number, state in sorted(states.items()):
+        if state.submitted is not None and state.submitted.parent and state.state == "open":
+            children.setdefault(state.submitted.parent[0], []).append(number)
+    family = [root]
+    for number in family:  # grows meanwhile
+        family += children.get(number, ())
+    return family

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from dagsched.errors import InternalError
 from dagsched.master.journal import RunPast
-from dagsched.metastore.fold import JournalState, fold_entries
+from dagsched.metastore.fold import JournalState, family_of, fold_entries
 from dagsched.protocol.plans import decode_plan
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def inherit(cluster: "SimCluster") -> None:
         elif _is_over(state):
             _finish(outcome, state, cluster.clock.now)
         else:
-            for number in _family(states, outcome.run):
+            for number in family_of(states, outcome.run):
                 _resume(cluster, number, states[number])
 
 
@@ -53,18 +53,6 @@ def _finish(outcome: "SimOutcome", state: JournalState, now: float) -> None:
         if output.data is None:
             raise InternalError(f"run {outcome.run}: output {output.info.first} has no bytes")
         outcome.take(output.info, output.data)
-
-
-def _family(states: dict[int, JournalState], root: int) -> list[int]:
-    """A run and those of graphs that its tasks returned, unless they are over; parents first."""
-    children: dict[int, list[int]] = {}
-    for number, state in sorted(states.items()):
-        if state.submitted is not None and state.submitted.parent and state.state == "open":
-            children.setdefault(state.submitted.parent[0], []).append(number)
-    family = [root]
-    for number in family:  # grows meanwhile
-        family += children.get(number, ())
-    return family
 
 
 def _resume(cluster: "SimCluster", number: int, state: JournalState) -> None:

@@ -121,27 +121,34 @@ class Overheard:
 
     def held(self, run: Run) -> set[str]:
         """Keys of tasks whose values, or their computation, lived at somebody who was asked."""
-        order = run.shape.order
-        count = len(order)
-        return {
-            run.graph.key(int(order[position]))
-            for number, _, held, unfinished, _ in self.told
-            if number == run.number
-            for position in (*held, *unfinished)
-            if position < count
-        }
+        return keys_of(
+            run,
+            (
+                position
+                for number, _, held, unfinished, _ in self.told
+                if number == run.number
+                for position in (*held, *unfinished)
+            ),
+        )
 
     def wanted(self, run: Run) -> set[str]:
         """Keys of tasks whose values survivors lacked, or that are outputs not yet told of."""
-        order = run.shape.order
-        count = len(order)
-        return {
-            run.graph.key(int(order[position]))
-            for number, _, _, _, wanted in self.told
-            if number == run.number
-            for position in wanted
-            if position < count
-        }
+        return keys_of(
+            run,
+            (
+                position
+                for number, _, _, _, wanted in self.told
+                if number == run.number
+                for position in wanted
+            ),
+        )
+
+
+def keys_of(run: Run, positions: Iterable[int]) -> set[str]:
+    """Keys of the tasks at these positions; other objects of the run have none."""
+    order = run.shape.order
+    count = len(order)
+    return {run.graph.key(int(order[position])) for position in positions if position < count}
 
 
 def ended_with(lines: Iterable[tuple[int, int, int]], brokers: set[int]) -> set[int]:
