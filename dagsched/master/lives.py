@@ -306,11 +306,7 @@ class Lives:
 
     def maybe_finish(self, run: MasterRun, now: float) -> None:
         """End a run of the client whose tasks have ended and whose outputs are copied."""
-        if run.parent is not None or not run.taken or run.recovering:
-            return
-        # After a recovery, a piece may be left whose values nobody waits for any more.
-        is_idle = run.holder_of is not None and not (run.plan.flags & PERSISTED).any()
-        if is_idle or not run.unfinished_count:
+        if run.parent is None and run.taken and not run.unfinished_count and not run.recovering:
             self._end(run, "done", None, now)
 
     def stop(self, root: MasterRun, outcome: RunOutcome, now: float) -> None:
