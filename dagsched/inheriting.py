@@ -30,6 +30,7 @@ from dagsched.ref import register_environment, unregister_environment
 from dagsched.references import References
 from dagsched.run import Run
 from dagsched.rundir import RunNames
+from dagsched.storing import write_run_anew
 
 if TYPE_CHECKING:
     from dagsched.handles import Handle
@@ -224,11 +225,7 @@ class Inheritance:
 
         def write_anew(run: int) -> None:
             def write(core: "MasterCore", _now: float) -> None:
-                records = core.journal_of(run)
-                if records is None:
-                    journal.forget(run)
-                else:
-                    journal.restart(run, records)
+                write_run_anew(journal, core, run)
 
             # Whoever closes has no use for it any more.
             with contextlib.suppress(ClosedError, InternalError):

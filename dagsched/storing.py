@@ -137,13 +137,18 @@ class Storing:
                 return
             if run == ENVIRONMENT_RUN:
                 journal.restart(run, self._own_records())
-                return
-            records = core.journal_of(run)
-            if records is None:
-                journal.forget(run)
             else:
-                journal.restart(run, records)
+                write_run_anew(journal, core, run)
 
         # Whoever closes has no use for it any more.
         with contextlib.suppress(ClosedError, InternalError):
             self._call(write)
+
+
+def write_run_anew(journal: "Journal", core: "MasterCore", run: int) -> None:
+    """Write the journal of a run from what the master knows; drop it if it knows none."""
+    records = core.journal_of(run)
+    if records is None:
+        journal.forget(run)
+    else:
+        journal.restart(run, records)
