@@ -20,7 +20,7 @@ from dagsched.protocol.links import Links
 from dagsched.protocol.messages import BrokerToMaster, MasterToBroker, Parcel, Ping, Pong
 from dagsched.transport import BrokerEndpoint, CurveKeys, MasterEndpoint
 
-WAIT_S = 20.0
+WAIT_S = 80.0  # with a reset at every 15th read most of a connection is its handshake
 CONFIG = Config(resend_s=0.1)
 
 
