@@ -102,12 +102,16 @@ def _run_zygote(
         _close_stdin()
         if os.getppid() == broker_pid:
             _serve(control, status, broker_pid, main, settings, groups)
+        # The death signal follows the end of the socket: it must not end the cleaning up.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         code = 0
     except SystemExit:
         code = 0  # see _leave
     except BaseException:  # noqa: BLE001 - there is nobody above; the text goes to the broker's log
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         traceback.print_exc()
     finally:
+        fault("zygote.before_sweep")
         for group in sorted(groups):
             processes.kill_group(group)
         if node:
@@ -116,6 +120,7 @@ def _run_zygote(
 
 
 def _leave(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the form of a handler
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
     raise SystemExit(0)
 
 

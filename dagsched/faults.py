@@ -33,6 +33,7 @@ POINTS = {
     "broker.before_dispatch": "bundles are about to be sent to executors",
     "log.before_write": "what an executor printed is about to be written to its file",
     "zygote.before_fork": "an executor is about to be forked",
+    "zygote.before_sweep": "the broker is gone, and what it left behind is about to be killed",
 }
 """All points: a test holds this list against the source."""
 

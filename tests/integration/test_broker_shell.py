@@ -14,7 +14,9 @@ import pytest
 
 from dagsched._version import __version__
 from dagsched.brokers.launch import GOODBYE, NODE_VARIABLE, package_root
+from dagsched.brokers.processes import all_processes, parent_of
 from dagsched.config import Config
+from dagsched.faults import VARIABLE
 from dagsched.protocol.codec import PROTOCOL_VERSION
 from dagsched.protocol.messages import (
     EXPORTED,
@@ -184,9 +186,8 @@ def _leave_daemon(path):
         signal.pause()
 
 
-@pytest.mark.parametrize("how", ["goodbye", "SIGTERM", "SIGKILL"])
-def test_end_in_the_middle_of_work_leaves_nothing(master, how):
-    pids = master.join({2: [3, 4]})
+def daemon_at_work(master):
+    """The pid of a process that a task has left behind, on its way to work for ever."""
     path = str(master.directory / "daemon.sock")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
@@ -195,7 +196,13 @@ def test_end_in_the_middle_of_work_leaves_nothing(master, how):
         master.send(2, subtree(1, one(_leave_daemon, path)))
         connection, _ = listening.accept()
     with connection, connection.makefile("rb") as told:
-        daemon = int(told.read())
+        return int(told.read())
+
+
+@pytest.mark.parametrize("how", ["goodbye", "SIGTERM", "SIGKILL"])
+def test_end_in_the_middle_of_work_leaves_nothing(master, how):
+    pids = master.join({2: [3, 4]})
+    daemon = daemon_at_work(master)
     process = master.processes[2]
     match how:
         case "goodbye":
@@ -211,6 +218,22 @@ def test_end_in_the_middle_of_work_leaves_nothing(master, how):
     if how != "SIGKILL":
         assert master.segments(2) == []
         assert not (master.directory / "b2.1.sock").exists()
+
+
+def test_signals_while_cleaning_up_do_not_end_it(master, monkeypatch):
+    # Sockets of a killed broker end before the kernel tells of its death.
+    monkeypatch.setenv(VARIABLE, "zygote.before_sweep:1:delay:300")
+    pids = master.join({2: [3, 4]})
+    daemon = daemon_at_work(master)
+    process = master.processes[2]
+    own = [pid for pid in all_processes() if parent_of(pid) == process.pid]
+    (zygote,) = set(own) - set(pids.values())
+    process.kill()
+    process.wait(WAIT_S)
+    for _ in range(10):
+        time.sleep(0.01)
+        os.kill(zygote, signal.SIGTERM)
+    wait_gone([*pids.values(), daemon, zygote])
 
 
 def test_interrupt_is_for_the_client(master):
