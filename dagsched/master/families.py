@@ -36,16 +36,17 @@ class Families:
         self._child_count = CHILD_RUNS_FROM + base
 
     def link(self, run: MasterRun, parent: tuple[RunNo, int], now: float) -> None:
-        """Tell the broker of the task that returned this graph where its value is."""
+        """Tell the brokers of the task that returned this graph where its value is."""
         above, position = self._lives.runs[parent[0]], parent[1]
-        home = above.producer(position).home
-        if home is None or home not in self._members.nodes or not above.children[position].waits:
+        child = above.children[position]
+        waiters = sorted(child.waiters & self._members.nodes.keys())
+        if not waiters:
             return  # the task is to be done again, and will return its graph again
         output = int(run.plan.outputs[0])
         source_run, source_position, holder = int(run.number), output, None
         if output < run.plan.task_count:
             holder = run.location(output)
-            above.children[position].bare = not run.objects[0][1].refs
+            child.bare = not run.objects[0][1].refs
         else:
             source = run.plan.sources[output - run.plan.task_count]
             if isinstance(source, RefSource):
@@ -55,10 +56,12 @@ class Families:
             return  # it is linked again when it is known who has what
         if holder is None:
             text = "the task returned a graph whose value nobody has"
-            self._lives.fail(above, home, Failure(position, 1, "result", text=text), None, now)
+            failure = Failure(position, 1, "result", text=text)
+            self._lives.fail(above, waiters[0], failure, None, now)
             return
         redirect = Redirect(above.number, position, source_run, source_position, holder)
-        self._outbox.send(home, redirect)
+        for waiter in waiters:
+            self._outbox.send(waiter, redirect)
 
     def link_again(self, run: MasterRun, now: float) -> None:
         """The task that returned this graph may have lost sight of its value."""
@@ -74,15 +77,17 @@ class Families:
         now: float,
     ) -> None:
         """A task returned a graph: run it, and make its value the task's."""
-        is_home = 0 <= position < run.plan.task_count and run.producer(position).home == broker
+        # A drained broker does no more of it; others may both have it, after the loss of a master.
+        node = self._members.nodes.get(broker)
+        waiters = set() if node is None or run.number in node.drained else {broker}
         known = run.children.get(position)
-        if known is not None and not is_home and not run.recovering:
-            return  # it is done elsewhere now
+        if known is not None and not waiters:
+            return
         if known is not None:
             # It ran again, its executor or node having died: the first graph stands.
             child_run = self._lives.runs.get(known.run)
             if child_run is not None and child_run.state is RunState.RUNNING:
-                known.waits = is_home
+                known.waiters |= waiters
                 if child_run.announced:
                     self.link(child_run, (run.number, position), now)
                 return
@@ -95,7 +100,7 @@ class Families:
             plan = decode_plan(frames)
             if len(plan.outputs) != 1:
                 raise ProtocolError(f"a returned graph has one value, not {len(plan.outputs)}")
-            run.children[position] = Child(number, waits=is_home)
+            run.children[position] = Child(number, waiters=waiters)
             parent = (run.number, position)
             self._lives.open(number, plan, now, RunTerms(run.priority, None, parent))
         except (ProtocolError, GraphError) as error:

@@ -494,13 +494,10 @@ class Rebuild:
     def _settle_children(self, needed: Int32, now: float) -> None:
         """Graphs that tasks returned: who of them is still waited for."""
         run, lives = self.run, self.owner._lives
-        awaited = {
-            position
-            for broker, told in self.told.items()
-            if not self._is_drained(broker)
-            for position in told.awaited.tolist()
-            if self.active_at[position] == broker  # another may have begun it meanwhile
-        }
+        waiters: dict[int, set[ProcessId]] = {}
+        for broker, told in self.told.items():
+            for position in told.awaited.tolist() if not self._is_drained(broker) else ():
+                waiters.setdefault(position, set()).add(broker)
         for position, child in list(run.children.items()):
             index = int(np.searchsorted(needed, position))
             is_again = index < len(needed) and needed[index] == position
@@ -508,9 +505,9 @@ class Rebuild:
             if is_again and (child_run is None or child_run.state is not RunState.RUNNING):
                 del run.children[position]  # the task will return its graph again
                 continue
-            child.waits = position in awaited
-            child.wanted = is_again or child.waits or bool(self.active_at[position])
-            if child.waits and child_run is not None and child_run.announced:
+            child.waiters = waiters.get(position, set())
+            child.wanted = is_again or bool(child.waiters) or bool(self.active_at[position])
+            if child.waiters and child_run is not None and child_run.announced:
                 lives.families.link_again(child_run, now)
 
     # --- telling brokers --------------------------------------------------------------------------

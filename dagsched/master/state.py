@@ -132,8 +132,8 @@ class Child:
 
     run: RunNo
     bare: bool = False  # its value is there and holds no Refs: once copied the run can end
-    waits: bool = True  # the task has returned it, where it is now, and waits for its value
-    wanted: bool = True  # the task waits for its value, or will
+    waiters: set[ProcessId] = field(default_factory=set)  # where the task waits for its value
+    wanted: bool = True  # the task waits for its value somewhere, or will
 
 
 class RunTerms(NamedTuple):
