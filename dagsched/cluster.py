@@ -29,6 +29,7 @@ from dagsched.references import References
 from dagsched.roster import Roster
 from dagsched.rundir import RunNames, remove_run_directory, sweep
 from dagsched.storing import Storing
+from dagsched.taking import OutputTaking
 from dagsched.tenancy import Tenancy, mark_used
 from dagsched.tracking import Tracker
 
@@ -87,7 +88,7 @@ class Cluster:
         self._tracker = Tracker(track, names.token) if track is not None else None
         self._storing = Storing(names, config, self._call)
         self._journals: Any = None
-        self._copier = BackgroundThread("dagsched-copies")
+        self._taking = OutputTaking(self._call, self._is_gone)
         self._caller = BackgroundThread("dagsched-callbacks")
         self._sweeper = BackgroundThread("dagsched-sweep")
         self._inheritance: Inheritance | None = None
@@ -140,7 +141,7 @@ class Cluster:
         from dagsched.journals import Journals
 
         assert self._storing.journal is not None
-        self._journals = Journals(self._storing.journal)
+        self._journals = self._taking.journals = Journals(self._storing.journal)
         shell.keep_journal(self._journals)
         register_environment(self._names.token, self._references)
         if self._tracker is not None:
@@ -180,7 +181,7 @@ class Cluster:
             steps.callback(self._brokers.end_all, timeout_s)
             steps.callback(self._sweeper.stop, timeout_s)
             steps.callback(self._caller.stop, timeout_s)
-            steps.callback(self._copier.stop, timeout_s)
+            steps.callback(self._taking.stop, timeout_s)
             steps.callback(self._storing.close)
             if self._inheritance is not None:
                 steps.callback(self._inheritance.close_journals)
@@ -456,7 +457,7 @@ class Cluster:
                 self._answers.give(event.request, event.found)
             case events.OutputsComplete():
                 if (run := self._running.get(event.run)) is not None:
-                    self._take_outputs(run, event)
+                    self._taking.take(run, event)
             case events.RunEnded():
                 self._take_end(event)
             case events.ValueArrived():
@@ -504,20 +505,6 @@ class Cluster:
         started = self._brokers.latest(broker)
         if started is not None:
             kill_group(started.process)
-
-    def _take_outputs(self, run: "Run", event: Any) -> None:
-        def taken(core: "MasterCore", now: float) -> None:
-            core.outputs_taken(run.number, now)
-
-        def copy() -> None:
-            if run.copy_outputs(self._is_gone):
-                with contextlib.suppress(ClosedError, InternalError):
-                    self._call(taken)
-
-        if run.take_outputs(event):
-            self._call(taken)
-        else:
-            self._copier.do(copy)
 
     def _is_gone(self, broker: int) -> bool:
         """Whether a broker's process has ended, or does so now."""

@@ -21,6 +21,7 @@ from dagsched.protocol.messages import (
     ObjectInfo,
     Parcel,
 )
+from dagsched.taking import SECURED_FROM_S
 from dagsched.testing.links import SimPort
 from dagsched.testing.network import Address
 from dagsched.testing.process import SimProcess
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dagsched.testing.node import SimNode
 
 COPY_S = 0.0005  # until the client has copied outputs
+ANSWER_S = 0.001  # until the store has answered that it has them
 
 
 class SimMaster(SimProcess):
@@ -159,7 +161,13 @@ class SimMaster(SimProcess):
         outcome.refs = []
         for broker, info, frame in event.objects:
             outcome.take(info, self.bytes_of(broker, info, frame))
-        self.core.outputs_taken(event.run, self.now)
+        secured_s = 0.0
+        if self.now - outcome.submitted_s >= SECURED_FROM_S and self.journal.secure():
+            secured_s = ANSWER_S
+        self.after(secured_s, lambda: self._let_go(event.run))
+
+    def _let_go(self, run: int) -> None:
+        self.core.outputs_taken(run, self.now)
         self.turn()
 
     def _is_there(self, broker: int, info: ObjectInfo) -> bool:

@@ -93,6 +93,22 @@ def test_whoever_resumes_dies_too(notes: Path) -> None:
     check_resumed(run_id, notes, leaf_count)
 
 
+def test_a_client_that_dies_as_its_run_ends(notes: Path) -> None:
+    # Brokers have freed everything by then: the journal must have the outputs before they do.
+    leaf_count, seconds = 1_000, 0.000_4
+    ending = BEGIN.replace(
+        "die_at(run, kill_at)",
+        "run.add_done_callback(lambda run: os.kill(os.getpid(), signal.SIGKILL))\ntime.sleep(20)",
+    )
+    (run_id,) = orphans.dead_client(ending, notes, leaf_count, seconds, 2, 0)
+    expected, task_count = orphans.tree_value(leaf_count)
+    with RunEnv(executors=2) as env:
+        assert harness.value_of(env, resume(env, run_id), 20) == expected
+    counts = orphans.counts(notes)
+    assert len(counts) == task_count
+    assert max(counts.values()) == 1
+
+
 def test_a_broker_dies_with_the_client(notes: Path) -> None:
     leaf_count, seconds = 10_000, 0.000_2
     killing = BEGIN.replace(
