@@ -43,6 +43,7 @@ from dagsched.protocol.messages import (
     BrokerHello,
     BrokerToMaster,
     Drained,
+    EndRun,
     ExecutorChanged,
     FetchValue,
     Frame,
@@ -94,6 +95,7 @@ class MasterCore:
         self._estimates: dict[bytes, float] = {}
         self._lives = Lives(config, self._members, self._kept, self._outbox, self._estimates, base)
         self._watch = Watch(config, self._members, self._lives, self._outbox)
+        self._resumed: set[RunNo] = set()
         self._fetches: dict[int, ProcessId] = {}  # by request: the broker that was asked
         self._asked: dict[int, dict[ProcessId, NodeStats | None]] = {}  # by request
         self._closed = False
@@ -203,14 +205,19 @@ class MasterCore:
         self._outbox.now = now
         self._lives.resume(number, plan, past, now, RunTerms(priority, timeout_s, above, client))
         self._watch.resumed(number, now)
+        self._resumed.add(number)
         self._note_orphan_runs()
 
     def _note_orphan_runs(self) -> None:
-        """Orphans that are there have parts of runs that are resumed only now."""
+        """Orphans that are there have parts of runs that are resumed only now, or are over."""
         for broker, node in self._members.nodes.items():
-            for number in [n for n in node.foreign_runs if n in self._lives.runs]:
+            for number in node.foreign_runs & self._resumed:
                 node.foreign_runs.discard(number)
-                self._lives.runs[number].share(broker).took_part = True
+                run = self._lives.runs.get(number)
+                if run is not None:
+                    run.share(broker).took_part = True
+                else:
+                    self._outbox.send(broker, EndRun(number, []))
 
     def cancel(self, run: int, now: float) -> None:
         """Stop a run; nothing happens if it has ended or is about to."""
@@ -376,6 +383,7 @@ class MasterCore:
                 if run.recovery is None or run.recovery.orphans_by_s is None:
                     self._lives.recoveries.begin(run, now, retell=True)
         self._lives.recoveries.handle_timer(now)
+        self._lives.departures.step(now)
 
     def _current(self, number: int, epoch: int) -> MasterRun | None:
         """The run that a message belongs to, if it still wants to hear of it."""

@@ -444,16 +444,19 @@ class SimCluster(Surroundings):
 
     def _leavers(self) -> list[SimNode]:
         """Those that aren't wanted any more, and have yet to go."""
+        known = self.core._members.nodes
         return [
             node
             for broker, node in self.nodes.items()
-            if node.is_alive and broker < ORPHAN_IDS_FROM and broker not in self._wanted
+            if node.is_alive
+            and broker not in (self._wanted if broker < ORPHAN_IDS_FROM else known)
+            and not node.core.is_orphan
         ]
 
     def _waits_for_another_client(self, node: SimNode) -> bool:
-        """An orphan with runs that this client hasn't resumed; it ends with the client."""
+        """An orphan that is on its way to this client, or has runs that it hasn't resumed."""
         known = self.core._members.nodes.get(ProcessId(node.broker))
-        return known is not None and bool(known.foreign_runs)
+        return node.core.is_orphan or (known is not None and bool(known.foreign_runs))
 
     # --- nodes ------------------------------------------------------------------------------------
 

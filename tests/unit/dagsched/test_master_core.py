@@ -995,6 +995,22 @@ def test_a_resumed_run_doesn_t_wait_for_orphans_for_ever():
     assert bytes(parcel.frames[0]) == ints(1)
 
 
+def test_an_orphan_that_comes_when_its_runs_are_over_leaves():
+    driver = ready({2: 1}, orphans_timeout_s=1.0)
+    driver.core.expect_orphans(2)
+    driver.core.resume(9, alone(1, 1), RunPast([(ObjectInfo(0, 1, 5), b"bytes")]), driver.now)
+    driver.core.resume(10, alone(1, 1), RunPast(), driver.now)
+    driver.pass_time(1.0)
+    driver.core.outputs_taken(9, driver.now)
+    driver.take()
+    assert [event.run for event in driver.events(RunEnded)] == [9]
+    driver.receive(10**9, BrokerHello(10**9, 9, "h", "at", own_version(), [9, 10]))
+    assert driver.sent(10**9, EndRun) == [Parcel(EndRun(9, []))]
+    driver.receive(10**9 + 1, BrokerHello(10**9 + 1, 9, "h", "at", own_version(), [9]))
+    assert len(driver.sent(10**9 + 1, Shutdown)) == 1
+    assert driver.sent(10**9, Shutdown) == []
+
+
 def test_an_output_that_lives_as_an_input_elsewhere_is_told_of_from_there():
     plan = plan_of([[], [0]], [0, 1, 2], [0, 1])
     driver = ready({2: 1, 3: 1})
