@@ -31,6 +31,7 @@ from dagsched.references import References
 from dagsched.run import Run
 from dagsched.rundir import RunNames
 from dagsched.storing import write_run_anew
+from dagsched.tenancy import mark_used
 
 if TYPE_CHECKING:
     from dagsched.handles import Handle
@@ -199,6 +200,7 @@ class Inheritance:
 
     def _move_in(self, world: Sequence[Estate]) -> None:
         """From now on all of this is ours, and ends with us."""
+        mark_used(self._heir.names.directory)
         for estate in world:
             self._estates[estate.token] = estate
             estate.bequeath(self._heir.names.directory)

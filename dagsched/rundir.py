@@ -170,9 +170,10 @@ def sweep() -> list[str]:
         if tenancy is None:
             inhabited.add(token_of(name))
             continue
-        _remove_directory(path)
+        if not _has_living_heir(path):
+            _remove_directory(path)
+            removed.append(str(path))
         tenancy.close()
-        removed.append(str(path))
     removed += _remove_segments(lambda name: _is_dead(name) and token_of(name) not in inhabited)
     if removed:
         logger.info("swept %d things that dead environments left", len(removed))
@@ -206,6 +207,22 @@ def token_of(name: str) -> str | None:
     """The token of the environment that something is named for; None: it is named otherwise."""
     match = _NAME.match(name)
     return None if match is None else match.group(5)
+
+
+def _has_living_heir(path: Path) -> bool:
+    """Whether somebody lives where its runs were continued: their results are still here."""
+    from dagsched.envfile import read_note
+
+    try:
+        note = read_note(path)
+    except DagschedError:
+        return False
+    for heir in note.heirs if note is not None else ():
+        tenancy = claim(Path(heir))
+        if tenancy is None:
+            return True
+        tenancy.close()
+    return False
 
 
 def _remove_directory(path: Path) -> None:

@@ -109,6 +109,29 @@ def test_a_client_that_dies_as_its_run_ends(notes: Path) -> None:
     assert max(counts.values()) == 1
 
 
+def test_the_result_outlives_whoever_resumed_the_run(notes: Path) -> None:
+    leaf_count, seconds = 1_000, 0.000_2
+    (run_id,) = orphans.dead_client(BEGIN, notes, leaf_count, seconds, 2, 500)
+    finishing = CONTINUE.replace(
+        "die_at(run, kill_at)",
+        "run.exception(20)\n"
+        "adopted = [b for b in env._cluster._brokers._started if b.node.brokerid >= 10**9]\n"
+        "assert adopted\n"
+        "for broker in adopted: broker.process.wait(20)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    orphans.dead_client(finishing, run_id, 0)
+    expected, task_count = orphans.tree_value(leaf_count)
+    for _ in range(2):  # the first one's sweep must not take what it looks for
+        with RunEnv(executors=1):
+            pass
+    with RunEnv(executors=1) as env:
+        assert harness.value_of(env, resume(env, run_id), 20) == expected
+    counts = orphans.counts(notes)
+    assert len(counts) == task_count
+    assert max(counts.values()) == 1
+
+
 def test_a_broker_dies_with_the_client(notes: Path) -> None:
     leaf_count, seconds = 10_000, 0.000_2
     killing = BEGIN.replace(
