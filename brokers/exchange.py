@@ -74,6 +74,8 @@ class Exchange:
             owners = np.repeat(subtree.flags & META, np.diff(subtree.indptr))
             data_only = np.isin(imports, subtree.deps[owners == 0])
         remote = (brokers != 0) & (brokers != self.core.broker)
+        if run.asked.any():
+            self._expect_bytes(run, np.concatenate([imports[data_only & ~remote], subtree.uncut()]))
         for index in np.flatnonzero(remote).tolist():
             position, info_only = int(imports[index]), not data_only[index]
             self._want(run, position, ProcessId(int(brokers[index])), info_only)
@@ -89,17 +91,30 @@ class Exchange:
         if stored is not None:
             if stored.storage is not None or info_only:
                 return
-            # Known by size only: fetch the bytes. Bundles that need no more may be ready already.
-            run.sized[position] = stored
-            run.object_of[position] = -1
-            run.objects[run.objects.index(stored)] = None
-            self.core.table.live_count -= 1
+            self._forget_size(run, stored)
         wanted = ASKED_INFO if info_only else ASKED_DATA
         if run.asked[position] < wanted:
             run.asked[position] = wanted
             run.sought[position] = broker
             run.lacking.discard(position)
             self._wanted.setdefault((broker, run.number, info_only), []).append(position)
+
+    def _expect_bytes(self, run: BrokerRun, positions: Int32) -> None:
+        """What others had, and was known by size only, is to be computed here."""
+        is_sized = (run.asked[positions] == ASKED_INFO) & (run.object_of[positions] >= 0)
+        for position in positions[is_sized].tolist():
+            run.asked[position] = 0
+            stored = self.core.table.find(run, run.number, position)
+            if stored is not None and stored.storage is None:
+                self._forget_size(run, stored)
+
+    def _forget_size(self, run: BrokerRun, stored: StoredObject) -> None:
+        """Its bytes are to come. Bundles that need no more than its size may be ready already."""
+        for position in range(stored.info.first, stored.info.first + stored.info.count):
+            run.sized[position] = stored
+            run.object_of[position] = -1
+        run.objects[run.objects.index(stored)] = None
+        self.core.table.live_count -= 1
 
     def ask(self, broker: ProcessId, number: RunNo, positions: Sequence[int]) -> None:
         """Ask a node for objects that are to be held here for others."""
