@@ -228,9 +228,7 @@ class BrokerProcesses:
                 started.process.close()
                 continue
             if started.process.stdin is not None:
-                os.close(started.process.stdin.fileno())
-                # Nobody may close that descriptor's number again.
-                started.process.stdin = None
+                started.process.stdin.close()
             # The child isn't the brokers' parent and can't wait for them.
             started.process.returncode = 0
         self._started.clear()
