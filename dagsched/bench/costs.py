@@ -1,8 +1,9 @@
 """What one more task costs, end to end: graphs of calls that do nothing."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from dagsched.bench.graphs import Measured, chain, noop, tree, wide
@@ -55,20 +56,29 @@ def task_cost(env: "RunEnv", key: str, rounds: int) -> Answer:
     )  # fmt: skip
 
 
-def pool_cost(env: "RunEnv", rounds: int) -> Answer:
-    """The nearest peer that needs no installation: the standard library's process pool."""
+@contextmanager
+def warm_pool() -> Iterator[ProcessPoolExecutor]:
+    """A process pool that is up.
+
+    Open it before any environment: it forks, and an environment has threads.
+    """
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(noop, range(100)))
+        yield pool
 
-        def mapped_s() -> float:
-            start = time.perf_counter()
-            done = sum(1 for _ in pool.map(noop, range(POOL_TASKS)))
-            seconds = time.perf_counter() - start
-            check_value(done, POOL_TASKS)
-            return seconds
 
-        run_s(env, wide(POOL_TASKS))
-        own, theirs = alternated(rounds, lambda: run_s(env, wide(POOL_TASKS)), mapped_s)
+def pool_cost(env: "RunEnv", pool: ProcessPoolExecutor, rounds: int) -> Answer:
+    """Beside the nearest peer that needs no installation: the standard library's process pool."""
+
+    def mapped_s() -> float:
+        start = time.perf_counter()
+        done = sum(1 for _ in pool.map(noop, range(POOL_TASKS)))
+        seconds = time.perf_counter() - start
+        check_value(done, POOL_TASKS)
+        return seconds
+
+    run_s(env, wide(POOL_TASKS))
+    own, theirs = alternated(rounds, lambda: run_s(env, wide(POOL_TASKS)), mapped_s)
     scale = 1e6 / POOL_TASKS
     return Answer(
         f"wide, {POOL_TASKS:,}", Spread.of(own).scaled(scale), "us a task",

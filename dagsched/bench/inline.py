@@ -268,7 +268,7 @@ class InlineCluster:
         return "not ended"
 
     def _turn(self) -> str:
-        """Everybody does what there is; if that is nothing, time goes on to a timer. How the run ended."""
+        """Everybody does what there is, or time goes on; returns how the run ended, if it has."""
         start = time.thread_time()
         has_master_work = self._master_turn()
         middle = time.thread_time()

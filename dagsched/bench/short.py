@@ -59,11 +59,12 @@ def ask_all(options: BenchOptions, say: Callable[[str], None] = lambda _: None) 
     with ExitStack() as stack:
         say("Starting: import, first result, cleanup")
         answers = startup.startup_answers(rounds)
+        pool = stack.enter_context(costs.warm_pool())
         env = stack.enter_context(RunEnv(executors=2))
         say("Tasks that do nothing")
         answers += [costs.task_cost(env, key, rounds) for key in costs.SHORT]
         answers.append(costs.small_run(env, rounds))
-        answers.append(costs.pool_cost(env, rounds))
+        answers.append(costs.pool_cost(env, pool, rounds))
         say(f"Tasks of 2 us to 1 ms, in the pattern {PATTERN}")
         swept = metg.sweep(env, PATTERN, rounds, metg.GRAINS_S, STEPS)
         answers += [metg.metg_answer(PATTERN, swept), metg.long_answer(PATTERN, swept)]
