@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
+from rich.markup import escape
 from rich.table import Table
 
 from dagsched.bench.measuring import Answer, Spread, machine_line
@@ -86,10 +87,11 @@ def show_answers(answers: Sequence[Answer], console: Console) -> None:
     """Print what came of the questions."""
     table = Table(title="dagsched bench: the short version")
     for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if number in (1, 2, 5) else "left")
+        justify: JustifyMethod = "right" if number in (1, 2, 5) else "left"
+        table.add_column(heading, justify=justify, no_wrap=number == 0)
     for answer in answers:
         style = "bold red" if answer.is_met is False else None
-        table.add_row(*map(_plain, answer_cells(answer)), style=style)
+        table.add_row(*map(escape, answer_cells(answer)), style=style)
     console.print(table)
     for answer in answers:
         if answer.note:
@@ -108,11 +110,12 @@ def show_breakdown(breakdown: Breakdown, console: Console) -> None:
     """Print where the time of a task goes."""
     table = Table(title=f"{breakdown.graph}: CPU of each stage, median of {breakdown.rounds}")
     for number, heading in enumerate(STAGE_HEADINGS):
-        table.add_column(heading, justify="right" if number in (1, 2) else "left")
+        justify: JustifyMethod = "right" if number in (1, 2) else "left"
+        table.add_column(heading, justify=justify, no_wrap=number == 0)
     for stage in breakdown.stages:
         over = stage.budget_us is not None and stage.us.median > stage.budget_us
         style = "bold red" if over else "dim" if stage.depth else None
-        table.add_row(*map(_plain, stage_cells(stage)), style=style)
+        table.add_row(*map(escape, stage_cells(stage)), style=style)
     console.print(table)
     console.print(
         f"the run itself: {spread_text(breakdown.wall_us)} us a task from call to value; a call in "
@@ -121,12 +124,6 @@ def show_breakdown(breakdown: Breakdown, console: Console) -> None:
         markup=False,
     )
     console.print(f"on {machine_line()}", soft_wrap=True, markup=False)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def answer_as_dict(answer: Answer) -> dict[str, Any]:

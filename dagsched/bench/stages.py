@@ -142,6 +142,7 @@ def _measure_runs(
     from dagsched.runenv import RunEnv
 
     known = {process.pid for process in psutil.Process().children(recursive=True)}
+    known |= {thread.native_id or 0 for thread in threading.enumerate()}
     with RunEnv(executors=2) as env:
         for _ in range(2):
             run_of(env, wide(task_count))
@@ -165,7 +166,7 @@ class _Processes:
     Args:
         env: with one node.
         run: one that is over; its statistics name the executors.
-        known: processes that were there before the environment.
+        known: ids of processes and threads that were there before the environment.
     """
 
     def __init__(self, env: "RunEnv", run: "Run", known: set[int]) -> None:
@@ -182,7 +183,11 @@ class _Processes:
             process.pid for process in psutil.Process(self._broker).children(recursive=True)
         }
         self._servers = sorted(ours - brokers_own - {self._broker})
-        threads = {thread.name: thread.native_id for thread in threading.enumerate()}
+        threads = {
+            thread.name: thread.native_id
+            for thread in threading.enumerate()
+            if thread.native_id not in known
+        }
         self._caller = threading.get_native_id()
         self._threads: dict[str, Any] = {
             name: threads[name] for name in (MASTER_THREAD, JOURNAL_THREAD)
