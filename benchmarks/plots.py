@@ -44,9 +44,11 @@ def plot_metg(sweeps: Mapping[str, Sequence[Sequence[Point]]], path: Path) -> No
         grains_us = [point.grain_s * 1e6 for point in rounds[0]]
         columns = list(zip(*rounds, strict=True))
         time = [100 * median(point.efficiency for point in column) for column in columns]
-        share = [100 * median(point.cpu_share for point in column) for column in columns]
+        shares = [[p.cpu_share for p in column if p.cpu_share is not None] for column in columns]
         axes.plot(grains_us, time, color=colour, marker="o", markersize=4, label=pattern)
-        axes.plot(grains_us, share, color=colour, linestyle="--", linewidth=1)
+        if all(shares):
+            told = [100 * median(share) for share in shares]
+            axes.plot(grains_us, told, color=colour, linestyle="--", linewidth=1)
     axes.axhline(50, color="grey", linewidth=0.8)
     axes.axvline(METG_TARGET_US, color="grey", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")

@@ -3,10 +3,11 @@
     python benchmarks/report.py [--rounds 5] [--only floor] [--write]
 
 With ``--write`` each table in README.md between ``<!-- NAME -->`` and ``<!-- /NAME -->`` is
-replaced, with the machine and the day, and the pictures in plots/ are drawn anew. Twenty minutes
-on an idle machine; nothing else should run meanwhile.
+replaced, with the machine, its load and the day, and the pictures in plots/ are drawn anew. Takes
+some ten minutes on an idle machine; nothing else should run meanwhile.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -69,9 +70,10 @@ def main() -> None:
     args = parser.parse_args()
     for name in args.only or SECTIONS:
         command, ask = SECTIONS[name]
-        day = time.strftime("%Y-%m-%d")
+        day, load = time.strftime("%Y-%m-%d"), os.getloadavg()[0]
         table = ask(args.rounds, args.write)
-        section = f"{table}\n\n`python benchmarks/{command}`, {day}: {machine_line()}."
+        where = f"{machine_line()}; load {load:.1f} when it began"
+        section = f"{table}\n\n`python benchmarks/{command}`, {day}: {where}."
         print(f"\n{section}", flush=True)
         if args.write:
             README.write_text(replaced(README.read_text(), name, section))

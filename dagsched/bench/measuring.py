@@ -155,10 +155,12 @@ def process_cpu_s(pid: int) -> float:
     return total_s
 
 
-def family_cpu_s() -> float:
-    """CPU seconds that this process and all that it started and that live have had."""
+def family_cpu_s() -> float | None:
+    """CPU seconds of this process and of all that it started and that live; None: not told."""
     import psutil
 
+    if not can_read_cpu():
+        return None
     started = psutil.Process().children(recursive=True)
     return time.process_time() + sum(process_cpu_s(process.pid) for process in started)
 

@@ -10,7 +10,7 @@ machine meanwhile spoils the former, and hardly the latter, in which waiting doe
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from dagsched.bench.graphs import task_bench
 from dagsched.bench.measuring import Answer, Spread, family_cpu_s, run_s
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
     grain_s: float
     efficiency: float  # the share of its executors' time that went into kernels
-    cpu_share: float  # the share of all our processes' CPU time that did; needs no idle machine
+    cpu_share: float | None  # of all our processes' CPU time; needs no idle machine. None: not told
 
 
 def measure(env: "RunEnv", pattern: str, steps: int, grain_s: float) -> Point:
@@ -39,10 +39,13 @@ def measure(env: "RunEnv", pattern: str, steps: int, grain_s: float) -> Point:
     made = task_bench(pattern, WIDTH, steps, grain_s)
     before_s = family_cpu_s()
     seconds = run_s(env, made)
-    spent_s = family_cpu_s() - before_s
+    after_s = family_cpu_s()
     executors = sum(len(node.executorids) for node in env.nodes)
     kernels_s = steps * WIDTH * grain_s
-    return Point(grain_s, kernels_s / executors / seconds, kernels_s / max(spent_s, kernels_s))
+    share = None
+    if before_s is not None and after_s is not None:
+        share = kernels_s / max(after_s - before_s, kernels_s)
+    return Point(grain_s, kernels_s / executors / seconds, share)
 
 
 def crossing(points: Iterable[tuple[float, float]], level: float = HALF) -> float | None:
@@ -79,7 +82,10 @@ def sweep(
 def metg_answer(pattern: str, rounds: Sequence[Sequence[Point]]) -> Answer:
     """METG(50 %) of a sweep; where a round doesn't cross, the nearest grain measured counts."""
     times = [[(point.grain_s, point.efficiency) for point in points] for points in rounds]
-    shares = [[(point.grain_s, point.cpu_share) for point in points] for points in rounds]
+    shares = [
+        [(point.grain_s, share) for point in points if (share := point.cpu_share) is not None]
+        for points in rounds
+    ]
     beyond = sum(crossing(points) is None for points in times)
     note = f"{beyond} of {len(rounds)} rounds beyond the grains measured" if beyond else ""
     return Answer(
@@ -87,18 +93,9 @@ def metg_answer(pattern: str, rounds: Sequence[Sequence[Point]]) -> Answer:
         Spread.of(map(_metg_us, times)),
         "us",
         METG_TARGET_US,
-        beside="by CPU time, us",
-        beside_value=Spread.of(map(_metg_us, shares)),
+        **_beside("us", [_metg_us(points) for points in shares if points]),
         note=note,
     )
-
-
-def _metg_us(points: Sequence[tuple[float, float]]) -> float:
-    at_s = crossing(points)
-    if at_s is None:
-        first, last = min(points), max(points)
-        at_s = first[0] if first[1] >= HALF else last[0]
-    return at_s * 1e6
 
 
 def long_answer(pattern: str, rounds: Sequence[Sequence[Point]]) -> Answer:
@@ -110,6 +107,25 @@ def long_answer(pattern: str, rounds: Sequence[Sequence[Point]]) -> Answer:
         "% efficiency",
         LONG_TARGET_PERCENT,
         at_least=True,
-        beside="by CPU time, %",
-        beside_value=Spread.of(100 * point.cpu_share for point in long),
+        **_beside("%", [100 * share for p in long if (share := p.cpu_share) is not None]),
     )
+
+
+class _Beside(TypedDict, total=False):
+    beside: str
+    beside_value: Spread
+
+
+def _beside(unit: str, values: Sequence[float]) -> _Beside:
+    """What is told of CPU time, if the kernel tells of it."""
+    if not values:
+        return {}
+    return {"beside": f"by CPU time, {unit}", "beside_value": Spread.of(values)}
+
+
+def _metg_us(points: Sequence[tuple[float, float]]) -> float:
+    at_s = crossing(points)
+    if at_s is None:
+        first, last = min(points), max(points)
+        at_s = first[0] if first[1] >= HALF else last[0]
+    return at_s * 1e6

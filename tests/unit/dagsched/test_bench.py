@@ -151,6 +151,12 @@ def test_answers_of_a_sweep() -> None:
     assert long.is_met is True
 
 
+def test_where_no_cpu_time_is_told_an_answer_has_none() -> None:
+    swept = [[Point(0.001, 0.9, None), Point(0.000_001, 0.1, None)]]
+    for answer in (metg_answer("fft", swept), long_answer("fft", swept)):
+        assert (answer.beside, answer.beside_value, answer.ratio) == ("", None, None)
+
+
 def test_every_second_step_of_the_array_chain_has_a_task_beside_it() -> None:
     dag, steps, expected = arrays.alternating_chain(4, 1)
     graph: TaskGraph = build_graph(dag)
