@@ -59,8 +59,8 @@ def compare(peer: Peer, own: Peer, rounds: int, costs: Costs) -> list[str]:
             continue
         scale = 1e6 / len(calls)
         spread = Spread.of(theirs).scaled(scale)
-        costs[name][peer.name] = spread
         costs[name].setdefault(own.name, Spread.of(ours).scaled(scale))
+        costs[name][peer.name] = spread
         cells.append(f"{spread_text(spread)}, {figure(ratios(theirs, ours).median)} times")
     return cells
 
