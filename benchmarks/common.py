@@ -10,9 +10,17 @@ from dagsched.bench.measuring import Answer, machine_line
 PLOTS = Path(__file__).resolve().parent / "plots"
 
 
+def positive(text: str) -> int:
+    """A number of rounds or steps, from the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
+
+
 def arguments(doc: str | None, rounds: int = 5) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=rounds, help="measures of each figure")
+    parser.add_argument("--rounds", type=positive, default=rounds, help="measures of each figure")
     return parser
 
 

@@ -8,8 +8,8 @@ random (width 8, 1,000 steps) cost more than it does, on two executors?
 
 from pathlib import Path
 
-from common import answers_table, arguments, print_section
-from plots import plot_metg
+from common import answers_table, arguments, positive, print_section
+from plots import need_matplotlib, plot_metg
 
 from dagsched import RunEnv
 from dagsched.bench import metg
@@ -30,9 +30,11 @@ def section(rounds: int, steps: int = metg.STEPS, plot: Path | None = None) -> s
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=metg.STEPS)
+    parser.add_argument("--steps", type=positive, default=metg.STEPS)
     parser.add_argument("--plot", type=Path, help="PNG of efficiency by grain")
     args = parser.parse_args()
+    if args.plot is not None:
+        need_matplotlib()
     print_section(section(args.rounds, args.steps, args.plot))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from adapters import PEERS, Call, Dagsched, NotSupportedError, Peer, calls_of
 from common import arguments, print_section
-from plots import plot_peers
+from plots import need_matplotlib, plot_peers
 
 from dagsched.bench.display import figure, markdown, spread_text
 from dagsched.bench.graphs import Measured, chain, task_bench, tree, wide
@@ -103,6 +103,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=[kind.name for kind in PEERS])
     parser.add_argument("--plot", type=Path, help="PNG of all")
     args = parser.parse_args()
+    if args.plot is not None:
+        need_matplotlib()
     print_section(section(args.rounds, args.only or (), args.plot))
 
 

@@ -1,5 +1,6 @@
 """Pictures of results, as PNG; needs matplotlib (`pip install 'dagsched[bench]'`)."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -13,18 +14,22 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 """Okabe and Ito's, which colour-blind readers can tell apart."""
 
 
-def figure_and_axes(width: float, height: float) -> tuple[Any, Any]:
-    """A figure without a window.
+def need_matplotlib() -> None:
+    """Return if pictures can be drawn; to be asked before anything is measured.
 
     Raises:
         SystemExit: there is no matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if importlib.util.find_spec("matplotlib") is None:
         raise SystemExit(
             "pictures need matplotlib: pip install 'dagsched[bench]'; or leave out the option"
-        ) from None
+        )
+
+
+def figure_and_axes(width: float, height: float) -> tuple[Any, Any]:
+    """A figure without a window."""
+    from matplotlib.figure import Figure
+
     drawn = Figure(figsize=(width, height), layout="constrained")
     axes = drawn.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

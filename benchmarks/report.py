@@ -21,6 +21,7 @@ import peers
 import stages
 import startup
 from common import PLOTS, arguments
+from plots import need_matplotlib
 
 from dagsched.bench.measuring import machine_line
 
@@ -68,6 +69,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=SECTIONS)
     parser.add_argument("--write", action="store_true", help="into README.md and plots/")
     args = parser.parse_args()
+    if args.write:
+        need_matplotlib()
     for name in args.only or SECTIONS:
         command, ask = SECTIONS[name]
         day, load = time.strftime("%Y-%m-%d"), os.getloadavg()[0]

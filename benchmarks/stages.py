@@ -6,7 +6,7 @@ python benchmarks/stages.py [--rounds 5] [--plot FILE]
 from pathlib import Path
 
 from common import arguments, print_section
-from plots import plot_stages
+from plots import need_matplotlib, plot_stages
 
 from dagsched.bench.display import STAGE_HEADINGS, figure, markdown, spread_text, stage_cells
 from dagsched.bench.stages import measure_stages
@@ -31,6 +31,8 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--plot", type=Path, help="PNG of the stages")
     args = parser.parse_args()
+    if args.plot is not None:
+        need_matplotlib()
     print_section(section(args.rounds, args.plot))
 
 

@@ -1,5 +1,6 @@
 """What one more task costs, end to end: graphs of calls that do nothing."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -62,7 +63,9 @@ def warm_pool() -> Iterator[ProcessPoolExecutor]:
 
     Open it before any environment: it forks, and an environment has threads.
     """
-    with ProcessPoolExecutor(2) as pool:
+    # A terminal's Ctrl-C is for the caller, who ends them.
+    ignored = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(2, initializer=signal.signal, initargs=ignored) as pool:
         list(pool.map(noop, range(100)))
         yield pool
 
