@@ -31,7 +31,8 @@ def spread_text(spread: Spread) -> str:
 
 
 def _measured(answer: Answer) -> str:
-    return f"{figure(answer.measured.median)} {answer.unit or 'times'}"
+    bound = f"{answer.bound} " if answer.bound else ""
+    return f"{bound}{figure(answer.measured.median)} {answer.unit or 'times'}"
 
 
 def _range(answer: Answer) -> str:

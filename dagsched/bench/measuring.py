@@ -55,11 +55,12 @@ class Answer:
     beside: str = ""  # what was measured in the same run, in words
     beside_value: Spread | None = None  # in the same unit
     note: str = ""
+    bound: str = ""  # "<" or ">": what was looked for lies beyond `measured`
 
     @property
     def ratio(self) -> float | None:
         """To what was measured beside it; above 1: more."""
-        if self.beside_value is None or not self.beside_value.median:
+        if self.bound or self.beside_value is None or not self.beside_value.median:
             return None
         return self.measured.median / self.beside_value.median
 

@@ -86,8 +86,16 @@ def metg_answer(pattern: str, rounds: Sequence[Sequence[Point]]) -> Answer:
         [(point.grain_s, share) for point in points if (share := point.cpu_share) is not None]
         for points in rounds
     ]
-    beyond = sum(crossing(points) is None for points in times)
-    note = f"{beyond} of {len(rounds)} rounds beyond the grains measured" if beyond else ""
+    beyond = [points for points in times if crossing(points) is None]
+    below = sum(min(points)[1] >= HALF for points in beyond)
+    note = ""
+    if beyond:
+        note = f"{len(beyond)} of {len(rounds)} rounds beyond the grains measured"
+    bound = ""
+    if 2 * below > len(rounds):
+        bound = "<"
+    elif 2 * (len(beyond) - below) > len(rounds):
+        bound = ">"
     return Answer(
         f"METG(50 %), {pattern}",
         Spread.of(map(_metg_us, times)),
@@ -95,6 +103,7 @@ def metg_answer(pattern: str, rounds: Sequence[Sequence[Point]]) -> Answer:
         METG_TARGET_US,
         **_beside("us", [_metg_us(points) for points in shares if points]),
         note=note,
+        bound=bound,
     )
 
 

@@ -146,9 +146,19 @@ def test_answers_of_a_sweep() -> None:
     assert smallest.measured == pytest.approx((20.0, 10.0, 1_000.0))
     assert smallest.beside_value == pytest.approx((10.0, 5.0, 1_000.0))
     assert smallest.note == "1 of 3 rounds beyond the grains measured"
+    assert (smallest.bound, smallest.ratio) == ("", pytest.approx(2.0))
     long = long_answer("fft", swept[:1])
     assert long.measured.median == pytest.approx(100 / 1.01)
     assert long.is_met is True
+
+
+@pytest.mark.parametrize(("cost_us", "bound", "median"), [(1.0, "<", 2.0), (5e3, ">", 1_000.0)])
+def test_metg_of_mostly_unknown_rounds_is_told_as_a_bound(cost_us, bound, median) -> None:
+    points = [Point(g * 1e-6, g / (g + cost_us), 0.5) for g in (2, 50, 1_000)]
+    answer = metg_answer("fft", [points] * 3)
+    assert (answer.bound, answer.ratio) == (bound, None)
+    assert answer.measured.median == pytest.approx(median)
+    assert display.answer_cells(answer)[1] == f"{bound} {display.figure(median)} us"
 
 
 def test_where_no_cpu_time_is_told_an_answer_has_none() -> None:
