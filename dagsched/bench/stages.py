@@ -45,6 +45,7 @@ class Stage:
     includes: str
     depth: int = 0
     source: str = "run"  # or "inline": called by hand in one process; or "sum"
+    key: str = ""  # which no other line has, for programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def measure_stages(task_count: int = TASKS, rounds: int = 5) -> Breakdown:
     _measure_inline(task_count, rounds, book)
     spreads = {name: Spread.of(values) for name, values in taken.items()}
     stages = [
-        Stage(name, spreads[key], budget, text, depth, source)
+        Stage(name, spreads[key], budget, text, depth, source, key)
         for key, name, budget, depth, source, text in LINES
     ]
     return Breakdown(
