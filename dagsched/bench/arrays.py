@@ -70,6 +70,14 @@ def alternating_chain(steps: int, megabytes: int) -> tuple[Delayed, list[Delayed
     return delayed(first_value)(arrays[-1], *places), arrays, 1.0 + steps
 
 
+def plain_chain(steps: int, megabytes: int) -> Measured:
+    """The same chain, whose steps run wherever the broker has them run."""
+    array = delayed(fresh)(megabytes)
+    for _ in range(steps):
+        array = delayed(raised)(array)
+    return delayed(first_value)(array), 1.0 + steps
+
+
 def reading(readers: int, megabytes: int) -> Measured:
     """One array that many tasks read."""
     array = delayed(fresh)(megabytes)
@@ -132,6 +140,22 @@ def chain_answer(
         CHAIN_TARGET,
         beside="in-process loop: 1",
         note=f"changed executors in {least} to {max(changed[1:])} of {steps} steps",
+    )
+
+
+def plain_chain_answer(
+    env: "RunEnv", rounds: int, steps: int = STEPS, megabytes: int = STEP_MB
+) -> Answer:
+    """The same of a chain that needn't change executors."""
+    own, loop = [], []
+    for _ in range(rounds + 1):
+        loop.append(chain_loop_s(steps, megabytes))
+        own.append(run_s(env, plain_chain(steps, megabytes)))
+    return Answer(
+        "the same, as it comes",
+        ratios(own[1:], loop[1:]),
+        "",
+        beside="in-process loop: 1",
     )
 
 

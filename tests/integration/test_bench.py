@@ -66,6 +66,7 @@ def test_the_chain_of_arrays_changes_its_executor_each_step() -> None:
     with RunEnv(executors=2, metastore="memory://") as env:
         answer = arrays.chain_answer(env, 1, steps=6, megabytes=2)
         assert answer.note == "changed executors in 6 to 6 of 6 steps"
+        assert arrays.plain_chain_answer(env, 1, steps=6, megabytes=2).target is None
         assert arrays.reading_answer(env, 1, readers=4, megabytes=2).measured.median > 0
 
 
