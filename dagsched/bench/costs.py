@@ -52,7 +52,7 @@ def task_cost(env: "RunEnv", key: str, rounds: int) -> Answer:
     own, loop = alternated(rounds, lambda: run_s(env, case.make()), lambda: loop_s(case.task_count))
     scale = 1e6 / case.task_count
     return Answer(
-        case.name, Spread.of(own).scaled(scale), "us a task", case.target_us,
+        case.name, Spread.of(own).scaled(scale), "us/task", case.target_us,
         beside="plain loop", beside_value=Spread.of(loop).scaled(scale),
     )  # fmt: skip
 
@@ -84,7 +84,7 @@ def pool_cost(env: "RunEnv", pool: ProcessPoolExecutor, rounds: int) -> Answer:
     own, theirs = alternated(rounds, lambda: run_s(env, wide(POOL_TASKS)), mapped_s)
     scale = 1e6 / POOL_TASKS
     return Answer(
-        f"wide, {POOL_TASKS:,}", Spread.of(own).scaled(scale), "us a task",
+        f"wide, {POOL_TASKS:,}", Spread.of(own).scaled(scale), "us/task",
         beside="process pool", beside_value=Spread.of(theirs).scaled(scale),
     )  # fmt: skip
 

@@ -67,6 +67,9 @@ def answer_cells(answer: Answer) -> list[str]:
     ]  # fmt: skip
 
 
+NARROW_COLUMNS = 120
+"""On a narrower terminal what stages include stands below their table."""
+
 STAGE_HEADINGS = ("stage", "us a task, CPU", "budget", "measured in", "includes")
 SOURCES = {"run": "a real run", "inline": "one process", "sum": "a real run"}
 
@@ -89,7 +92,7 @@ def show_answers(answers: Sequence[Answer], console: Console) -> None:
     table = Table(title="dagsched bench: the short version")
     for number, heading in enumerate(HEADINGS):
         justify: JustifyMethod = "right" if number in (1, 2, 5) else "left"
-        table.add_column(heading, justify=justify, no_wrap=number == 0)
+        table.add_column(heading, justify=justify, no_wrap=number < 2)
     for answer in answers:
         style = "bold red" if answer.is_met is False else None
         table.add_row(*map(escape, answer_cells(answer)), style=style)
@@ -110,14 +113,18 @@ def show_answers(answers: Sequence[Answer], console: Console) -> None:
 def show_breakdown(breakdown: Breakdown, console: Console) -> None:
     """Print where the time of a task goes."""
     table = Table(title=f"{breakdown.graph}: CPU of each stage, median of {breakdown.rounds}")
-    for number, heading in enumerate(STAGE_HEADINGS):
+    is_narrow = console.width < NARROW_COLUMNS
+    headings = STAGE_HEADINGS[:-1] if is_narrow else STAGE_HEADINGS
+    for number, heading in enumerate(headings):
         justify: JustifyMethod = "right" if number in (1, 2) else "left"
-        table.add_column(heading, justify=justify, no_wrap=number == 0)
+        table.add_column(heading, justify=justify, no_wrap=number < 2)
     for stage in breakdown.stages:
         over = stage.budget_us is not None and stage.us.median > stage.budget_us
         style = "bold red" if over else "dim" if stage.depth else None
-        table.add_row(*map(escape, stage_cells(stage)), style=style)
+        table.add_row(*map(escape, stage_cells(stage)[: len(headings)]), style=style)
     console.print(table)
+    for stage in breakdown.stages if is_narrow else ():
+        console.print(f"{'  ' * stage.depth}{stage.name}: {stage.includes}", markup=False)
     console.print(
         f"the run itself: {spread_text(breakdown.wall_us)} us a task from call to value; a call in "
         f"a plain loop: {figure(breakdown.loop_us.median)} us",

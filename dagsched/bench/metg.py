@@ -111,9 +111,9 @@ def long_answer(pattern: str, rounds: Sequence[Sequence[Point]]) -> Answer:
     """Efficiency of tasks of a millisecond, which the sweep has among its grains."""
     long = [point for points in rounds for point in points if point.grain_s == LONG_S]
     return Answer(
-        f"tasks of 1 ms, {pattern}",
+        f"efficiency at 1 ms, {pattern}",
         Spread.of(100 * point.efficiency for point in long),
-        "% efficiency",
+        "%",
         LONG_TARGET_PERCENT,
         at_least=True,
         **_beside("%", [100 * share for p in long if (share := p.cpu_share) is not None]),

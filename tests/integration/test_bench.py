@@ -36,7 +36,7 @@ def test_the_short_version_answers_every_question(tmp_path: Path) -> None:
     assert list(answers) == [
         "import", "RunEnv to first result", "cleanup",
         "wide, 100,000", "chain of 10,000", "tree, 65,536 leaves", "run of 10 tasks, warm",
-        "wide, 10,000", "METG(50 %), stencil", "tasks of 1 ms, stencil",
+        "wide, 10,000", "METG(50 %), stencil", "efficiency at 1 ms, stencil",
         "two nodes, wide, 100,000",
     ]  # fmt: skip
     assert told["machine"]["cpus"] >= 1
@@ -46,7 +46,7 @@ def test_the_short_version_answers_every_question(tmp_path: Path) -> None:
     assert answers["wide, 100,000"]["ratio"] > 1
     # However busy the machine: a task on the pool is a message each way, and here it is none.
     assert answers["wide, 10,000"]["ratio"] < 1
-    assert 0 < answers["tasks of 1 ms, stencil"]["measured"]["median"] <= 100
+    assert 0 < answers["efficiency at 1 ms, stencil"]["measured"]["median"] <= 100
 
 
 def test_the_stages_add_up_to_the_time_that_all_processes_took(tmp_path: Path) -> None:
