@@ -25,6 +25,10 @@ $(STAMP): setup.cfg pyproject.toml
 demo: $(STAMP) ## a real run of several processes on real files, its picture and numbers
 	$(BIN)/dagsched demo
 
+.PHONY: bench
+bench: $(STAMP) ## what a task costs on this machine, beside targets; a minute
+	$(BIN)/dagsched bench
+
 .PHONY: lint
 lint: $(STAMP) ## style and types
 	$(BIN)/ruff format --check .

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from graphs import chain, tree, wide
 
 from dagsched import Delayed, RunEnv, rundag
+from dagsched.bench.graphs import chain, tree, wide
 
 Make = Callable[[], tuple[Delayed, object]]
 

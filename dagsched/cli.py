@@ -1,4 +1,4 @@
-"""The command line: `dagsched demo`, `info`, `runs`, `resume`, `explain`, `story`.
+"""The command line: `dagsched demo`, `info`, `bench`, `runs`, `resume`, `explain`, `story`.
 
 Responsible for arguments, exit codes and error messages; what the commands do stands elsewhere.
 Exit codes: 0 success, 1 the run failed or its result is wrong, 2 wrong usage.
@@ -130,6 +130,59 @@ def info(as_json: bool) -> None:
     else:
         for line in info_lines(gathered):
             click.echo(line)
+
+
+@commands.command()
+@click.option("--stages", is_flag=True, help="Tell the CPU time of each stage of a task instead.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    help="Measures of each figure, of which the median is told.",
+)
+@click.option("--no-arrays", is_flag=True, help="Leave out arrays, which take some memory.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def bench(stages: bool, rounds: int, no_arrays: bool, as_json: bool) -> None:
+    """Measure what a task costs on this machine, beside targets and plain loops; a minute.
+
+    Two executors, the embedded store. --stages runs 100,000 tasks that do nothing and tells how
+    many microseconds of CPU a task each stage takes, from the walk over the graph to the journal.
+
+    Figures of time suffer from whatever else the machine does: the ratios to what was measured in
+    the same run suffer less, those of CPU time least. A target that isn't met is told, and is no
+    failure; a wrong value is one (exit code 1).
+    """
+    from rich.console import Console
+
+    from dagsched.bench import display
+    from dagsched.bench.measuring import machine
+
+    console = Console(highlight=False)
+
+    def say(sentence: str) -> None:
+        if not as_json:
+            console.print(sentence, soft_wrap=True)
+
+    if stages:
+        from dagsched.bench.stages import TASKS, measure_stages
+
+        say(f"{TASKS:,} tasks that do nothing, {rounds} times on two executors and in one process")
+        breakdown = measure_stages(rounds=rounds)
+        if as_json:
+            told = display.breakdown_as_dict(breakdown)
+            click.echo(json.dumps({"machine": machine(), **told}))
+        else:
+            display.show_breakdown(breakdown, console)
+        return
+    from dagsched.bench.short import BenchOptions, ask_all
+
+    answers = ask_all(BenchOptions(rounds, has_arrays=not no_arrays), say)
+    if as_json:
+        told = {"answers": [display.answer_as_dict(answer) for answer in answers]}
+        click.echo(json.dumps({"machine": machine(), **told}))
+    else:
+        display.show_answers(answers, console)
 
 
 @commands.command()

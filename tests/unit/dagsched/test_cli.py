@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import dagsched.bench.short
+import dagsched.bench.stages
 import dagsched.demo.program
 from dagsched import cli, hearsay
+from dagsched.bench.measuring import Answer, BenchError, Spread
+from dagsched.bench.short import BenchOptions
+from dagsched.bench.stages import Breakdown, Stage
 from dagsched.demo.indexing import serial_summary
 from dagsched.demo.program import DemoOptions, DemoReport, ExecutorFigure
 from dagsched.errors import NoNodesError
@@ -53,7 +58,15 @@ def test_no_command_shows_the_help_and_is_wrong_usage(capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["demo", "--help"], ["info", "-h"], ["explain", "-h"], ["story", "--help"]]
+    "args",
+    [
+        ["--help"],
+        ["demo", "--help"],
+        ["info", "-h"],
+        ["bench", "-h"],
+        ["explain", "-h"],
+        ["story", "--help"],
+    ],
 )
 def test_help_is_everywhere(args, capsys) -> None:
     assert exit_code_of(*args) == 0
@@ -67,6 +80,8 @@ def test_help_is_everywhere(args, capsys) -> None:
         (["demo", "--nodes", "0"], "0 is not in the range"),
         (["demo", "--executors-per-node", "x"], "not a valid integer"),
         (["info", "--wrong"], "No such option"),
+        (["bench", "--rounds", "0"], "0 is not in the range"),
+        (["bench", "stages"], "unexpected extra argument"),
         (["explain", "5f0c2a91-1"], "Missing argument 'KEY'"),
         (["story"], "Missing argument 'RUN'"),
         (["explain", "5f0c2a91-1", "f-1", "--rootpath", "D"], "rootpath 'D' is not valid"),
@@ -215,3 +230,78 @@ def test_what_the_journal_tells_is_printed_as_text_lines_or_json(capsys, monkeyp
         "run": "5f0c2a91-1", "key": "f-1", "state": "placed", "node": 2, "subtree": 0,
         "text": "f-1 was placed.", "story": ["submitted", "placed"],
     }  # fmt: skip
+
+
+@pytest.fixture
+def benched(monkeypatch) -> list[object]:
+    """What the suite was asked for, in place of measuring."""
+    asked: list[object] = []
+    one = Spread(6.0, 5.0, 7.0)
+
+    def ask_all(options: BenchOptions, say: Callable[[str], None]) -> list[Answer]:
+        asked.append(options)
+        say("Tasks that do nothing")
+        return [Answer("wide, 100,000", one, "us a task", 5.0)]
+
+    def measure_stages(*, rounds: int) -> Breakdown:
+        asked.append(rounds)
+        lines = [Stage("client", one, 2.0, "all"), Stage("walk", one, None, "some", 1, "inline")]
+        return Breakdown("wide", 10, rounds, lines, one, one)
+
+    monkeypatch.setattr(dagsched.bench.short, "ask_all", ask_all)
+    monkeypatch.setattr(dagsched.bench.stages, "measure_stages", measure_stages)
+    return asked
+
+
+def test_bench_prints_its_answers_and_a_missed_target_is_no_failure(benched, capsys) -> None:
+    assert exit_code_of("bench", "--rounds", "4", "--no-arrays") == 0
+    assert benched == [BenchOptions(4, has_arrays=False)]
+    out = capsys.readouterr().out
+    assert out.startswith("Tasks that do nothing\n")
+    assert "wide, 100,000" in out
+    assert "1 of 1 targets missed" in out
+
+
+def test_bench_as_json_prints_nothing_else(benched, capsys) -> None:
+    assert exit_code_of("bench", "--json") == 0
+    assert benched == [BenchOptions(3, has_arrays=True)]
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert captured.err == ""
+    assert told["machine"]["cpus"] == gather_info()["cpus"]["usable"]
+    (answer,) = told["answers"]
+    assert answer["measured"] == {"median": 6.0, "least": 5.0, "most": 7.0}
+    assert answer["is_met"] is False
+
+
+def test_bench_prints_stages_or_tells_them_as_json(benched, capsys) -> None:
+    assert exit_code_of("bench", "--stages") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("100,000 tasks that do nothing, 3 times")
+    assert "the run itself: 6.00 (5.00 .. 7.00) us a task" in out
+    assert exit_code_of("bench", "--stages", "--rounds", "2", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert benched == [3, 2]
+    assert [(stage["name"], stage["depth"]) for stage in told["stages"]] == [
+        ("client", 0), ("walk", 1),
+    ]  # fmt: skip
+    assert told["stages"][0]["us"]["median"] == 6.0
+
+
+def test_a_measurement_that_means_nothing_is_1_and_a_line(monkeypatch, capsys) -> None:
+    def ask_all(options: BenchOptions, say: Callable[[str], None]) -> list[Answer]:
+        raise BenchError("a graph gave 4 instead of 3")
+
+    monkeypatch.setattr(dagsched.bench.short, "ask_all", ask_all)
+    assert exit_code_of("bench", "--json") == 1
+    captured = capsys.readouterr()
+    assert captured.err == "dagsched: BenchError: a graph gave 4 instead of 3\n"
+    assert captured.out == ""
+
+
+def test_nothing_of_the_suite_is_imported_before_it_is_asked_for() -> None:
+    probe = "import sys, dagsched.cli; print([m for m in sys.modules if 'dagsched.bench' in m])"
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"
