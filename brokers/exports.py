@@ -102,12 +102,19 @@ class Exports:
                 data = dumps(items)
         except Exception:  # noqa: BLE001 - one of them can't be pickled; piece by piece shows which
             data = None
-        if data is not None and len(data) <= self._values.inline_bytes_max:
+        limit = self._values.inline_bytes_max
+        if data is not None and len(data) <= limit:
             distinct = list(dict.fromkeys(refs))
             self.infos.append(ObjectInfo(block[0], len(block), len(data), refs=distinct))
             self.frames.append(data)
             return
-        self._add_pieces(block)
+        parts = len(block) if data is None else -(-len(data) // limit)
+        if parts >= len(block):
+            self._add_pieces(block)
+            return
+        step = -(-len(block) // parts)
+        for start in range(0, len(block), step):
+            self._add_block(block[start : start + step])
 
     def _value(self, position: int) -> object:
         prepared = self._values.prepared.get(position)
