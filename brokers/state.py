@@ -138,6 +138,7 @@ class StoredObject:
     holders: set[ProcessId] = field(default_factory=set)  # executors with a view on its bytes
     pin_count: int = 0  # transfers under way, collected by running tasks
     dropped: bool = False  # nobody needs it; its bytes wait for holders and pins only
+    is_told: bool = False  # the client knows where its bytes lie, and may look at any time
 
 
 @dataclass(slots=True, eq=False)
@@ -156,6 +157,8 @@ class BrokerRun:
     subtrees: dict[SubtreeNo, Subtree] = field(default_factory=dict)
     bundles: dict[BundleNo, Bundle] = field(default_factory=dict)  # all not DONE
     ready: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # heap
+    withheld: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # of it, in this turn
+    makes_large: set[int] = field(default_factory=set)  # functions whose results were large
     waiters: dict[int, list[Bundle]] = field(default_factory=dict)  # by position
     sized: dict[int, StoredObject] = field(default_factory=dict)  # by position; bytes under way
     sought: dict[int, ProcessId] = field(default_factory=dict)  # asked of another node, not here
@@ -220,6 +223,7 @@ class Counters:
     crash_retry_count: int = 0  # of these: executors died
     timeout_retry_count: int = 0
     stale_count: int = 0
+    withheld_count: int = 0  # bundles that were held back
     seconds: dict[int, list[float]] = field(default_factory=dict)  # by function: calls, seconds
     executors: dict[ProcessId, ExecutorCounters] = field(default_factory=dict)
 

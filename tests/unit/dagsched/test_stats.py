@@ -24,7 +24,7 @@ NODES = [
     NodeStats(
         2, "127.0.0.1", received_count=3, given_count=1, in_bytes=10, out_bytes=20,
         live_object_count=4, live_bytes=400, peak_bytes=900, spilled_bytes=7, bundle_count=5,
-        retry_count=2,
+        retry_count=2, withheld_count=1, shared_bytes=393, shared_peak_bytes=800, spill_count=2,
         executors=[
             ExecutorStats(3, 1003, task_count=6, bundle_count=3, busy_s=0.5, read_bytes=11),
             ExecutorStats(4, 1004, task_count=4, bundle_count=2, busy_s=0.25, written_bytes=12),
@@ -87,7 +87,8 @@ def test_rows_of_brokers_and_executors() -> None:
     assert broker_rows(NODES)[0] == {
         "id": 2, "host": "127.0.0.1", "received_count": 3, "given_count": 1, "in_bytes": 10,
         "out_bytes": 20, "live_object_count": 4, "live_bytes": 400, "peak_bytes": 900,
-        "spilled_bytes": 7,
+        "spilled_bytes": 7, "withheld_count": 1, "shared_bytes": 393, "shared_peak_bytes": 800,
+        "spill_count": 2,
     }  # fmt: skip
     rows = executor_rows(NODES)
     assert [(row["node"], row["id"], row["task_count"]) for row in rows] == [
