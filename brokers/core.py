@@ -481,6 +481,7 @@ class BrokerCore:
             run.served_s += bundle.weight_s
             run.counters.bundle_count += 1
             self.actions.send_executor(executor.id, parcel)
+            self.pressure.dispatched(bundle, now)
             options = run.options.get(int(bundle.positions[0])) if bundle.solo else None
             if options is not None and options.timeout_s is not None:
                 self.set_timer(now + options.timeout_s, "deadline", bundle.number)

@@ -60,10 +60,7 @@ class Cutter:
         for _ in range(PRESSED_WINDOWS):
             bundles = self._cut_ahead(count, now) if open_count < PRESSED_BUNDLES_MAX else []
             open_count += len(bundles)
-            if not bundles or any(
-                bundle.state is BundleState.READY and self.core.pressure.frees(bundle)
-                for bundle in bundles
-            ):
+            if not bundles or any(map(self.core.pressure.frees, bundles)):
                 return
 
     def _cut_ahead(self, count: int, now: float) -> list[Bundle]:

@@ -65,7 +65,7 @@ class Ledger:
             )  # fmt: skip
             if info.location is not None:
                 local = info.first - subtree.lo
-                run.makes_large.add(int(subtree.function_of[local]))
+                run.large_bytes[int(subtree.function_of[local])] = info.location.size_bytes
             self.core.exchange.available(run, stored)
         self.count_bundle(executor, bundle, message, frames)
         ended_count = len(bundle.positions) - len(deferred) - len(expanded)

@@ -42,8 +42,9 @@ FAILED_S = 1.0
 JOBS_MAX = 64
 """Objects on their way to files at once."""
 
-IMPORTS_LOOKED_AT_MAX = 256
-"""Inputs of one bundle that are looked at to see whether it frees memory."""
+IMPORTS_LOOKED_AT_MAX = 64
+DEPENDENTS_LOOKED_AT_MAX = 8
+"""Inputs of a bundle, and those that wait for it, that are looked at to see whether it helps."""
 
 NEVER = 1 << 62
 
@@ -72,45 +73,67 @@ class Pressure:
     @property
     def is_holding(self) -> bool:
         """Whether more is to be used up before more is made; read by who would cut ahead."""
-        is_above = self.core.table.shared_bytes > self._hold_back_bytes
-        return is_above and self._something_frees()
+        return self._is_above_mark() and self._something_frees()
+
+    def _is_above_mark(self) -> bool:
+        """Whether there will be too much when all that was dispatched has ended."""
+        bytes_count = self.core.table.shared_bytes
+        if bytes_count * 2 <= self._hold_back_bytes:
+            return False
+        for executor in self.core.executors.values():
+            for bundle in executor.queue:
+                bytes_count += bundle.expected_bytes
+        return bytes_count > self._hold_back_bytes
+
+    def dispatched(self, bundle: Bundle, now: float) -> None:
+        """A bundle goes to an executor: count what it is going to make, and look again."""
+        sizes = bundle.run.large_bytes
+        if sizes and self._hold_back_bytes < NEVER:
+            most = max(sizes.get(function, 0) for function in functions_of(bundle))
+            if most:
+                bundle.expected_bytes = most * int(
+                    np.frombuffer(bundle.frames[4], np.int32)[1::2].sum()
+                )
+                self.hold_back(now)
 
     def hold_back(self, now: float) -> None:
         """Take what only produces out of the lines, if it shall wait."""
-        is_above = self.core.table.shared_bytes > self._hold_back_bytes
+        is_above = self._is_above_mark()
         if is_above and not self._something_frees():
             self.core.cutter.cut_to_free(now)
         if not is_above or not self._something_frees():
-            if self.held:
-                self.held = set()
             return
-        held: set[BundleNo] = set()
         for run in self.core.runs.values():
             mine = [entry for entry in run.ready if self._only_produces(run, entry[2])]
             if mine:
                 numbers = {number for _, _, number in mine}
-                run.counters.withheld_count += len(numbers - self.held)
-                held |= numbers
+                for number in numbers:
+                    bundle = run.bundles[number]
+                    run.counters.withheld_count += not bundle.was_held_back
+                    bundle.was_held_back = True
                 run.ready = [entry for entry in run.ready if entry[2] not in numbers]
                 heapq.heapify(run.ready)
-                run.withheld = mine
-        self.held = held
+                run.withheld += mine
 
     def let_in(self) -> None:
         """Put them back: the next turn decides anew."""
-        if self.held:
-            for run in self.core.runs.values():
+        held: set[BundleNo] = set()
+        for run in self.core.runs.values():
+            if run.withheld:
                 for entry in run.withheld:
                     heapq.heappush(run.ready, entry)
+                    held.add(entry[2])
                 run.withheld = []
+        self.held = held
 
     def _only_produces(self, run: BrokerRun, number: BundleNo) -> bool:
-        """Whether a bundle makes large objects and lets go of none."""
+        """Whether a bundle makes large objects, and neither it nor who waits for it frees any."""
         bundle = run.bundles.get(number)
-        if bundle is None or bundle.state is not BundleState.READY or not run.makes_large:
+        if bundle is None or bundle.state is not BundleState.READY or not run.large_bytes:
             return False
-        functions = np.unique(np.frombuffer(bundle.frames[3], np.int32)).tolist()
-        return not run.makes_large.isdisjoint(functions) and not self.frees(bundle)
+        return not run.large_bytes.keys().isdisjoint(functions_of(bundle)) and not self._helps(
+            bundle
+        )
 
     def _something_frees(self) -> bool:
         """Whether memory will be free without anything that is held back."""
@@ -119,18 +142,23 @@ class Pressure:
         # A task that collects a value waits, maybe for what would be held back.
         collecting = self.core.exchange.collecting()
         for executor in self.core.executors.values():
-            if executor.id not in collecting:
-                if any(self.frees(bundle) for bundle in executor.queue):
-                    return True
+            if executor.id not in collecting and any(map(self._helps, executor.queue)):
+                return True
         for run in self.core.runs.values():
             if run.cancelled or run.draining:
                 continue
             for _, _, number in run.ready:
                 bundle = run.bundles.get(number)
-                is_ready = bundle is not None and bundle.state is BundleState.READY
-                if bundle is not None and is_ready and self.frees(bundle):
-                    return True
+                if bundle is not None and bundle.state is BundleState.READY:
+                    if self._helps(bundle):
+                        return True
         return False
+
+    def _helps(self, bundle: Bundle) -> bool:
+        """Whether memory is freed by a bundle, or by one that waits for it."""
+        return self.frees(bundle) or any(
+            self.frees(dependent) for dependent in bundle.dependents[:DEPENDENTS_LOOKED_AT_MAX]
+        )
 
     @staticmethod
     def frees(bundle: Bundle) -> bool:
@@ -219,6 +247,13 @@ class Pressure:
                     if stored is not None:
                         found.add(stored)
         return found
+
+
+def functions_of(bundle: Bundle) -> frozenset[int]:
+    """The functions that a bundle calls; found once."""
+    if not bundle.functions:
+        bundle.functions = frozenset(np.unique(np.frombuffer(bundle.frames[3], np.int32)).tolist())
+    return bundle.functions
 
 
 def is_shared(stored: StoredObject) -> bool:

@@ -62,6 +62,9 @@ class Bundle:
         default_factory=lambda: NO_COUNTS
     )  # .. and by how many of its tasks
     timed_out: bool = False
+    functions: frozenset[int] = frozenset()  # that it calls, once somebody has asked
+    expected_bytes: int = 0  # of large objects that it is going to make, once it is dispatched
+    was_held_back: bool = False  # because the store was above its mark
     pins: list["StoredObject"] = field(default_factory=list)  # inputs of an ended run, being read
 
     def move(self, state: BundleState) -> None:
@@ -158,7 +161,7 @@ class BrokerRun:
     bundles: dict[BundleNo, Bundle] = field(default_factory=dict)  # all not DONE
     ready: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # heap
     withheld: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # of it, in this turn
-    makes_large: set[int] = field(default_factory=set)  # functions whose results were large
+    large_bytes: dict[int, int] = field(default_factory=dict)  # by function: its last large result
     waiters: dict[int, list[Bundle]] = field(default_factory=dict)  # by position
     sized: dict[int, StoredObject] = field(default_factory=dict)  # by position; bytes under way
     sought: dict[int, ProcessId] = field(default_factory=dict)  # asked of another node, not here

@@ -79,7 +79,7 @@ class SimNode(SimProcess):
         self.address: Address = ("broker", serial)
         self.core = BrokerCore(broker, "host", cluster.config)
         self.core.look = self._look
-        self.memory = SimMemory(serial)
+        self.memory = SimMemory(serial, cluster.config.store_bytes_max)
         self.executors: dict[int, SimExecutor] = {}
         self.to_master = self._port(cluster, MasterToBroker, self._from_master)
         self.to_peers = self._port(cluster, BrokerToBroker, self._from_peer)
