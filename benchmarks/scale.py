@@ -13,6 +13,7 @@ the graph has been written down). The client's process holds the master, a threa
 
 import argparse
 import json
+import math
 import random
 import statistics
 import subprocess
@@ -53,7 +54,7 @@ def layered(count: int) -> tuple[Delayed, object]:
 
 def leaves(count: int) -> tuple[Delayed, object]:
     """A binary reduction with about so many tasks in all; the number of leaves is a power of 2."""
-    return tree(1 << max(1, (count // 2).bit_length() - 1))
+    return tree(1 << max(1, round(math.log2(count / 2))))
 
 
 SHAPES = {"wide": wide, "tree": leaves, "chain": chain, "stencil": stencil, "random": layered}
