@@ -43,6 +43,7 @@ def played(
     graph: SimGraph, nodes: dict[int, int] | None = None, **config: int
 ) -> tuple[SimCluster, SimOutcome]:
     cluster = SimCluster(nodes or {2: EXECUTORS}, seed=3, config=Config(**config))
+    cluster.let_pass(0.2)  # so that all nodes are there
     outcome = cluster.run(graph)
     values = serial_values(graph)
     assert outcome.state == "done"
@@ -87,6 +88,14 @@ def test_a_tree_is_reduced_within_the_bound(nodes: dict[int, int]) -> None:
     graph = shapes.tree(8)
     graph.function_s = [0.02]
     cluster, _ = played(large(graph, graph.count - 1), nodes, store_bytes_max=STORE)
+    assert peak_bytes(cluster) <= STORE
+    assert cluster.left_behind() == []
+
+
+def test_blocks_of_two_nodes_that_one_of_them_gathers() -> None:
+    """Blocks that another node takes are held until it has them: there only files help."""
+    cluster, _ = played(gathered(300), {2: 2, 5: 2}, store_bytes_max=STORE)
+    assert cluster.moved_bytes > STORE
     assert peak_bytes(cluster) <= STORE
     assert cluster.left_behind() == []
 
