@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PROBE_S = 0.002  # after this long without a first measurement the next window is cut anyway
 LOOKAHEAD_WINDOWS = 4  # windows cut in one turn for idle executors
 PRESSED_WINDOWS = 64  # the same, to find what frees memory
-PRESSED_BUNDLES_MAX = 2_000  # with so many cut and not dispatched nobody looks further
+PRESSED_BUNDLES_MAX = 500  # with so many cut and not dispatched nobody looks further
 
 
 class Cutter:
@@ -42,14 +42,18 @@ class Cutter:
             if len(idle) <= sum(len(run.ready) for run in self.core.runs.values()):
                 return
             # Whoever is idle would begin what only makes more: not while the store is full.
-            if self.core.pressure.is_holding or not self._cut_ahead(count, now):
+            if self.core.pressure.is_holding or self._cut_ahead(count, now) is None:
                 return
         self.core.set_timer(now, "cut", 0)
 
-    def cut_to_free(self, now: float) -> None:
+    def cut_to_free(self, now: float) -> bool:
         """The store is above its mark, and nothing cut so far frees memory: look for what does.
 
-        Graphs that are cut level by level have all that produces before what consumes.
+        Graphs that are cut level by level have all that produces before what consumes. Only runs
+        that have made large objects are looked at.
+
+        Returns:
+            whether there is such a bundle now, though it may wait.
         """
         count = max(1, sum(not executor.draining for executor in self.core.executors.values()))
         open_count = sum(
@@ -58,25 +62,35 @@ class Cutter:
             for subtree in run.subtrees.values()
         )
         for _ in range(PRESSED_WINDOWS):
-            bundles = self._cut_ahead(count, now) if open_count < PRESSED_BUNDLES_MAX else []
+            if open_count >= PRESSED_BUNDLES_MAX:
+                break
+            bundles = self._cut_ahead(count, now, only_large=True)
+            if bundles is None:
+                break
             open_count += len(bundles)
-            if not bundles or any(map(self.core.pressure.frees, bundles)):
-                return
+            if any(map(self.core.pressure.frees, bundles)):
+                return True
+        return False
 
-    def _cut_ahead(self, count: int, now: float) -> list[Bundle]:
+    def _cut_ahead(
+        self, count: int, now: float, *, only_large: bool = False
+    ) -> list[Bundle] | None:
+        """The bundles of one more window, which may be none; None: there is no window to cut."""
         for run in self.core.runs.values():
-            if run.cancelled or run.draining:
+            if run.cancelled or run.draining or (only_large and not run.large_bytes):
                 continue
             for subtree in run.subtrees.values():
                 if subtree.cursor < subtree.hi:
                     bundles = self._cut_window(run, subtree, count, now)
-                    if bundles:
+                    if bundles is not None:
                         return bundles
-        return []
+        return None
 
-    def _cut_window(self, run: BrokerRun, subtree: Subtree, count: int, now: float) -> list[Bundle]:
+    def _cut_window(
+        self, run: BrokerRun, subtree: Subtree, count: int, now: float
+    ) -> list[Bundle] | None:
         if subtree.probing_until_s > now and np.isnan(run.seconds).any():
-            return []
+            return None
         begin, ledger = subtree.cursor, self.core.ledger
         bundles = bundling.cut_next_window(
             run, subtree, count, self.core.config, ledger.bundle_count + 1

@@ -98,11 +98,11 @@ class Pressure:
 
     def hold_back(self, now: float) -> None:
         """Take what only produces out of the lines, if it shall wait."""
-        is_above = self._is_above_mark()
-        if is_above and not self._something_frees():
-            self.core.cutter.cut_to_free(now)
-        if not is_above or not self._something_frees():
+        if not self._is_above_mark():
             return
+        if not self._something_frees():
+            if not self.core.cutter.cut_to_free(now) or not self._something_frees():
+                return
         for run in self.core.runs.values():
             mine = [entry for entry in run.ready if self._only_produces(run, entry[2])]
             if mine:
