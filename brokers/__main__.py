@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from dagsched.brokers.launch import BrokerSettings, restore_python_path
@@ -42,10 +43,13 @@ def main() -> int:
 
 def _serve(settings: BrokerSettings) -> int:
     from dagsched.brokers.executor import ExecutorSettings, executor_main
-    from dagsched.brokers.objects.segments import prepare_spill
+    from dagsched.brokers.objects.segments import default_store_bytes, prepare_spill
     from dagsched.brokers.zygote import fork_zygote
     from dagsched.plan import ClusterShape
 
+    if settings.config.store_bytes_max is None:
+        config = replace(settings.config, store_bytes_max=default_store_bytes())
+        settings = replace(settings, config=config)
     spill = prepare_spill(Path(settings.run_directory), settings.config.spill_directory)
     executor_settings = ExecutorSettings(
         name_prefix=settings.name_prefix,

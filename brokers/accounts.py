@@ -92,6 +92,10 @@ class Accounts:
             stale_count=counters.stale_count if run is not None else self.stale_batches(),
             crash_retry_count=counters.crash_retry_count,
             timeout_retry_count=counters.timeout_retry_count,
+            withheld_count=counters.withheld_count,
+            shared_bytes=table.shared_bytes,
+            shared_peak_bytes=table.shared_peak_bytes,
+            spill_count=self.core.pressure.spill_count,
             executors=executors,
         )
 

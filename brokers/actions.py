@@ -19,6 +19,7 @@ class BrokerActions:
     stop_bundles: list[tuple[int, int]] = field(default_factory=list)
     take_back: list[tuple[int, int]] = field(default_factory=list)
     free: list[Location] = field(default_factory=list)
+    spill: list[tuple[int, Location]] = field(default_factory=list)
     reclaim: list[tuple[int, int, frozenset[str]]] = field(default_factory=list)
     shutdown: bool = False
 

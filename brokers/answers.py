@@ -164,7 +164,8 @@ class _Views:
         if bundle.state is BundleState.WAITING:
             return TaskView(position, "waiting", attempt=attempt)
         if bundle.state is BundleState.READY:
-            state = "draining" if self._run.draining else "ready"
+            state = "held_back" if bundle.number in self._core.pressure.held else "ready"
+            state = "draining" if self._run.draining else state
             return TaskView(
                 position, state, attempt=attempt, ahead_count=_bundles_before(self._run, bundle)
             )

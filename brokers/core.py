@@ -20,14 +20,15 @@ from dagsched.brokers import bundling, dispatch
 from dagsched.brokers.accounts import Accounts
 from dagsched.brokers.actions import BrokerActions
 from dagsched.brokers.answers import LookAt, no_look, task_answer
+from dagsched.brokers.cutting import Cutter
 from dagsched.brokers.exchange import Exchange
 from dagsched.brokers.holdings import Holder
 from dagsched.brokers.ledger import Ledger
+from dagsched.brokers.pressure import Pressure
 from dagsched.brokers.state import (
     BrokerRun,
     BundleState,
     Executor,
-    Subtree,
 )
 from dagsched.brokers.table import ObjectTable
 from dagsched.config import Config
@@ -56,6 +57,7 @@ from dagsched.protocol.messages import (
     Frame,
     FreeExtents,
     GetValue,
+    Location,
     MasterToBroker,
     ObjectInfo,
     ObjectsData,
@@ -80,11 +82,9 @@ from dagsched.protocol.messages import (
     Welcome,
 )
 
-PROBE_S = 0.002  # after this long without a first measurement the next window is cut anyway
 ENDED_RUNS_MAX = 1_000  # remembered, so that late messages of theirs are known as such
 PROGRESS_S = 0.1
 LATE_S = 0.1  # whoever waits this long behind a bundle that was taken for short goes elsewhere
-LOOKAHEAD_WINDOWS = 4  # windows cut in one turn for idle executors
 
 
 class BrokerCore:
@@ -109,6 +109,8 @@ class BrokerCore:
         self.ledger = Ledger(self)
         self.accounts = Accounts(self)
         self.holder = Holder(self)
+        self.pressure = Pressure(self)
+        self.cutter = Cutter(self)
         self.is_orphan = False  # its master is gone, and there is no other yet
         self.look: LookAt = no_look  # the shell's: what an executor does at this moment
         self._now = 0.0
@@ -304,7 +306,7 @@ class BrokerCore:
         """Let an executor stop its bundle at the next task, and end it if there is none soon."""
         number = executor.queue[0].number
         self.actions.stop_bundles.append((executor.id, number))
-        self._set_timer(now + grace_s, "grace", number)
+        self.set_timer(now + grace_s, "grace", number)
 
     def _end_run(self, message: EndRun, now: float) -> None:
         number = RunNo(message.run)
@@ -364,6 +366,11 @@ class BrokerCore:
         """A large object of another node lies in the broker's own arena now."""
         self._now = max(self._now, now)
         self.exchange.arrived(RunNo(run), info, None, ProcessId(peer), info_only=False)
+
+    def object_spilled(self, job: int, location: Location | None, now: float) -> None:
+        """An object that was to move lies in a file; None: there was no room for it."""
+        self._now = max(self._now, now)
+        self.pressure.spilled(job, location, now)
 
     def transfer_done(self, peer: int, run: int, first: int, now: float) -> None:
         """A large object has been sent (or the peer is gone)."""
@@ -464,7 +471,7 @@ class BrokerCore:
             if executor is None:
                 return
             heapq.heappop(run.ready)
-            parcel = dispatch.bundle_parcel(run, bundle, executor)
+            parcel = dispatch.bundle_parcel(run, bundle, executor, self.table)
             bundle.move(BundleState.DISPATCHED)
             bundle.subtree.open_bundle_count -= 1
             bundle.begun_s = now
@@ -474,56 +481,13 @@ class BrokerCore:
             run.served_s += bundle.weight_s
             run.counters.bundle_count += 1
             self.actions.send_executor(executor.id, parcel)
+            self.pressure.dispatched(bundle, now)
             options = run.options.get(int(bundle.positions[0])) if bundle.solo else None
             if options is not None and options.timeout_s is not None:
-                self._set_timer(now + options.timeout_s, "deadline", bundle.number)
+                self.set_timer(now + options.timeout_s, "deadline", bundle.number)
 
-    def _cut(self, now: float) -> None:
-        """Cut further windows where few bundles are left to dispatch, or executors are idle."""
-        ready_executors = [e for e in self.executors.values() if e.pid and not e.draining]
-        # With those that start: else tasks that nobody has measured share the first one's bundles.
-        count = max(1, sum(not executor.draining for executor in self.executors.values()))
-        for run in self.runs.values():
-            if run.cancelled or run.draining:
-                continue
-            for subtree in run.subtrees.values():
-                if subtree.cursor < subtree.hi and subtree.open_bundle_count < 2 * count:
-                    self._cut_window(run, subtree, count, now)
-        for _ in range(LOOKAHEAD_WINDOWS):
-            idle = [e for e in ready_executors if not e.queue and not e.killed]
-            if len(idle) <= sum(len(run.ready) for run in self.runs.values()):
-                return
-            if not self._cut_ahead(count, now):
-                return
-        self._set_timer(now, "cut", 0)
-
-    def _cut_ahead(self, count: int, now: float) -> bool:
-        for run in self.runs.values():
-            if run.cancelled or run.draining:
-                continue
-            for subtree in run.subtrees.values():
-                if subtree.cursor < subtree.hi and self._cut_window(run, subtree, count, now):
-                    return True
-        return False
-
-    def _cut_window(self, run: BrokerRun, subtree: Subtree, count: int, now: float) -> bool:
-        if subtree.probing_until_s > now and np.isnan(run.seconds).any():
-            return False
-        begin = subtree.cursor
-        bundles = bundling.cut_next_window(
-            run, subtree, count, self.config, self.ledger.bundle_count + 1
-        )
-        self.ledger.bundle_count += len(bundles)
-        for bundle in bundles:
-            if bundle.state is BundleState.READY:
-                dispatch.push_ready(run, bundle)
-        span = subtree.function_of[begin - subtree.lo : subtree.cursor - subtree.lo]
-        if subtree.cursor < subtree.hi and np.isnan(run.seconds[span]).any():
-            subtree.probing_until_s = now + PROBE_S
-            self._set_timer(subtree.probing_until_s, "cut", 0)
-        return True
-
-    def _set_timer(self, when: float, what: str, number: int) -> None:
+    def set_timer(self, when: float, what: str, number: int) -> None:
+        """Have `handle_timer` called then."""
         self._timer_count += 1
         heapq.heappush(self._timers, (when, self._timer_count, what, number))
 
@@ -548,7 +512,7 @@ class BrokerCore:
         if is_due or not self._looks_for_late:
             self._looks_for_late = any(len(e.queue) > 1 for e in self.executors.values())
             if self._looks_for_late:
-                self._set_timer(now + LATE_S, "late", 0)
+                self.set_timer(now + LATE_S, "late", 0)
 
     def _kill_overdue(self, number: int, what: str) -> None:
         for executor in self.executors.values():
@@ -563,18 +527,21 @@ class BrokerCore:
             if run.done_count != run.told_count and now - run.told_at_s >= PROGRESS_S:
                 self.tell_master(Progress(run.number, run.done_count))
                 run.told_count, run.told_at_s = run.done_count, now
-                self._set_timer(now + PROGRESS_S, "progress", 0)
+                self.set_timer(now + PROGRESS_S, "progress", 0)
 
     def take_actions(self) -> BrokerActions:
         """Decide what follows from all that was pushed, and pull it."""
         now = self._now
-        self._cut(now)
+        self.cutter.cut(now)
+        self.pressure.hold_back(now)
         self._dispatch(now)
+        self.pressure.let_in()
         self._tell_progress(now)
         if not self.is_orphan:
             for run in self.runs.values():
                 self.exchange.flush_outputs(run)
             self.holder.flush()
+        self.pressure.spill(now)
         actions = self.actions
         for executor, locations in sorted(self.table.take_freed_by_executor().items()):
             living = self.executors.get(executor)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 
 from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Executor, StoredObject
-from dagsched.brokers.table import SMALL
+from dagsched.brokers.table import SMALL, ObjectTable
 from dagsched.config import Config
 from dagsched.errors import InternalError
 from dagsched.ids import BundleNo, ProcessId, RunNo
@@ -121,7 +121,7 @@ def take_late(executors: Iterable[Executor]) -> list[tuple[int, int]]:
     return found
 
 
-def bundle_parcel(run: BrokerRun, bundle: Bundle, executor: Executor) -> Parcel:
+def bundle_parcel(run: BrokerRun, bundle: Bundle, executor: Executor, table: ObjectTable) -> Parcel:
     """The message that sends a bundle to an executor.
 
     Raises:
@@ -146,7 +146,9 @@ def bundle_parcel(run: BrokerRun, bundle: Bundle, executor: Executor) -> Parcel:
                 info.first, info.count, info.size_bytes, info.location, info.type_name
             )
         infos.append(info)
-        if info.location is None:
+        if info.location is not None:
+            table.touch(stored)
+        else:
             frame = stored.storage.frame if stored.storage is not None else None
             frames.append(frame if frame is not None else b"")
     message = RunBundle(

@@ -462,6 +462,7 @@ class Exchange:
             self.core.tell_master(Value(message.request, None))
 
     def _send_value(self, request: int, stored: StoredObject) -> None:
+        stored.is_told = True
         frame = stored.storage.frame if stored.storage is not None else None
         self.core.tell_master(Value(request, stored.info), () if frame is None else (frame,))
 
@@ -500,6 +501,10 @@ class Exchange:
             parcel = Parcel(ValueReply(request, stored.info), () if frame is None else (frame,))
         self.core.actions.send_executor(executor.id, parcel)
 
+    def collecting(self) -> set[ProcessId]:
+        """Executors whose task waits for a value that isn't here."""
+        return {executor.id for pairs in self._collecting.values() for executor, _ in pairs}
+
     def views_changed(self, executor: Executor, message: BundleDone) -> None:
         """Book which objects the executor still has views of."""
         table = self.core.table
@@ -519,6 +524,8 @@ class Exchange:
         if not run.outputs_ready:
             return
         ready, run.outputs_ready = run.outputs_ready, []
+        for stored in ready:
+            stored.is_told = True
         frames = [s.storage.frame for s in ready if s.storage is not None]
         self.core.tell_master(
             OutputsReady(run.number, run.epoch, [stored.info for stored in ready]),

@@ -148,6 +148,7 @@ class Executor:
                 f"{settings.name_prefix}-{executor}-{incarnation}",
                 settings.config,
                 Path(settings.spill_directory) if settings.spill_directory else None,
+                settings.name_prefix,
             ),
             ProcessState(),
             settings.shape,

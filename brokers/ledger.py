@@ -63,6 +63,9 @@ class Ledger:
                 owner=executor.id if info.location is not None else None,
                 incarnation=executor.incarnation,
             )  # fmt: skip
+            if info.location is not None:
+                local = info.first - subtree.lo
+                run.large_bytes[int(subtree.function_of[local])] = info.location.size_bytes
             self.core.exchange.available(run, stored)
         self.count_bundle(executor, bundle, message, frames)
         ended_count = len(bundle.positions) - len(deferred) - len(expanded)

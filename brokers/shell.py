@@ -8,7 +8,6 @@ nothing about tasks.
 import gc
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,8 @@ from dagsched.brokers.orphanage import Orphanage
 from dagsched.brokers.poller import Poller
 from dagsched.brokers.pool import Pool
 from dagsched.brokers.routes import Routes
+from dagsched.brokers.signals import Signals
+from dagsched.brokers.spilling import Spiller
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
 from dagsched.brokers.zygote import Zygote
 from dagsched.errors import (
@@ -100,7 +101,9 @@ class BrokerShell:
         self._poller = Poller()
         self._pool = Pool(forked, self._poller, Path(settings.run_directory), settings.config)
         self._spill = Path(settings.run_directory) / SPILL_NAME
-        self._arena = Arena(f"{settings.name_prefix}-0-0", settings.config, self._spill)
+        prefix = settings.name_prefix
+        self._arena = Arena(f"{prefix}-0-0", settings.config, self._spill, prefix)
+        self._spiller = Spiller(self._spill, f"{prefix}-0-0s")
         self._core.look = self._pool.look
         self._core.accounts.stale_batches = lambda: self._peer_links.counts["stale"]
         self._outgoing = OutgoingTransfers(settings.config)
@@ -114,7 +117,7 @@ class BrokerShell:
         self._peer_links = Links(Decoder(BrokerToBroker, config), config, number)
         self._from_executor = Decoder(ExecutorToBroker, settings.config)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._signal_fds: tuple[int, int] | None = None
+        self._signals = Signals(self._poller, self._signal_came)
         self._epoch = 0
         self._peer_epochs: dict[int, int] = {}
         self._link_fds: list[int] = []
@@ -154,7 +157,8 @@ class BrokerShell:
         self._tenancy.live()
         raise_descriptor_limit()  # executors, whose zygote has been forked, keep the user's
         self._pool.open()
-        self._listen_to_signals()
+        self._signals.open()
+        self._poller.add(self._spiller.open(), lambda: None)  # each turn takes what is done
         self._poller.add(self._lifeline_fd, self._lifeline_ready)
         self._context = zmq.Context()
         keys = CurveKeys(*settings.keys) if settings.keys else None
@@ -179,6 +183,7 @@ class BrokerShell:
     def _close(self) -> None:
         """End everything that this broker began, whatever has happened to it."""
         steps: list[Callable[[], object]] = [self._pool.close, self._arena.close]
+        steps.append(self._spiller.close)
         if self._context is not None:
             linger: Callable[[], object] = self._master.close
             if not self._master_listens:
@@ -186,7 +191,7 @@ class BrokerShell:
             steps += [self._data.close, linger, self._context.term]
         steps += [
             lambda: unlink_segments(self._settings.name_prefix, spill=self._spill),
-            self._forget_signals,
+            self._signals.close,
             self._poller.close,
             self._leave,
         ]
@@ -202,21 +207,6 @@ class BrokerShell:
             wait_for_store(self._tenancy.directory)
             remove_environment(self._tenancy.directory)
         self._tenancy.close()
-
-    def _listen_to_signals(self) -> None:
-        read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._signal_fds = (read_fd, write_fd)
-        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, lambda _number, _frame: None)  # the descriptor has it
-        # A terminal's Ctrl-C is for the client, which will tell us what follows from it.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._poller.add(read_fd, self._signal_came)
-
-    def _forget_signals(self) -> None:
-        if self._signal_fds is not None:
-            signal.set_wakeup_fd(-1)
-            for fd in self._signal_fds:
-                os.close(fd)
 
     def _signal_came(self) -> None:
         logger.info("broker %d was asked to end by a signal", self._settings.broker)
@@ -530,6 +520,8 @@ class BrokerShell:
             self._core.object_received(peer, run, info, now)
         for run, position, text in self._incoming.take_failed():
             self._fail_for_memory(run, position, text)
+        for job, location in self._spiller.take_done():
+            self._core.object_spilled(job, location, now)
 
     def _fail_for_memory(self, run: int, position: int, text: str) -> None:
         """There is no room for an object that tasks here need: the run can't go on."""
@@ -564,7 +556,10 @@ class BrokerShell:
             fault("broker.after_commit")
             self._send_master(actions.to_master)
         for location in actions.free:
-            self._arena.free(location)
+            if not self._spiller.free(location):
+                self._arena.free(location)
+        for job, location in actions.spill:
+            self._spiller.start(job, location)
         for executor, incarnation, keep in actions.reclaim:
             prefix = f"{self._settings.name_prefix}-{executor}-{incarnation}"
             unlink_segments(prefix, keep, self._spill)

@@ -62,6 +62,9 @@ class Bundle:
         default_factory=lambda: NO_COUNTS
     )  # .. and by how many of its tasks
     timed_out: bool = False
+    functions: frozenset[int] = frozenset()  # that it calls, once somebody has asked
+    expected_bytes: int = 0  # of large objects that it is going to make, once it is dispatched
+    was_held_back: bool = False  # because the store was above its mark
     pins: list["StoredObject"] = field(default_factory=list)  # inputs of an ended run, being read
 
     def move(self, state: BundleState) -> None:
@@ -138,6 +141,7 @@ class StoredObject:
     holders: set[ProcessId] = field(default_factory=set)  # executors with a view on its bytes
     pin_count: int = 0  # transfers under way, collected by running tasks
     dropped: bool = False  # nobody needs it; its bytes wait for holders and pins only
+    is_told: bool = False  # the client knows where its bytes lie, and may look at any time
 
 
 @dataclass(slots=True, eq=False)
@@ -156,6 +160,8 @@ class BrokerRun:
     subtrees: dict[SubtreeNo, Subtree] = field(default_factory=dict)
     bundles: dict[BundleNo, Bundle] = field(default_factory=dict)  # all not DONE
     ready: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # heap
+    withheld: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # of it, in this turn
+    large_bytes: dict[int, int] = field(default_factory=dict)  # by function: its last large result
     waiters: dict[int, list[Bundle]] = field(default_factory=dict)  # by position
     sized: dict[int, StoredObject] = field(default_factory=dict)  # by position; bytes under way
     sought: dict[int, ProcessId] = field(default_factory=dict)  # asked of another node, not here
@@ -220,6 +226,7 @@ class Counters:
     crash_retry_count: int = 0  # of these: executors died
     timeout_retry_count: int = 0
     stale_count: int = 0
+    withheld_count: int = 0  # bundles that were held back
     seconds: dict[int, list[float]] = field(default_factory=dict)  # by function: calls, seconds
     executors: dict[ProcessId, ExecutorCounters] = field(default_factory=dict)
 

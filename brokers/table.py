@@ -8,6 +8,7 @@ a task that returned a graph has the value of another object.
 
 from collections.abc import Iterable
 
+import msgspec
 import numpy as np
 
 from dagsched.brokers.state import BrokerRun, Int32, Int64, Storage, StoredObject
@@ -27,6 +28,9 @@ class ObjectTable:
         self.live_bytes = 0
         self.peak_bytes = 0
         self.spilled_bytes = 0  # of live ones, those that lie in files
+        self.shared_bytes = 0  # of live ones, those that lie in shared memory
+        self.shared_peak_bytes = 0
+        self.in_memory: dict[StoredObject, None] = {}  # those, the one used last at the end
         self.kept: dict[tuple[RunNo, int], StoredObject] = {}  # of ended runs, for Refs
         self._segments: dict[tuple[ProcessId, int], dict[str, int]] = {}  # live storages in each
         self._dead: set[tuple[ProcessId, int]] = set()  # incarnations that have ended
@@ -49,14 +53,14 @@ class ObjectTable:
     ) -> StoredObject:
         """Take an object in; its bytes are `frame`, or lie at ``info.location``."""
         storage = Storage(frame, info.size_bytes, owner, incarnation)
-        if info.location is not None and info.location.is_spilled:
-            self.spilled_bytes += info.location.size_bytes
         if info.location is not None and owner is not None:
             segments = self._segments.setdefault((owner, incarnation), {})
             segments[info.location.segment] = segments.get(info.location.segment, 0) + 1
         self.live_bytes += info.size_bytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        return self._enter(run, StoredObject(run.number, info, storage, broker))
+        stored = StoredObject(run.number, info, storage, broker)
+        self._place(stored)
+        return self._enter(run, stored)
 
     def add_remote(self, run: BrokerRun, info: ObjectInfo, broker: ProcessId) -> StoredObject:
         """Know an object of another node by size and type, for functions that get Refs."""
@@ -68,10 +72,46 @@ class ObjectTable:
         """Take in an object that belongs to no living run here; it is freed by its last `unpin`."""
         self.live_bytes += info.size_bytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        if info.location is not None and info.location.is_spilled:
-            self.spilled_bytes += info.location.size_bytes
         storage = Storage(frame, info.size_bytes, None)
-        return StoredObject(number, info, storage, broker, dropped=True)
+        stored = StoredObject(number, info, storage, broker, dropped=True)
+        self._place(stored)
+        return stored
+
+    def _place(self, stored: StoredObject) -> None:
+        """Count the bytes of a new object where they lie."""
+        location = stored.info.location
+        if location is None:
+            return
+        if location.is_spilled:
+            self.spilled_bytes += location.size_bytes
+            return
+        self.shared_bytes += location.size_bytes
+        self.shared_peak_bytes = max(self.shared_peak_bytes, self.shared_bytes)
+        self.in_memory[stored] = None
+
+    def touch(self, stored: StoredObject) -> None:
+        """An executor is going to read it."""
+        if stored in self.in_memory:
+            del self.in_memory[stored]
+            self.in_memory[stored] = None
+
+    def move(self, stored: StoredObject, location: Location) -> None:
+        """Its bytes lie in a file of the broker's now; nobody reads them where they were."""
+        old, storage = stored.info.location, stored.storage
+        if old is None or storage is None or storage.share_count != 1:
+            raise InternalError(f"run {stored.run}, position {stored.info.first} can't be moved")
+        self._count_out(old)
+        del self.in_memory[stored]
+        stored.info = msgspec.structs.replace(stored.info, location=location)
+        stored.storage = Storage(None, storage.location_size_bytes, None)
+        self.spilled_bytes += location.size_bytes
+        self._free(old, storage)
+
+    def _count_out(self, location: Location) -> None:
+        if location.is_spilled:
+            self.spilled_bytes -= location.size_bytes
+        else:
+            self.shared_bytes -= location.size_bytes
 
     def alias(self, run: BrokerRun, position: int, source: StoredObject) -> StoredObject:
         """Let (run, position) be the value of `source`, which is the only value of its object."""
@@ -167,13 +207,14 @@ class ObjectTable:
         if not stored.dropped or stored.holders or stored.pin_count or stored.storage is None:
             return
         storage, stored.storage = stored.storage, None
+        self.in_memory.pop(stored, None)
         storage.share_count -= 1
         if storage.share_count:
             return
         self.live_bytes -= storage.location_size_bytes
         location = stored.info.location
         if location is not None:
-            self.spilled_bytes -= location.size_bytes if location.is_spilled else 0
+            self._count_out(location)
             self._free(location, storage)
 
     def _free(self, location: Location, storage: Storage) -> None:
@@ -290,6 +331,12 @@ class ObjectTable:
         Raises:
             InternalError: they are wrong.
         """
+        in_memory = sum(s.info.location.size_bytes for s in self.in_memory if s.info.location)
+        if not 0 <= in_memory <= self.shared_bytes or self.spilled_bytes < 0:
+            raise InternalError(
+                f"object table: {in_memory} bytes in memory, {self.shared_bytes} booked, "
+                f"{self.spilled_bytes} in files"
+            )
         if self.live_count < len(self.kept) or self.live_bytes < 0:
             raise InternalError(
                 f"object table: {self.live_count} live, {len(self.kept)} kept, "

@@ -9,7 +9,7 @@ class Config:
 
     Raises:
         ValueError: a limit is not positive, or a directory's name is empty.
-        TypeError: a directory's name is no str.
+        TypeError: a directory's name is no str, or a switch no bool.
     """
 
     inline_bytes_max: int = 16_384
@@ -26,6 +26,15 @@ class Config:
 
     memory_limit_bytes: int | None = None
     """Most bytes of shared memory that one process's arena may take; None: what the system has."""
+
+    store_bytes_max: int | None = None
+    """Most bytes of shared memory that the objects of one node take, executors and broker together;
+    what has no room lies in files. None: half of the machine's memory, or four fifths of /dev/shm
+    where that is less. Near it the objects that weren't used for longest are moved to files."""
+
+    withhold_roots: bool = True
+    """Whether tasks that only make large results wait, while a store is above its mark, for those
+    that use some up. Without, a run may be faster, and what it holds is moved to files sooner."""
 
     spill_directory: str | None = None
     """Where objects go that shared memory has no room for; None: the run directory."""
@@ -145,6 +154,10 @@ class Config:
                     raise TypeError(f"{name} must be a str, not {type(value).__name__}")
                 if value == "":
                     raise ValueError(f"{name} must not be empty")
+                continue
+            if name == "withhold_roots":
+                if not isinstance(value, bool):
+                    raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
                 continue
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, not {value!r}")

@@ -113,7 +113,7 @@ def failure_error(
         case "memory":
             error = OutOfMemory(
                 f"there was no room for {where}{_said(failure.text)}: use smaller pieces, release "
-                "references, or allow more with Config.memory_limit_bytes and spill_directory"
+                "references, or allow more with Config.store_bytes_max and spill_directory"
             )
         case _:
             error = InternalError(f"{where} failed in an unknown way: {failure!r}")

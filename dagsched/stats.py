@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 BROKER_FIELDS = (
     "id", "host", "received_count", "given_count", "in_bytes", "out_bytes",
-    "live_object_count", "live_bytes", "peak_bytes", "spilled_bytes",
+    "live_object_count", "live_bytes", "peak_bytes", "spilled_bytes", "withheld_count",
+    "shared_bytes", "shared_peak_bytes", "spill_count",
 )  # fmt: skip
 EXECUTOR_FIELDS = (
     "id", "task_count", "bundle_count", "busy_s", "idle_s", "read_bytes", "written_bytes",
@@ -33,7 +34,10 @@ TALLY_FIELDS = {
 }
 """Of a run: how often what happened to it, by the kinds of `RunHappened`."""
 
-LIVE_FIELDS = ("live_object_count", "live_bytes", "peak_bytes", "spilled_bytes")
+LIVE_FIELDS = (
+    "live_object_count", "live_bytes", "peak_bytes", "spilled_bytes", "shared_bytes",
+    "shared_peak_bytes", "spill_count",
+)  # fmt: skip
 """Of a broker: what is true now, not of one run."""
 
 
@@ -231,12 +235,13 @@ def format_stats(stats: Mapping[str, Any]) -> str:
             f"broker {row['id']}", row["host"], str(row["received_count"]),
             str(row["given_count"]), str(row["in_bytes"]), str(row["out_bytes"]),
             str(row["live_object_count"]), str(row["live_bytes"]), str(row["peak_bytes"]),
-            str(row["spilled_bytes"]),
+            str(row["spilled_bytes"]), str(row["spill_count"]), str(row["withheld_count"]),
         ]
         for row in stats["brokers"]
     ]  # fmt: skip
     header = ["broker", "host", "parts received", "given away", "bytes in", "bytes out",
-              "live objects", "live bytes", "peak bytes", "spilled bytes"]  # fmt: skip
+              "live objects", "live bytes", "peak bytes", "spilled bytes", "spills",
+              "withheld bundles"]  # fmt: skip
     return "\n".join([*lines, *_table(header, brokers), *_environment_lines(stats)])
 
 

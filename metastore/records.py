@@ -155,9 +155,9 @@ def encode_record(record: Record, *, group: int = 0) -> list[bytes]:
     body = _pack([record.KIND, *_fields(record)])
     if len(body) <= PART_BYTES:
         return [_frame(body)]
-    starts = range(0, len(body), PART_BYTES)
+    starts, view = range(0, len(body), PART_BYTES), memoryview(body)
     return [
-        _frame(_pack([Part.KIND, group, index, len(starts), body[start : start + PART_BYTES]]))
+        _frame(_pack([Part.KIND, group, index, len(starts), view[start : start + PART_BYTES]]))
         for index, start in enumerate(starts)
     ]
 

@@ -20,6 +20,7 @@ from dagsched.brokers.objects.segments import (
     base_name,
     create_segment,
     free_bytes,
+    shared_bytes,
     unlink_segment,
 )
 from dagsched.config import Config
@@ -36,6 +37,9 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM})
 NO_PLACE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 """Errors that say that segments must lie elsewhere; any other is raised."""
 
+STORE_SEGMENTS = 32
+"""Segments of the usual size that a bounded store has room for, at least."""
+
 WARM_LARGE_SEGMENTS_MAX = 2
 """Empty segments of a single large object that are kept: fresh pages cost 3x a copy."""
 
@@ -47,11 +51,24 @@ class Arena:
         name_prefix: begins the names of all segments; no slash in it.
         config: sizes and limits.
         spill: directory of segments that are files; None: there are none.
+        node_prefix: begins the names of all segments of the node, which ``store_bytes_max`` bounds
+            together; None: of this arena alone.
     """
 
-    def __init__(self, name_prefix: str, config: Config, spill: Path | None = None) -> None:
+    def __init__(
+        self,
+        name_prefix: str,
+        config: Config,
+        spill: Path | None = None,
+        node_prefix: str | None = None,
+    ) -> None:
         self._prefix = name_prefix
         self._spill = spill
+        self._node_prefix = node_prefix if node_prefix is not None else name_prefix
+        self._segment_bytes = config.segment_bytes
+        if config.store_bytes_max is not None:
+            share = config.store_bytes_max // STORE_SEGMENTS & -PAGE_BYTES
+            self._segment_bytes = min(config.segment_bytes, max(PAGE_BYTES, share))
         self._names: dict[int, str] = {}
         self._spilled: set[int] = set()  # segments that are files
         self._is_spilling = False
@@ -156,7 +173,7 @@ class Arena:
         """Add a segment with room for `size_bytes`; a small one if a usual one does not fit."""
         needed = (max(1, size_bytes) + PAGE_BYTES - 1) & -PAGE_BYTES
         total = self._extents.total_bytes
-        usual = min(self._config.segment_bytes, max(FIRST_SEGMENT_BYTES, total))
+        usual = min(self._segment_bytes, max(FIRST_SEGMENT_BYTES, total))
         usual = (usual + PAGE_BYTES - 1) & -PAGE_BYTES
         if not self._has_room(max(usual, needed)):
             self._drop_empty()
@@ -177,7 +194,11 @@ class Arena:
 
     def _has_room(self, size: int) -> bool:
         limit = self._config.memory_limit_bytes
-        return limit is None or self._extents.total_bytes - self.spilled_bytes + size <= limit
+        if limit is not None and self._extents.total_bytes - self.spilled_bytes + size > limit:
+            return False
+        limit = self._config.store_bytes_max
+        # Two that grow at once may not see each other: one segment a process beyond, at most.
+        return limit is None or shared_bytes(self._node_prefix) + size <= limit
 
     def _try_add(self, size: int, directory: Path | None = None) -> bool:
         """Create, reserve and map a segment; False, and nothing left of it, if there's no room.
@@ -221,14 +242,16 @@ class Arena:
         Of the others the latest stay, as many as have room in one of the usual size: every process
         of a node has an arena, and each would keep its own peak for good.
         """
-        usual = self._config.segment_bytes
+        usual = self._segment_bytes
         sizes = self._extents.segments
         empty = [segment for segment in sizes if self._extents.is_empty(segment)]
         cold = [segment for segment in empty if segment in self._spilled]
         empty = [segment for segment in empty if segment not in self._spilled]
         large = [segment for segment in empty if sizes[segment] > usual]
-        cold += large[:-WARM_LARGE_SEGMENTS_MAX]
-        room = usual
+        room, keep = usual, WARM_LARGE_SEGMENTS_MAX
+        if self._is_node_full():
+            room = keep = 0
+        cold += large[: max(0, len(large) - keep)]
         for segment in reversed(empty):
             if sizes[segment] <= usual:
                 room -= sizes[segment]
@@ -236,6 +259,11 @@ class Arena:
                     cold.append(segment)
         for segment in cold:
             self._drop(segment)
+
+    def _is_node_full(self) -> bool:
+        """Whether others of the node may soon want what is kept here for being warm."""
+        limit = self._config.store_bytes_max
+        return limit is not None and shared_bytes(self._node_prefix) > limit // 2
 
     def _drop_empty(self) -> None:
         """Unlink all empty segments: room is needed elsewhere."""
@@ -257,6 +285,9 @@ class Arena:
         own = f"this process's arena holds {self._extents.total_bytes - self.spilled_bytes:,} bytes"
         if limit is not None:
             own += f" of at most {limit:,} (memory_limit_bytes)"
+        if self._config.store_bytes_max is not None:
+            node, most = shared_bytes(self._node_prefix), self._config.store_bytes_max
+            own += f", its node {node:,} of at most {most:,} (store_bytes_max)"
         return (
             f"no shared memory for {needed:,} more bytes: {own}, and {SHM_DIRECTORY} has "
             f"{free_bytes(SHM_DIRECTORY):,} bytes free"

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 SHM_DIRECTORY = Path("/dev/shm")
 
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
 SPILL_NAME = "spill"
 """In the run directory: the directory of segments that are files, or a link to it."""
 
@@ -97,6 +99,32 @@ def unlink_segments(
     for name in removed:
         unlink_segment(name)
     return removed
+
+
+def shared_bytes(prefix: str) -> int:
+    """Bytes of shared memory that the segments take whose names begin with `prefix` and a "-".
+
+    Segments whose owner has died count as well: whoever asks the system misses none.
+    """
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(SHM_DIRECTORY) as entries:
+        for entry in entries:
+            if entry.name.startswith(f"{prefix}-"):
+                with contextlib.suppress(FileNotFoundError):
+                    total += entry.stat().st_size
+    return total
+
+
+def default_store_bytes() -> int | None:
+    """What the objects of a node may take where nobody says: see `Config.store_bytes_max`."""
+    try:
+        stats = os.statvfs(SHM_DIRECTORY)
+    except OSError:
+        return None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):
+        memory = min(memory, int(CGROUP_LIMIT.read_text()))  # "max" where there is none
+    return max(1, min(memory // 2, stats.f_blocks * stats.f_frsize // 5 * 4))
 
 
 def free_bytes(directory: Path) -> int:

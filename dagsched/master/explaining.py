@@ -133,6 +133,10 @@ _PHRASES = {
     ),
     "queued": "is with executor {executor} of node {node}, which runs another bundle first",
     "ready": "is ready on node {node} and waits for an executor, {behind}{attempt}{detail}",
+    "held_back": (
+        "is ready on node {node} and held back: the node's store is above its mark, and what frees "
+        "memory goes first (Config.store_bytes_max, withhold_roots)"
+    ),
     "waiting": "waits on node {node}",
     "uncut": "is on node {node}, which comes to it after {ahead} tasks of its subtree",
     "ended": "has ended on node {node}",

@@ -362,4 +362,8 @@ def merged_stats(one: NodeStats, other: NodeStats) -> NodeStats:
         crash_retry_count=one.crash_retry_count + other.crash_retry_count,
         timeout_retry_count=one.timeout_retry_count + other.timeout_retry_count,
         executors=[executors[number] for number in sorted(executors)],
+        withheld_count=one.withheld_count + other.withheld_count,
+        shared_bytes=other.shared_bytes,
+        shared_peak_bytes=max(one.shared_peak_bytes, other.shared_peak_bytes),
+        spill_count=max(one.spill_count, other.spill_count),
     )

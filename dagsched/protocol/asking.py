@@ -25,6 +25,7 @@ class TaskView(Struct, frozen=True):
     ``uncut``: its subtree isn't cut into bundles that far; `ahead_count` tasks come before it.
     ``waiting``: its bundle waits for inputs.
     ``ready``: its bundle waits for an executor, behind `ahead_count` others.
+    ``held_back``: the same, and what frees memory goes first: the node's store is above its mark.
     ``queued``: its bundle was sent to `executor`, which runs another one now.
     ``bundled``: its bundle runs on `executor` for `seconds`; `ahead_count` tasks come before it.
     ``running``: it runs on `executor` for `seconds`, attempt `attempt`.

@@ -386,6 +386,10 @@ class NodeStats(Struct, frozen=True):
     executors: Sequence[ExecutorStats] = ()
     crash_retry_count: int = 0  # of `retry_count`: executors died
     timeout_retry_count: int = 0
+    withheld_count: int = 0  # bundles held back because the store was above its mark
+    shared_bytes: int = 0  # of `live_bytes` those in shared memory
+    shared_peak_bytes: int = 0
+    spill_count: int = 0  # objects moved from shared memory to files, since the node began
 
 
 class Stats(Struct, frozen=True, tag="stats"):

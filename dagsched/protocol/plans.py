@@ -55,7 +55,8 @@ def encode_plan(plan: RunPlan) -> list[Frame]:
     frames: list[Frame] = [_encoder.encode(header)]
     for name in _ARRAYS:
         array = np.ascontiguousarray(getattr(plan, name), _DTYPES.get(name, "<i4"))
-        frames.append(array.tobytes())
+        # A view: a plan is never changed, and its arrays are what a large graph mostly is.
+        frames.append(array.data.cast("B") if array.size else b"")
     frames.extend(plan.function_pickles)
     frames.extend(plan.chunks)
     frames.extend(source.data for source in plan.sources if isinstance(source, ConstantSource))

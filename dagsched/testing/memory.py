@@ -12,20 +12,35 @@ class SimMemory:
 
     Args:
         number: of the node; no other has it.
+        limit_bytes: what has no room below it lies in files, as in `Arena`; None: all has room.
     """
 
-    def __init__(self, number: int = 0) -> None:
+    def __init__(self, number: int = 0, limit_bytes: int | None = None) -> None:
         self._number = number
+        self._limit_bytes = limit_bytes
         self._segments: dict[str, dict[int, bytearray]] = {}
         self._used_bytes = number * NODE_BYTES
         self._own_count = 0
+        self.shared_bytes = 0  # in all segments that are no files
+        self.shared_peak_bytes = 0
 
     def write(self, segment: str, data: bytes) -> Location:
         """Put bytes into a segment."""
+        limit = self._limit_bytes
+        if limit is not None and self.shared_bytes + len(data) > limit:
+            segment = f"/{segment.removeprefix('/')}"
         offset = self._used_bytes
         self._used_bytes += len(data)  # no place is used twice, so that late reads are noticed
         self._segments.setdefault(segment, {})[offset] = bytearray(data)
-        return Location(segment, offset, len(data))
+        location = Location(segment, offset, len(data))
+        if not location.is_spilled:
+            self.shared_bytes += len(data)
+            self.shared_peak_bytes = max(self.shared_peak_bytes, self.shared_bytes)
+        return location
+
+    def spill(self, job: int, location: Location) -> Location:
+        """Copy an object to a file."""
+        return self.write(f"/spill-{job}", self.read(location))
 
     def write_raw(self, size_bytes: int) -> tuple[Location, memoryview]:
         """Space in the broker's own arena, to be filled; as `Arena.write_raw`."""
@@ -60,18 +75,21 @@ class SimMemory:
             InternalError: they aren't its own, or were freed before.
         """
         self.read(location)
-        if not location.segment.startswith(f"{owner[0]}-{owner[1]}-"):
+        prefixes = (f"{owner[0]}-{owner[1]}-", f"/{owner[0]}-{owner[1]}-", "/spill-")
+        if not location.segment.startswith(prefixes):
             raise InternalError(f"{location} is not of executor {owner}")
         data = self._segments[location.segment].pop(location.offset)
         data[:] = b"\xff" * len(data)  # whoever still looks sees it
+        self.shared_bytes -= 0 if location.is_spilled else len(data)
         if not self._segments[location.segment]:
             del self._segments[location.segment]
 
     def reclaim(self, executor: int, incarnation: int, keep: frozenset[str]) -> None:
         """Unlink a dead executor's segments but these."""
-        prefix = f"{executor}-{incarnation}-"
-        for segment in [s for s in self._segments if s.startswith(prefix) and s not in keep]:
-            del self._segments[segment]
+        prefixes = (f"{executor}-{incarnation}-", f"/{executor}-{incarnation}-")
+        for segment in [s for s in self._segments if s.startswith(prefixes) and s not in keep]:
+            size = sum(map(len, self._segments.pop(segment).values()))
+            self.shared_bytes -= 0 if segment.startswith("/") else size
 
     def left(self) -> list[str]:
         """Segments that still hold something."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 from dagsched.errors import DagschedError
 from dagsched.plan import ConstantSource
 from dagsched.testing.graphs import SimGraph
-from dagsched.testing.stories import SETTINGS, Story, play
+from dagsched.testing.stories import Story, play, settings_of
 
 TRIALS_MAX = 400
 
@@ -129,7 +129,7 @@ def scenario_text(story: Story, comment: str) -> str:
         f"# {comment}",
         "nodes " + " ".join(f"{broker}:{count}" for broker, count in story.nodes.items()),
         f"seed {story.seed}",
-        "config " + " ".join(f"{name}={value}" for name, value in SETTINGS.items()),
+        "config " + " ".join(f"{name}={value}" for name, value in settings_of(story).items()),
         "cluster " + " ".join(kinds),
         "slowness " + " ".join(f"{broker}:{by}" for broker, by in story.slowness.items()),
     ]

@@ -20,6 +20,7 @@ from dagsched.protocol.messages import (
     EndRun,
     ExecutorToBroker,
     ExitInfo,
+    Location,
     MasterToBroker,
     ObjectInfo,
     Parcel,
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from dagsched.testing.cluster import SimCluster
 
 RESPAWN_S = 0.005
+SPILL_S = 0.002
+"""Until an object has been copied to a file."""
+
 MASTER = 1
 """How brokers call whoever is their master."""
 
@@ -75,7 +79,7 @@ class SimNode(SimProcess):
         self.address: Address = ("broker", serial)
         self.core = BrokerCore(broker, "host", cluster.config)
         self.core.look = self._look
-        self.memory = SimMemory(serial)
+        self.memory = SimMemory(serial, cluster.config.store_bytes_max)
         self.executors: dict[int, SimExecutor] = {}
         self.to_master = self._port(cluster, MasterToBroker, self._from_master)
         self.to_peers = self._port(cluster, BrokerToBroker, self._from_peer)
@@ -313,6 +317,8 @@ class SimNode(SimProcess):
             self.memory.reclaim(executor_id, incarnation, keep)
         for location in actions.free:
             self.memory.free(location)
+        for job, location in actions.spill:
+            self.after(SPILL_S, partial(self._spill, job, location))
         for executor_id, parcels in actions.to_executors.items():
             executor = self.executors.get(executor_id)
             if executor is not None:
@@ -348,6 +354,11 @@ class SimNode(SimProcess):
         self._incarnations[executor] = incarnation
         self.executors[executor] = SimExecutor(self, executor, incarnation)
         self.executors[executor].start()
+
+    def _spill(self, job: int, location: Location) -> None:
+        """Copy an object to a file, then tell the core."""
+        self.core.object_spilled(job, self.memory.spill(job, location), self.now)
+        self.turn()
 
     def _store(self, run: int, position: int, data: bytes) -> None:
         """Put a constant into the own arena, then tell the core."""

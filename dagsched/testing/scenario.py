@@ -127,7 +127,8 @@ class Scenario:
     def _do_config(self, *words: str) -> None:
         for word in words:
             name, value = word.split("=")
-            self._settings[name] = type(getattr(Config(), name))(value)
+            default = getattr(Config(), name)  # those without one are numbers of bytes
+            self._settings[name] = (int if default is None else type(default))(value)
 
     def _do_slowness(self, *words: str) -> None:
         pairs = [word.split(":") for word in words]

@@ -141,8 +141,9 @@ def test_a_full_node_goes_on_more_slowly_where_what_it_holds_is_used_up() -> Non
         harness.assert_whole(env)
 
 
+@pytest.mark.parametrize("limit", ["memory_limit_bytes=1", "store_bytes_max=20_000_000"])
 def test_killed_with_files_and_swept_by_the_next(
-    spill_directory: Path, run_directory: Path, monkeypatch: pytest.MonkeyPatch
+    limit: str, spill_directory: Path, run_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(run_directory))  # nobody else's next one sweeps it
     before = leaks.look()
@@ -150,7 +151,7 @@ def test_killed_with_files_and_swept_by_the_next(
         import os, sys
         import numpy as np
         from dagsched import Config, RunEnv, delayed, submit
-        config = Config(memory_limit_bytes=1, spill_directory=sys.argv[1])
+        config = Config(LIMIT, spill_directory=sys.argv[1])
         env = RunEnv(executors=2, metastore="memory://", config=config)
         make = delayed(lambda n: np.full(10**6, n))
         refs = submit(env, delayed(list, meta=True)([make(n) for n in range(4)])).result(60)
@@ -159,7 +160,8 @@ def test_killed_with_files_and_swept_by_the_next(
         for pid in [*brokers, os.getpid()]:
             os.kill(pid, 9)
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(spill_directory)]
+    code = textwrap.dedent(code).replace("LIMIT", limit)
+    command = [sys.executable, "-c", code, str(spill_directory)]
     assert subprocess.run(command, check=False, timeout=60).returncode == -9
 
     def swept_by_the_next() -> bool:

@@ -10,6 +10,8 @@ import pytest
 from dagsched.brokers.core import BrokerCore
 from dagsched.brokers.exchange import Exchange
 from dagsched.brokers.ledger import Ledger
+from dagsched.brokers.pressure import Pressure
+from dagsched.brokers.state import StoredObject
 from dagsched.errors import InternalError
 from dagsched.master import recovery
 from dagsched.master.core import MasterCore
@@ -84,6 +86,16 @@ def importers_count_for_nothing(self: Any, run: Any, subtree: Any) -> None:
 RELEASE = MasterCore._release_imports
 
 
+def movable_though_told(stored: StoredObject, pin_count: int = 0) -> bool:
+    told, stored.is_told = stored.is_told, False
+    movable = IS_MOVABLE(stored, pin_count)
+    stored.is_told = told
+    return movable
+
+
+IS_MOVABLE = Pressure._is_movable
+
+
 NOTICED_BY_STORIES: dict[str, Break] = {
     "a repeated batch is handed over again": instead(Session, "receive", repeated_batches_count),
     "what was lost on the way is not sent again": instead(Session, "_resend", nothing),
@@ -100,6 +112,15 @@ NOTICED_BY_STORIES: dict[str, Break] = {
     "silent nodes stay members": instead(Members, "handle_timer", lambda *_: []),
     "leaving nodes are forgotten": instead(Departures, "step", nothing),
     "the value of a returned graph is not linked": instead(Families, "link", nothing),
+    "what executors are going to read is moved away": instead(
+        Pressure, "_wanted_soon", lambda _: set()
+    ),
+    "what the client is going to read is moved away": instead(
+        Pressure, "_is_movable", staticmethod(movable_though_told)
+    ),
+    "roots are held back though nothing frees memory": instead(
+        Pressure, "_something_frees", lambda _: True
+    ),
 }
 
 

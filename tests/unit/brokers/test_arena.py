@@ -10,7 +10,11 @@ import pytest
 from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.layout import PAGE_BYTES
 from dagsched.brokers.objects.reader import copy_value
-from dagsched.brokers.objects.segments import SHM_DIRECTORY, unlink_segments
+from dagsched.brokers.objects.segments import (
+    SHM_DIRECTORY,
+    default_store_bytes,
+    unlink_segments,
+)
 from dagsched.config import Config
 from dagsched.errors import InternalError, OutOfMemory
 from dagsched.protocol.messages import Location
@@ -182,3 +186,37 @@ def test_files_of_the_dead_are_removed_with_their_segments(prefix: str, tmp_path
     assert unlink_segments(f"{prefix}-7-1", {names[1]}, tmp_path) == sorted([names[0], names[2]])
     assert unlink_segments(prefix, spill=tmp_path) == [names[1]]
     assert os.listdir(tmp_path) == ["others"]
+
+
+def test_the_arenas_of_a_node_are_bounded_together(prefix: str, tmp_path: Path) -> None:
+    config = Config(store_bytes_max=10 * MIB, segment_bytes=MIB)
+    arenas = [Arena(f"{prefix}-{number}-1", config, tmp_path, prefix) for number in (3, 4)]
+    written = [arenas[k % 2].write_raw(2 * MIB)[0] for k in range(8)]
+    assert [location.is_spilled for location in written] == [False] * 5 + [True] * 3
+    assert sum(segments(prefix).values()) == 10 * MIB
+    # Whoever frees lets go of it, for another may want it; and memory is used again.
+    arenas[0].free(written[0])
+    assert sum(segments(prefix).values()) == 8 * MIB
+    assert not arenas[1].write_raw(2 * MIB)[0].is_spilled
+    # What the dead have left counts too.
+    (SHM_DIRECTORY / f"{prefix}-9-1-0").write_bytes(bytes(MIB))
+    arenas[1].free(written[1])
+    assert arenas[0].write_raw(2 * MIB)[0].is_spilled
+    for arena in arenas:
+        arena.check()
+        arena.close()
+
+
+def test_a_store_below_its_bound_keeps_warm_segments(prefix: str) -> None:
+    arena = Arena(f"{prefix}-3-1", Config(store_bytes_max=100 * MIB), None, prefix)
+    location, _ = arena.write_raw(20 * MIB)
+    arena.free(location)
+    assert sum(segments(prefix).values()) == 20 * MIB
+    arena.close()
+
+
+def test_the_bound_where_nobody_says() -> None:
+    limit = default_store_bytes()
+    stats = os.statvfs(SHM_DIRECTORY)
+    assert limit is not None
+    assert 0 < limit <= stats.f_blocks * stats.f_frsize * 4 // 5

@@ -24,7 +24,7 @@ NODES = [
     NodeStats(
         2, "127.0.0.1", received_count=3, given_count=1, in_bytes=10, out_bytes=20,
         live_object_count=4, live_bytes=400, peak_bytes=900, spilled_bytes=7, bundle_count=5,
-        retry_count=2,
+        retry_count=2, withheld_count=1, shared_bytes=393, shared_peak_bytes=800, spill_count=2,
         executors=[
             ExecutorStats(3, 1003, task_count=6, bundle_count=3, busy_s=0.5, read_bytes=11),
             ExecutorStats(4, 1004, task_count=4, bundle_count=2, busy_s=0.25, written_bytes=12),
@@ -87,7 +87,8 @@ def test_rows_of_brokers_and_executors() -> None:
     assert broker_rows(NODES)[0] == {
         "id": 2, "host": "127.0.0.1", "received_count": 3, "given_count": 1, "in_bytes": 10,
         "out_bytes": 20, "live_object_count": 4, "live_bytes": 400, "peak_bytes": 900,
-        "spilled_bytes": 7,
+        "spilled_bytes": 7, "withheld_count": 1, "shared_bytes": 393, "shared_peak_bytes": 800,
+        "spill_count": 2,
     }  # fmt: skip
     rows = executor_rows(NODES)
     assert [(row["node"], row["id"], row["task_count"]) for row in rows] == [
@@ -155,8 +156,9 @@ def test_tables_name_every_process_with_its_numbers() -> None:
     words = [line.split() for line in lines]
     assert ["executor", "3", "node", "2", "6", "3", "0.500000", "0.000000", "11", "0", "0"] in words
     assert ["executor", "6", "node", "5", "1", "0", "0.000000", "0.000000", "0", "0", "0"] in words
-    assert ["broker", "2", "127.0.0.1", "3", "1", "10", "20", "4", "400", "900", "7"] in words
-    assert ["broker", "5", "far", "0", "0", "0", "0", "0", "0", "0", "0"] in words
+    row = ["broker", "2", "127.0.0.1", "3", "1", "10", "20", "4", "400", "900", "7", "2", "1"]
+    assert row in words
+    assert ["broker", "5", "far", *(["0"] * 10)] in words
 
 
 def test_retries_after_crashes_are_known_from_the_master_also_of_lost_nodes() -> None:
