@@ -5,7 +5,9 @@ home by `placement`, waits in the home's queue for credit, and goes. A broker wi
 a run takes from the end of the longest queue, where that ends the run earlier.
 """
 
+from bisect import insort
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from dagsched.config import Config
 from dagsched.errors import InternalError
 from dagsched.ids import ProcessId, SubtreeNo
+from dagsched.master.dealing import LOOKED_AT, next_deal
 from dagsched.master.events import RunStarted
 from dagsched.master.journal import Placed
 from dagsched.master.members import Members
@@ -70,6 +73,8 @@ class Placer:
         placements: list[tuple[int, int, int]] = []
         if run.is_interlocked:
             self._place_all(run, nodes, placements)
+        elif run.is_dealt:
+            self._deal(run, nodes, placements)
         else:
             hosts = self._hosts(run, nodes)
             while run.homeless:
@@ -86,6 +91,10 @@ class Placer:
         if node is None or not node.is_usable or run.is_interlocked or run.recovering:
             return
         placements: list[tuple[int, int, int]] = []
+        if run.is_dealt:
+            self._deal(run, [node], placements)
+            self._note(run, placements)
+            return
         self._send_from(run, node, placements)
         share = run.share(broker)
         if not share.unfinished_count and any(other.queue for other in run.shares.values()):
@@ -166,6 +175,8 @@ class Placer:
         subtree.move(SubtreeState.DONE)
         self._end_load(run, subtree)
         run.unfinished_count -= 1
+        if run.is_dealt:
+            self._count_down(run, subtree)
 
     # --- how --------------------------------------------------------------------------------------
 
@@ -193,7 +204,18 @@ class Placer:
 
     def _make_ready(self, run: MasterRun, subtree: Subtree) -> None:
         subtree.move(SubtreeState.READY)
-        run.homeless.append(subtree.number)
+        if run.is_dealt:
+            insort(run.homeless, subtree.number)
+        else:
+            run.homeless.append(subtree.number)
+
+    def _count_down(self, run: MasterRun, subtree: Subtree) -> None:
+        """Those that wait for this one have one less to wait for."""
+        for number in run.successors[subtree.number]:
+            successor = run.subtrees[number]
+            successor.unplaced_count -= 1
+            if not successor.unplaced_count:
+                self._make_ready(run, successor)
 
     def _hosts(self, run: MasterRun, nodes: list[Node]) -> list[Host]:
         """The nodes as `placement` sees them."""
@@ -259,6 +281,33 @@ class Placer:
             run.subtrees[number].home = nodes[index].broker
         for number in numbers:
             self._send(run, run.subtrees[number], placements)
+
+    def _deal(
+        self, run: MasterRun, nodes: Iterable[Node], placements: list[tuple[int, int, int]]
+    ) -> None:
+        """Place what is ready on idle executors, of these nodes and of those that were idle before.
+
+        Afterwards nothing is ready, or nobody idle.
+        """
+        for node in nodes:
+            run.idle[node.broker] = 0
+        for broker in list(run.idle):
+            member = self._members.nodes.get(broker)
+            count = len(member.executors) if member is not None and member.is_usable else 0
+            run.idle[broker] = count - run.share(broker).unfinished_tasks
+            if run.idle[broker] <= 0:
+                del run.idle[broker]
+        while run.homeless and run.idle:
+            ready = islice(run.homeless, LOOKED_AT)
+            candidates = (self._candidate(run, run.subtrees[number]) for number in ready)
+            index, broker = next_deal(candidates, run.idle)
+            subtree = run.subtrees[run.homeless[index]]
+            del run.homeless[index]
+            subtree.home = broker
+            self._send(run, subtree, placements)
+            run.idle[broker] -= 1
+            if not run.idle[broker]:
+                del run.idle[broker]
 
     def _has_credit(self, share: Share, node: Node) -> bool:
         """Enough subtrees to keep it busy while the next is on its way, and no more.
@@ -341,12 +390,8 @@ class Placer:
         if run.lacking:
             self._tell_lacking(run, subtree, home)
         placements.append((subtree.number, home, subtree.attempt))
-        if not run.is_interlocked:
-            for number in run.successors[subtree.number]:
-                successor = run.subtrees[number]
-                successor.unplaced_count -= 1
-                if not successor.unplaced_count:
-                    self._make_ready(run, successor)
+        if not run.is_interlocked and not run.is_dealt:
+            self._count_down(run, subtree)
 
     def _import_brokers(self, run: MasterRun, subtree: Subtree) -> Int32:
         """Who has, or will have, each import; 0 for sources, which are given.
@@ -466,7 +511,8 @@ def _wrong_in(run: MasterRun) -> list[str]:
         ):
             wrong.append(f"run {run.number}, subtree {subtree.number}: in the wrong queue")
         unplaced = sum(
-            run.subtrees[number].state in UNPLACED for number in subtree.predecessors.tolist()
+            run.subtrees[number].state in run.awaited_states
+            for number in subtree.predecessors.tolist()
         )
         is_unplaced = subtree.state in UNPLACED
         if is_unplaced and not run.is_interlocked and unplaced != subtree.unplaced_count:

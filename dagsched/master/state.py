@@ -78,7 +78,7 @@ class Subtree:
     producers: Int32  # the subtree that computes each of `imports`; SOURCE, HELD
     functions: Int32  # indices that its tasks use
     predecessors: Int32  # subtrees that compute something it imports
-    unplaced_count: int  # of its predecessors
+    unplaced_count: int  # of its predecessors; where the run is dealt: that have not ended
     state: SubtreeState = SubtreeState.WAITING
     home: ProcessId | None = None  # while READY or PLACED, and of its objects when DONE
     attempt: int = 0
@@ -165,6 +165,8 @@ class MasterRun:
     missing_count: int
     state: RunState = RunState.RUNNING
     epoch: int = 1
+    is_dealt: bool = False  # its subtrees are single long tasks, placed as executors get free
+    idle: dict[ProcessId, int] = field(default_factory=dict)  # if dealt: executors without a task
     recovering: bool = False  # brokers have been asked what they hold; nothing is placed meanwhile
     producer_of: Int32 | None = None  # subtree that computes each task; None: as in the plan
     holder_of: Int32 | None = None  # where a value is, if not at its subtree's home; 0: there
@@ -199,6 +201,11 @@ class MasterRun:
     def is_interlocked(self) -> bool:
         """Its subtrees wait for each other both ways."""
         return self.plan.interlocked
+
+    @property
+    def awaited_states(self) -> tuple[SubtreeState, ...]:
+        """A subtree waits while one of its predecessors is in one of these."""
+        return UNFINISHED if self.is_dealt else UNPLACED
 
     def move(self, state: RunState) -> None:
         """Change the state; the only place that does.
