@@ -5,6 +5,7 @@ a bundle, and bring values to other nodes without contention: they are harder th
 """
 
 import random
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 import numpy as np
@@ -56,45 +57,61 @@ class _Gaps:
         self.count = count
         self.begin = np.zeros(2 * count)
         self.end = np.full(2 * count, np.inf)
-        self.node = np.zeros(2 * count, np.int64)
-        self.node[:count] = np.repeat(np.arange(nodes), executors)
+        self.executors = executors
+        self.executor = np.zeros(2 * count, np.int64)
+        self.executor[:count] = np.arange(count)
 
     def take(self, ready_s: Float64, task_s: float) -> tuple[int, float]:
-        """Put a task where it ends first: (node, start); `ready_s` is by node."""
+        """Put a task where it ends first: (executor, start); `ready_s` is by node."""
         begin, end = self.begin[: self.count], self.end[: self.count]
-        start = np.maximum(begin, ready_s[self.node[: self.count]])
+        start = np.maximum(begin, ready_s[self.executor[: self.count] // self.executors])
         start[start + task_s > end] = np.inf
         best = int(start.argmin())
-        node, start_s, end_s = int(self.node[best]), float(start[best]), float(end[best])
+        executor, start_s, end_s = int(self.executor[best]), float(start[best]), float(end[best])
         before_s, after_s = start_s - float(begin[best]), end_s - start_s - task_s
         self.begin[best] = start_s + task_s  # the stretch after it, until that is too short
         if after_s < self.least_s:
             self.count -= 1
-            for column in (self.begin, self.end, self.node):
+            for column in (self.begin, self.end, self.executor):
                 column[best] = column[self.count]
         if before_s >= self.least_s:
-            self._add(start_s - before_s, start_s, node)
-        return node, start_s
+            self._add(start_s - before_s, start_s, executor)
+        return executor, start_s
 
-    def _add(self, begin_s: float, end_s: float, node: int) -> None:
+    def _add(self, begin_s: float, end_s: float, executor: int) -> None:
         if self.count == len(self.begin):
-            self.begin, self.end, self.node = (
-                np.concatenate((column, column)) for column in (self.begin, self.end, self.node)
+            self.begin, self.end, self.executor = (
+                np.concatenate((column, column)) for column in (self.begin, self.end, self.executor)
             )
         self.begin[self.count] = begin_s
         self.end[self.count] = end_s
-        self.node[self.count] = node
+        self.executor[self.count] = executor
         self.count += 1
 
 
-def heft_s(graph: Graph, nodes: int, executors: int) -> float:
-    """The makespan of HEFT: by falling rank, each task where it ends first, gaps filled.
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A schedule: of each task when it starts and ends, and on which node and executor."""
+
+    starts_s: list[float]
+    ends_s: list[float]
+    node_of: list[int]
+    executor_of: list[int]
+
+    @property
+    def makespan_s(self) -> float:
+        """When all has ended."""
+        return max(self.ends_s, default=0.0)
+
+
+def heft(graph: Graph, nodes: int, executors: int) -> Planned:
+    """The schedule of HEFT: by falling rank, each task where it ends first, gaps filled.
 
     Topcuoglu, Hariri and Wu 2002, section 4.1, for executors that share a node's memory: a value is
     brought to another node in `transfer_s`, inside a node at once.
 
     Args:
-        graph: with the real durations.
+        graph: with the durations that HEFT is told.
         nodes: how many.
         executors: of each node.
     """
@@ -104,6 +121,7 @@ def heft_s(graph: Graph, nodes: int, executors: int) -> float:
     indptr, deps, seconds = graph.indptr.tolist(), graph.deps.tolist(), graph.seconds.tolist()
     moved = transfer_s(graph).tolist()
     ends, node_of = [0.0] * graph.count, [0] * graph.count
+    starts, executor_of = [0.0] * graph.count, [0] * graph.count
     for task in order:
         row = deps[indptr[task] : indptr[task + 1]]
         elsewhere_s = max((ends[dep] + moved[dep] for dep in row), default=0.0)
@@ -115,8 +133,25 @@ def heft_s(graph: Graph, nodes: int, executors: int) -> float:
                 )
         elif row:
             _ready_by_node(row, ends, moved, node_of, ready_s)
-        node_of[task], start_s = gaps.take(ready_s, seconds[task])
-        ends[task] = start_s + seconds[task]
+        executor_of[task], starts[task] = gaps.take(ready_s, seconds[task])
+        node_of[task] = executor_of[task] // executors
+        ends[task] = starts[task] + seconds[task]
+    return Planned(starts, ends, node_of, executor_of)
+
+
+def followed_s(graph: Graph, plan: Planned) -> float:
+    """The makespan if a schedule made with other durations is kept to: order and executors."""
+    indptr, deps, seconds = graph.indptr.tolist(), graph.deps.tolist(), graph.seconds.tolist()
+    moved = transfer_s(graph).tolist()
+    ends = [0.0] * graph.count
+    free_s: dict[int, float] = {}
+    node_of = plan.node_of
+    # A task and one that depends on it never start together, since all last some time.
+    for task in np.argsort(np.array(plan.starts_s), kind="stable").tolist():
+        start_s = free_s.get(plan.executor_of[task], 0.0)
+        for dep in deps[indptr[task] : indptr[task + 1]]:
+            start_s = max(start_s, ends[dep] + (moved[dep] if node_of[dep] != node_of[task] else 0))
+        ends[task] = free_s[plan.executor_of[task]] = start_s + seconds[task]
     return max(ends, default=0.0)
 
 

@@ -232,6 +232,7 @@ class Simulation:
         begun_s = time.thread_time()
         push()
         actions = self._master.take_actions()
+        due_s = self._master.next_timer()
         self.result.master_s += time.thread_time() - begun_s
         for broker, parcels in actions.to_brokers.items():
             size = sum(len(frame) for parcel in parcels for frame in parcel.frames)
@@ -247,7 +248,6 @@ class Simulation:
                 if event.state != "done":
                     raise SystemExit(f"the run ended as {event.state}: {event.failure}")
                 self._ended = True
-        due_s = self._master.next_timer()
         if due_s is not None and due_s < FOREVER_S / 2:
             self._arm(1, due_s, self._master_timer)
 
@@ -314,7 +314,9 @@ class Simulation:
             self.at(self._arrival_s(broker, 1, size), arrive)
         for peer, parcels in actions.to_peers.items():
             size = sum(map(_size_of, parcels))
-            self.at(self._arrival_s(broker, peer, size), partial(self._at_peer, peer, broker, parcels))
+            self.at(
+                self._arrival_s(broker, peer, size), partial(self._at_peer, peer, broker, parcels)
+            )
         for peer, run, info in actions.transfers:
             self._transfer(broker, peer, run, info)
         due_s = core.next_timer()

@@ -230,6 +230,7 @@ class BrokerCore:
         arrays += [levels, imports[brokers < 0]]
         subtree = bundling.make_subtree(message, arrays, bytes(frames[4]))
         run.subtrees[subtree.number] = subtree
+        run.uncut.append(subtree)
         run.counters.received_count += 1
         self._take_definitions(run, message, frames)
         bundling.count_uses(run, subtree)
@@ -486,8 +487,8 @@ class BrokerCore:
         for run in self.runs.values():
             if run.cancelled or run.draining:
                 continue
-            for subtree in run.subtrees.values():
-                if subtree.cursor < subtree.hi and subtree.open_bundle_count < 2 * count:
+            for subtree in run.uncut_subtrees():
+                if subtree.open_bundle_count < 2 * count:
                     self._cut_window(run, subtree, count, now)
         for _ in range(LOOKAHEAD_WINDOWS):
             idle = [e for e in ready_executors if not e.queue and not e.killed]
@@ -501,8 +502,8 @@ class BrokerCore:
         for run in self.runs.values():
             if run.cancelled or run.draining:
                 continue
-            for subtree in run.subtrees.values():
-                if subtree.cursor < subtree.hi and self._cut_window(run, subtree, count, now):
+            for subtree in run.uncut_subtrees():
+                if self._cut_window(run, subtree, count, now):
                     return True
         return False
 

@@ -23,6 +23,7 @@ from dagsched.master.outbox import Outbox
 from dagsched.master.placement import UNKNOWN_BYTES, Candidate, Host, homes_of
 from dagsched.master.slices import placing_parcel, positions_frame
 from dagsched.master.state import (
+    FEW,
     SOURCE,
     UNFINISHED,
     UNPLACED,
@@ -255,9 +256,15 @@ class Placer:
             sizes = np.where(sizes < 0, UNKNOWN_BYTES, sizes)
             is_task = subtree.producers != SOURCE
             places = run.locations(subtree.imports[is_task], subtree.producers[is_task])
-            for broker in np.unique(places[places != 0]).tolist():
-                there = float(sizes[is_task][places == broker].sum())
-                bytes_by_broker[ProcessId(broker)] = there
+            if len(places) <= FEW:
+                pairs = zip(places.tolist(), sizes[is_task].tolist(), strict=True)
+                for place, size in sorted(pairs):
+                    if place:
+                        bytes_by_broker[place] = bytes_by_broker.get(place, 0.0) + size
+            else:
+                for broker in np.unique(places[places != 0]).tolist():
+                    there = float(sizes[is_task][places == broker].sum())
+                    bytes_by_broker[ProcessId(broker)] = there
             for position in subtree.imports[~is_task].tolist():
                 source = run.plan.sources[position - run.plan.task_count]
                 if isinstance(source, RefSource):
@@ -290,24 +297,24 @@ class Placer:
         Afterwards nothing is ready, or nobody idle.
         """
         for node in nodes:
-            run.idle[node.broker] = 0
-        for broker in list(run.idle):
-            member = self._members.nodes.get(broker)
-            count = len(member.executors) if member is not None and member.is_usable else 0
-            run.idle[broker] = count - run.share(broker).unfinished_tasks
-            if run.idle[broker] <= 0:
-                del run.idle[broker]
+            run.idle[node.broker] = len(node.executors) - run.share(node.broker).unfinished_tasks
+            if run.idle[node.broker] <= 0:
+                del run.idle[node.broker]
         while run.homeless and run.idle:
             ready = islice(run.homeless, LOOKED_AT)
             candidates = (self._candidate(run, run.subtrees[number]) for number in ready)
             index, broker = next_deal(candidates, run.idle)
+            run.idle[broker] -= 1
+            if run.idle[broker] <= 0:
+                del run.idle[broker]
+            member = self._members.nodes.get(broker)
+            if member is None or not member.is_usable:
+                run.idle.pop(broker, None)  # it has gone, or is about to
+                continue
             subtree = run.subtrees[run.homeless[index]]
             del run.homeless[index]
             subtree.home = broker
             self._send(run, subtree, placements)
-            run.idle[broker] -= 1
-            if not run.idle[broker]:
-                del run.idle[broker]
 
     def _has_credit(self, share: Share, node: Node) -> bool:
         """Enough subtrees to keep it busy while the next is on its way, and no more.

@@ -58,6 +58,9 @@ RUN_MOVES = {
 }
 
 
+FEW = 8
+"""Up to so many imports of a subtree are looked at by plain lists."""
+
 SOURCE = -1
 """In place of a producer: no task computes it."""
 
@@ -243,9 +246,13 @@ class MasterRun:
 
     def locations(self, positions: Int32, producers: Int32) -> Int32:
         """The same for several tasks with their producers (or HELD); 0: nobody yet."""
-        if len(positions) > len(self.subtrees):
-            homes = np.array([subtree.home or 0 for subtree in self.subtrees], np.int32)
-            brokers = np.where(producers >= 0, homes[producers], 0).astype(np.int32)
+        if len(positions) <= FEW:  # of a single task; numpy's calls would take five times as long
+            subtrees = self.subtrees
+            homes = [subtrees[n].home or 0 if n >= 0 else 0 for n in producers.tolist()]
+            brokers = np.array(homes, np.int32)
+        elif len(positions) > len(self.subtrees):
+            all_homes = np.array([subtree.home or 0 for subtree in self.subtrees], np.int32)
+            brokers = np.where(producers >= 0, all_homes[producers], 0).astype(np.int32)
         else:
             brokers = np.zeros(len(positions), np.int32)
             for number in np.unique(producers[producers >= 0]).tolist():
@@ -270,7 +277,6 @@ class Node:
     epoch: int
     executors: tuple[ProcessId, ...]  # that it shall have
     heard_s: float
-    usable_by_s: float | None  # it is lost if it has no executor by then; None: it had one
     pid_by_executor: dict[ProcessId, int] = field(default_factory=dict)  # those that are there
     load_s: float = 0.0  # work of PLACED subtrees of all runs
     leaving: bool = False  # no longer wanted; goes when nothing that it has is needed

@@ -24,8 +24,8 @@ from dagsched.partition.arrays import (
 from dagsched.partition.columns import by_columns
 from dagsched.partition.intervals import Parts, interval_starts, joined_small, staged_parts
 from dagsched.partition.lanes import BUNDLES_AHEAD, laned_order, window_stretch
-from dagsched.partition.singles import LONG_S, dealing_order, is_dealt
 from dagsched.partition.simulate import levels_makespan_s, schedule_of
+from dagsched.partition.singles import LONG_S, dealing_order, is_dealt
 from dagsched.plan import ClusterShape, Int32, Int64
 
 SUBTREE_TASKS_MAX = 250_000

@@ -15,10 +15,10 @@ from dagsched.plan import Int64
 LONG_S = 0.05
 """Mean duration from which tasks may be dealt: a hundred times the way to the master and back."""
 
-DECISION_S = 0.000_2
+DECISION_S = 0.000_1
 """What a subtree costs the master, from the plan to its end."""
 
-DECISIONS_MAX = 0.04
+DECISIONS_MAX = 0.05
 """The master may be busy with decisions for this share of the shortest makespan there can be."""
 
 CLEARLY_EARLIER = 1.02
@@ -64,7 +64,8 @@ def _upward_ranks(edges: Edges, weights_s: Float64, hop_s: float) -> Float64:
     ahead = [0.0] * edges.task_count
     weights = weights_s.tolist()
     # Edges come by rising task, so from behind all of a task's dependents come before it.
-    for dep, task in zip(reversed(edges.deps.tolist()), reversed(edges.tasks.tolist()), strict=True):
+    backwards = zip(edges.deps[::-1].tolist(), edges.tasks[::-1].tolist(), strict=True)
+    for dep, task in backwards:
         rank = ahead[task] + weights[task] + hop_s
         if rank > ahead[dep]:
             ahead[dep] = rank
