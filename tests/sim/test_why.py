@@ -321,7 +321,9 @@ def test_a_run_that_recovers_says_so_and_then_what_is_computed_again() -> None:
     assert "recomputed" in kinds
 
 
-BEFORE = frozenset(("unplaced", "withheld", "uncut", "waiting", "ready", "queued", "bundled"))
+BEFORE = frozenset(
+    ("unplaced", "dealt", "withheld", "uncut", "waiting", "ready", "queued", "bundled")
+)
 AFTER = frozenset(("ended", "held", "done", "fetching", "graph"))
 
 

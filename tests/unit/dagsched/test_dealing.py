@@ -120,6 +120,22 @@ def test_those_that_were_idle_are_not_forgotten():
     assert driver.placed() == {2: [1, 2], 5: [3]}
 
 
+def test_what_becomes_ready_late_keeps_its_turn():
+    driver = dealing([], [], [], [0], [], [], [3, 4, 5])
+    assert driver.placed() == {2: [0, 1], 5: [2]}
+    driver.done(2, 1, 0, exports=[0], sizes=[9])
+    assert driver.placed() == {2: [3]}
+
+
+def test_a_node_that_is_to_leave_gets_nothing_though_it_is_idle():
+    driver = dealing([], [0], [0], [0])
+    assert driver.placed() == {2: [0]}
+    driver.core.set_nodes(driver.wanted[:1], driver.now)
+    driver.take()
+    driver.done(2, 1, 0, exports=[0], sizes=[9])
+    assert driver.placed() == {2: [1, 2]}
+
+
 def test_short_tasks_are_queued_ahead_as_ever():
     driver = ready({2: 2, 5: 1})
     driver.submit(1, singles([], [], [], [], [], [3, 4], seconds=0.001))
