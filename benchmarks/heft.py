@@ -169,11 +169,20 @@ def _ready_by_node(
         ready_s[node] = max(own_s, other_s if node == last_node else last_s)
 
 
-def random_s(graph: Graph, nodes: int, executors: int, seed: int) -> float:
-    """The makespan if each task is placed on a node at random, and run there as soon as it can."""
+def random_s(graph: Graph, nodes: int, executors: int, seed: int, each_s: float) -> float:
+    """The makespan if each task is placed on a node at random, and run there as soon as it can.
+
+    Args:
+        graph: what is to run.
+        nodes: how many.
+        executors: of each.
+        seed: of the homes.
+        each_s: what it costs an executor to be handed a task.
+    """
     rng = random.Random(seed)
     home = [rng.randrange(nodes) for _ in range(graph.count)]
-    indptr, deps, seconds = graph.indptr.tolist(), graph.deps.tolist(), graph.seconds.tolist()
+    indptr, deps = graph.indptr.tolist(), graph.deps.tolist()
+    seconds = (graph.seconds + each_s).tolist()
     moved = transfer_s(graph).tolist()
     waits = np.diff(graph.indptr).tolist()
     dependents: list[list[int]] = [[] for _ in range(graph.count)]

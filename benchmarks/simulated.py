@@ -6,10 +6,11 @@ bytes, faults, a store) is left out, since none of it decides where a task runs.
 """
 
 import heapq
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -17,11 +18,11 @@ from unittest.mock import patch
 
 import numpy as np
 from heft import BANDWIDTH_BYTES_S, LATENCY_S
-from workflows import Float64, Graph
+from workflows import Float64, Graph, Int32
 
 from dagsched.brokers.core import BrokerCore
 from dagsched.config import Config
-from dagsched.master import placing
+from dagsched.master import lives, placing
 from dagsched.master.core import MasterCore, own_version
 from dagsched.master.events import OutputsComplete, RunEnded
 from dagsched.partition import cut_graph
@@ -78,11 +79,12 @@ class Result:
     subtree_count: int = 0
     is_interlocked: bool = False
     bundle_count: int = 0
-    started_s: dict[int, float] = field(default_factory=dict)  # by position
 
 
-def plan_of(graph: Graph, known_s: Float64, shape: ClusterShape, config: Config) -> RunPlan:
-    """The plan that the client would make, with nothing in it for executors.
+def plan_of(
+    graph: Graph, known_s: Float64, shape: ClusterShape, config: Config
+) -> tuple[RunPlan, Int32]:
+    """The plan that the client would make, empty for executors; the task at each position.
 
     Args:
         graph: what is to run.
@@ -131,14 +133,14 @@ class Simulation:
     Args:
         nodes: how many.
         executors: of each.
-        choose: instead of the product's own choice of homes: (subtrees, hosts) to homes.
+        homes: draws a home for each subtree, instead of the product's own choice.
     """
 
-    def __init__(self, nodes: int, executors: int, *, choose: Callable[..., Any] | None = None):
+    def __init__(self, nodes: int, executors: int, *, homes: random.Random | None = None) -> None:
         self.config = quiet_config()
         self.shape = ClusterShape(nodes, nodes * executors)
         self.result = Result()
-        self._choose = choose
+        self._homes = homes
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._tie = 0
         self._now = 0.0
@@ -185,14 +187,29 @@ class Simulation:
         return self.result
 
     @contextmanager
-    def _chosen(self) -> Any:
-        """With another choice of homes, if there is one; then nobody steals either."""
-        if self._choose is None:
+    def _chosen(self) -> Iterator[None]:
+        """With homes at random, if they are asked for: nothing is dealt, and nobody steals."""
+        rng = self._homes
+        if rng is None:
             yield
             return
+
+        def homes_of(candidates: Any, hosts: Any) -> dict[Any, Any]:
+            return {candidate.number: rng.choice(hosts).broker for candidate in candidates}
+
+        def place_all(placer: Any, run: Any, nodes: Any, placements: Any) -> None:
+            numbers = sorted(run.homeless)
+            run.homeless.clear()
+            for number in numbers:
+                run.subtrees[number].home = rng.choice(nodes).broker
+            for number in numbers:
+                placer._send(run, run.subtrees[number], placements)
+
         with (
-            patch.object(placing, "homes_of", self._choose),
+            patch.object(placing, "homes_of", homes_of),
+            patch.object(placing.Placer, "_place_all", place_all),
             patch.object(placing.Placer, "_maybe_steal", lambda *_: None),
+            patch.object(lives, "is_dealt", lambda *_: False),
         ):
             yield
 
@@ -406,7 +423,7 @@ class _Executor:
         """The bundle is done, or as much of it as was begun; its answer arrives a little later."""
         count = len(ends_s)
         done, deferred = positions[:count], positions[count:]
-        objects = self._objects(frames, done, deferred, positions)
+        objects = self._objects(frames, done, deferred)
         times: dict[int, tuple[int, float]] = {}
         functions = np.frombuffer(frames[3], np.int32).tolist()
         for index, (before_s, end_s) in zip(functions, pairwise([begun_s, *ends_s]), strict=False):
@@ -426,7 +443,7 @@ class _Executor:
             self._begin(self._free_s)
 
     def _objects(
-        self, frames: Sequence[Any], done: list[int], deferred: list[int], positions: list[int]
+        self, frames: Sequence[Any], done: list[int], deferred: list[int]
     ) -> list[ObjectInfo]:
         """Exports of what was done: blocks of small values, others one by one."""
         pairs = np.frombuffer(frames[4], np.int32).tolist()
