@@ -154,7 +154,7 @@ def line_of(row: Row) -> str:
         row.shape, f"{row.tasks:,}", f"{row.nodes:,}", ratio(row.heft_s, row.bound_s), own,
         ratio(row.own_told_s, row.heft_s), ratio(row.own_first_s, row.heft_s),
         ratio(row.heft_means_s, row.heft_s), ratio(row.random_tasks_s, base),
-        ratio(row.random_subtrees_s, base), f"{100 * row.master_s / row.own_s:.2g} %",
+        ratio(row.random_subtrees_s, base), f"{100 * row.master_s / row.own_s:.2f} %",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

@@ -877,3 +877,15 @@ def test_a_piece_that_begins_inside_a_level_is_split_at_the_levels_that_import()
     imports = {100: 8, 101: 8, 102: 8}
     node.place(deps, lo=0, total=200, levels=(2, 4, 6), imports=imports)
     assert node.core.runs[1].subtrees[0].import_levels.tolist() == [2, 4]
+
+
+def test_subtrees_that_have_ended_are_not_looked_at_each_turn():
+    node = Node()
+    for number in range(20):
+        node.place([[]], lo=number, total=20, subtree=number)
+        [(executor, parcel)] = bundles_of(node.turn())
+        node.done(executor, parcel, objects=[inline(number)], frames=[b"abc"])
+        node.turn()
+    (run,) = node.core.runs.values()
+    assert len(run.subtrees) == 20
+    assert run.uncut == []
