@@ -28,7 +28,7 @@ UNKNOWN_S = 0.001
 LARGE = ("wide", "stencil", "layered", "tree", "fft")
 SETS: dict[str, list[tuple[str, int, int]]] = {
     "small": [(shape, 1_000, nodes) for nodes in (1, 4, 16) for shape in SHAPES],
-    "medium": [(shape, 10_000, nodes) for nodes in (16, 100) for shape in SHAPES],
+    "medium": [(shape, 10_000, 100) for shape in SHAPES],
     "thousand": [(shape, 10_000, 1_000) for shape in SHAPES]
     + [(shape, 100_000, 1_000) for shape in LARGE],
     "million": [(shape, 1_000_000, 1_000) for shape in LARGE],

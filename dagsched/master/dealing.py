@@ -6,7 +6,9 @@ and is placed when an executor has nothing to do: so nothing waits at a busy nod
 longer than expected, or runs on a slow node, delays only what depends on it.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from dagsched.ids import ProcessId
 from dagsched.master.placement import Candidate
@@ -24,6 +26,14 @@ CHEAP = 0.1
 """A subtree that needs less than this share of its work to bring its inputs in is taken at once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A subtree that is ready, and since when."""
+
+    candidate: Candidate
+    waited_s: float
+
+
 def is_dealt(plan: RunPlan, subtrees: Sequence[Subtree], node_count: int) -> bool:
     """Whether the subtrees of a run, which has just begun, are dealt one by one.
 
@@ -38,23 +48,27 @@ def is_dealt(plan: RunPlan, subtrees: Sequence[Subtree], node_count: int) -> boo
     return sum(subtree.weight_s for subtree in subtrees) >= DEALT_S * count
 
 
-def next_deal(
-    candidates: Iterable[Candidate], free: Mapping[ProcessId, int]
-) -> tuple[int, ProcessId]:
+def next_deal(turns: Iterable[Turn], free: Mapping[ProcessId, int]) -> tuple[int, ProcessId]:
     """Which of the next subtrees is placed now, by its index, and where.
 
+    The first, at the node that has most of its inputs. If most of its inputs lie where nobody is
+    free it is overtaken by one that has its own here, for as long as it would take to bring them:
+    longer, and it would wait more than it saves, and starve if it always came too late.
+
     Args:
-        candidates: those that are ready, the first to be taken first; at least one.
+        turns: those that are ready, the first to be taken first; at least one.
         free: idle executors by broker, at least one of a broker.
     """
-    best = (0, next(iter(free)))
-    best_s = float("inf")
-    for index, candidate in enumerate(candidates):
+    anywhere = next(iter(free))
+    best = (0, anywhere)
+    best_s = math.inf
+    for index, turn in enumerate(turns):
+        candidate = turn.candidate
         there = [broker for broker in candidate.bytes_by_broker if broker in free]
-        broker = max(there, key=candidate.bytes_by_broker.__getitem__, default=next(iter(free)))
+        broker = max(there, key=candidate.bytes_by_broker.__getitem__, default=anywhere)
         transfer_s = candidate.transfer_s(broker)
+        if transfer_s <= max(CHEAP * candidate.weight_s, turn.waited_s):
+            return index, broker
         if transfer_s < best_s:
             best, best_s = (index, broker), transfer_s
-        if transfer_s <= CHEAP * candidate.weight_s:
-            return index, broker
     return best

@@ -15,7 +15,7 @@ import numpy as np
 from dagsched.config import Config
 from dagsched.errors import InternalError
 from dagsched.ids import ProcessId, SubtreeNo
-from dagsched.master.dealing import LOOKED_AT, next_deal
+from dagsched.master.dealing import LOOKED_AT, Turn, next_deal
 from dagsched.master.events import RunStarted
 from dagsched.master.journal import Placed
 from dagsched.master.members import Members
@@ -205,6 +205,7 @@ class Placer:
 
     def _make_ready(self, run: MasterRun, subtree: Subtree) -> None:
         subtree.move(SubtreeState.READY)
+        subtree.ready_s = self._outbox.now
         if run.is_dealt:
             insort(run.homeless, subtree.number)
         else:
@@ -301,9 +302,12 @@ class Placer:
             if run.idle[node.broker] <= 0:
                 del run.idle[node.broker]
         while run.homeless and run.idle:
-            ready = islice(run.homeless, LOOKED_AT)
-            candidates = (self._candidate(run, run.subtrees[number]) for number in ready)
-            index, broker = next_deal(candidates, run.idle)
+            ready = (run.subtrees[number] for number in islice(run.homeless, LOOKED_AT))
+            turns = (
+                Turn(self._candidate(run, subtree), self._outbox.now - subtree.ready_s)
+                for subtree in ready
+            )
+            index, broker = next_deal(turns, run.idle)
             run.idle[broker] -= 1
             if run.idle[broker] <= 0:
                 del run.idle[broker]

@@ -85,6 +85,7 @@ class Subtree:
     state: SubtreeState = SubtreeState.WAITING
     home: ProcessId | None = None  # while READY or PLACED, and of its objects when DONE
     attempt: int = 0
+    ready_s: float = 0.0  # when it became READY last
     members: Int32 | None = None  # of a piece: what of lo:hi it computes, rising
     urgent: bool = False  # what is placed already may wait for it: goes without credit
 

@@ -5,7 +5,7 @@ import pytest
 
 from dagsched.config import Config
 from dagsched.ids import ProcessId, SubtreeNo
-from dagsched.master.dealing import next_deal
+from dagsched.master.dealing import Turn, next_deal
 from dagsched.master.events import TaskExplained
 from dagsched.master.explaining import words
 from dagsched.master.placement import Candidate
@@ -72,18 +72,30 @@ def test_depth_first_order_stays_where_nothing_is_won():
 # --- the choice -----------------------------------------------------------------------------------
 
 
+def deal(free: list[int], *candidates: Candidate, waited_s: float = 0.0) -> tuple[int, int]:
+    turns = [Turn(candidate, waited_s) for candidate in candidates]
+    return next_deal(turns, {ProcessId(broker): 1 for broker in free})
+
+
 def test_the_first_goes_where_most_of_its_bytes_lie_if_that_is_free():
-    ready_ones = [candidate(0, 1.0, b2=MB, b5=2 * MB, b7=5 * MB)]
-    assert next_deal(ready_ones, {ProcessId(2): 1, ProcessId(5): 1}) == (0, 5)
-    assert next_deal(ready_ones, {ProcessId(9): 1}) == (0, 9)
+    first = candidate(0, 1.0, b2=MB, b5=2 * MB, b7=5 * MB)
+    assert deal([2, 5], first) == (0, 5)
+    assert deal([9], first) == (0, 9)
 
 
 def test_one_whose_inputs_are_there_overtakes_one_that_would_wait_for_its_own():
     slow = candidate(0, 0.1, b5=100 * MB)  # 0.1 s to bring in
     near = candidate(1, 0.1, b2=100 * MB)
-    assert next_deal([slow, near], {ProcessId(2): 1}) == (1, 2)
-    assert next_deal([candidate(0, 10.0, b5=100 * MB), near], {ProcessId(2): 1}) == (0, 2)
-    assert next_deal([slow, candidate(1, 0.1, b5=200 * MB)], {ProcessId(2): 1}) == (0, 2)
+    assert deal([2], slow, near) == (1, 2)
+    assert deal([2], candidate(0, 10.0, b5=100 * MB), near) == (0, 2)
+    assert deal([2], slow, candidate(1, 0.1, b5=200 * MB)) == (0, 2)
+
+
+def test_but_not_for_longer_than_it_takes_to_bring_them():
+    slow = candidate(0, 0.1, b5=100 * MB)
+    near = candidate(1, 0.1, b2=100 * MB)
+    assert deal([2], slow, near, waited_s=0.09) == (1, 2)
+    assert deal([2], slow, near, waited_s=0.11) == (0, 2)
 
 
 # --- the master -----------------------------------------------------------------------------------
