@@ -15,6 +15,7 @@ from heft import BANDWIDTH_BYTES_S, LATENCY_S
 from simulated import BUNDLE_S, LOCAL_S, TASK_S, Result, plan_of, quiet_config
 from workflows import Float64, Graph
 
+from dagsched.brokers.ledger import TRACES_MAX
 from dagsched.master.core import MasterCore, own_version
 from dagsched.master.events import OutputsComplete
 from dagsched.plan import ClusterShape
@@ -206,7 +207,7 @@ class Model:
             self.result.bundle_count += bundles
             position = np.array([lo], np.int32).tobytes()
             trace = (TaskTrace(1, 10_000 * broker, 1), [position, bytes(16)])
-            parcels += [trace] * bundles
+            parcels += [trace] * (self._executors * -(-bundles // TRACES_MAX))
             firsts = np.flatnonzero(self._flags[lo:hi] & EXPORTED).astype(np.int32) + np.int32(lo)
             frames = [firsts.tobytes(), self._sizes[firsts].tobytes()]
             parcels.append((SubtreeDone(1, 1, self._subtree_of[task], attempt, ()), frames))

@@ -18,19 +18,27 @@ from typing import Any
 
 import numpy as np
 from heft import bound_s, followed_s, heft, random_s
+from modelled import Model
 from simulated import BUNDLE_S, Result, Simulation
 from workflows import RECIPES, SHAPES, Float64, Graph
 
 EXECUTORS = 4
 HEFT_TASKS_MAX = 20_000
+
+MODELLED_FROM = 100
+"""From so many nodes on they are those of `modelled`."""
+
+LONG = [shape for shape in SHAPES if "1 ms" not in shape]
+"""Short tasks are none of the model's business: it knows no windows and no bundles."""
+
 UNKNOWN_S = 0.001
 
 LARGE = ("wide", "stencil", "layered", "tree", "fft")
 SETS: dict[str, list[tuple[str, int, int]]] = {
     "small": [(shape, 1_000, nodes) for nodes in (1, 4, 16) for shape in SHAPES],
-    "medium": [(shape, 10_000, 100) for shape in SHAPES],
-    "thousand": [(shape, 10_000, 1_000) for shape in SHAPES]
-    + [(shape, 100_000, 1_000) for shape in LARGE],
+    "medium": [(shape, 10_000, 100) for shape in LONG],
+    "thousand": [(shape, 10_000, 1_000) for shape in LONG]
+    + [(shape, 100_000, 1_000) for shape in (*LARGE, "montage", "seismology")],
     "million": [(shape, 1_000_000, 1_000) for shape in LARGE],
 }
 
@@ -65,6 +73,8 @@ def measured(shape: str, count: int, nodes: int, seed: int) -> Row:
     is_small = graph.count <= HEFT_TASKS_MAX
 
     def own(known_s: Float64, of: Graph = graph, homes: random.Random | None = None) -> Result:
+        if nodes >= MODELLED_FROM:
+            return Model(nodes, EXECUTORS).run(of, known_s)
         return Simulation(nodes, EXECUTORS, homes=homes).run(of, known_s)
 
     known = own(graph.expected_s())
@@ -87,7 +97,7 @@ def measured(shape: str, count: int, nodes: int, seed: int) -> Row:
         else None,
         random_tasks_s=random_s(graph, nodes, EXECUTORS, seed, BUNDLE_S),
         random_subtrees_s=own(graph.expected_s(), homes=random.Random(seed)).makespan_s
-        if is_small and nodes > 1
+        if is_small and 1 < nodes < MODELLED_FROM
         else None,
         master_s=known.master_s,
         cut_s=known.cut_s,

@@ -14,6 +14,7 @@ from dagsched.protocol.messages import (
     OUTPUT,
     REFERENCED,
     SOLO,
+    TRACE_GAP,
     AskHoldings,
     AskStats,
     AskWhere,
@@ -53,6 +54,7 @@ from dagsched.protocol.messages import (
     TaskExpanded,
     TaskFailed,
     TaskOptions,
+    TaskTrace,
     Value,
     ValueReply,
 )
@@ -889,3 +891,19 @@ def test_subtrees_that_have_ended_are_not_looked_at_each_turn():
     (run,) = node.core.runs.values()
     assert len(run.subtrees) == 20
     assert run.uncut == []
+
+
+def test_times_of_bundles_are_told_in_one_message_an_executor():
+    node = Node(executors=(3,))
+    node.place([[], [], []], seconds=1.0, flags=[0, 0, OUTPUT])
+    told = []
+    for _ in range(3):
+        bundles = bundles_of(node.turn())
+        for executor, parcel in bundles:
+            node.done(executor, parcel, objects=[inline(p) for p in bundle_positions(parcel)][:1],
+                      frames=[b"abc"])  # fmt: skip
+    told = [p for p in node.turn().to_master if isinstance(p.message, TaskTrace)]
+    [(message, (positions, stamps))] = told
+    assert message == TaskTrace(1, 3, 1)
+    assert np.frombuffer(positions, np.int32).tolist() == [0, TRACE_GAP, 1, TRACE_GAP, 2]
+    assert len(stamps) == 8 * 6
