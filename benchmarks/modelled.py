@@ -15,6 +15,7 @@ from heft import BANDWIDTH_BYTES_S, LATENCY_S
 from simulated import BUNDLE_S, LOCAL_S, TASK_S, Result, plan_of, quiet_config
 from workflows import Float64, Graph
 
+from dagsched.brokers.exchange import PROGRESS_RATE_MAX, PROGRESS_S
 from dagsched.brokers.ledger import TRACES_MAX
 from dagsched.master.core import MasterCore, own_version
 from dagsched.master.events import OutputsComplete
@@ -35,7 +36,6 @@ from dagsched.protocol.messages import (
 MASTER_S = LATENCY_S + LOCAL_S
 """From an executor's end to the master, or back."""
 
-PROGRESS_S = 0.1
 ENDED, ARRIVED, TOLD, PLACED = range(4)
 
 
@@ -58,6 +58,7 @@ class Model:
         self._tie = 0
         self._now = 0.0
         self._is_complete = False
+        self._progress_s = max(PROGRESS_S, nodes / PROGRESS_RATE_MAX)
 
     def run(self, graph: Graph, known_s: Float64) -> Result:
         """Run a graph to its end; what client and master take tasks to last is `known_s`."""
@@ -211,7 +212,7 @@ class Model:
             firsts = np.flatnonzero(self._flags[lo:hi] & EXPORTED).astype(np.int32) + np.int32(lo)
             frames = [firsts.tobytes(), self._sizes[firsts].tobytes()]
             parcels.append((SubtreeDone(1, 1, self._subtree_of[task], attempt, ()), frames))
-        if self._now - self._told_s[broker] >= PROGRESS_S:
+        if self._now - self._told_s[broker] >= self._progress_s:
             self._told_s[broker] = self._now
             parcels.append((Progress(1, self._done[broker]), ()))
         if parcels:

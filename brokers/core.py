@@ -82,7 +82,6 @@ from dagsched.protocol.messages import (
 
 PROBE_S = 0.002  # after this long without a first measurement the next window is cut anyway
 ENDED_RUNS_MAX = 1_000  # remembered, so that late messages of theirs are known as such
-PROGRESS_S = 0.1
 LATE_S = 0.1  # whoever waits this long behind a bundle that was taken for short goes elsewhere
 LOOKAHEAD_WINDOWS = 4  # windows cut in one turn for idle executors
 
@@ -560,11 +559,12 @@ class BrokerCore:
                 self.actions.kill.append(executor.id)
 
     def _tell_progress(self, now: float) -> None:
+        every_s = self.exchange.progress_s
         for run in self.runs.values():
-            if run.done_count != run.told_count and now - run.told_at_s >= PROGRESS_S:
+            if run.done_count != run.told_count and now - run.told_at_s >= every_s:
                 self.tell_master(Progress(run.number, run.done_count))
                 run.told_count, run.told_at_s = run.done_count, now
-                self._set_timer(now + PROGRESS_S, "progress", 0)
+                self._set_timer(now + every_s, "progress", 0)
 
     def take_actions(self) -> BrokerActions:
         """Decide what follows from all that was pushed, and pull it."""

@@ -40,6 +40,7 @@ from dagsched.protocol.messages import (
     Ping,
     PlaceSubtree,
     Pong,
+    Progress,
     PutObjects,
     Redirect,
     Release,
@@ -907,3 +908,19 @@ def test_times_of_bundles_are_told_in_one_message_an_executor():
     assert message == TaskTrace(1, 3, 1)
     assert np.frombuffer(positions, np.int32).tolist() == [0, TRACE_GAP, 1, TRACE_GAP, 2]
     assert len(stamps) == 8 * 6
+
+
+@pytest.mark.parametrize(("peers", "told"), [(1, 19), (1_000, 1)])
+def test_a_thousand_nodes_tell_of_progress_as_often_in_all_as_fifty(peers, told):
+    node = Node(executors=(3,))
+    node.tell(SetPeers([(100 + peer, 1, "") for peer in range(peers)]))
+    node.place([[] for _ in range(20)], seconds=1.0)
+    count = 0
+    for number in range(20):
+        node.now += 0.1001
+        actions = node.turn()
+        count += len(messages(actions.to_master, Progress))
+        [(executor, parcel)] = bundles_of(actions)
+        objects = [inline(19)] if number == 19 else []
+        node.done(executor, parcel, objects=objects, frames=[b"abc"] * len(objects))
+    assert count == told
