@@ -98,7 +98,7 @@ class Placer:
             return
         self._send_from(run, node, placements)
         share = run.share(broker)
-        if not share.unfinished_count and any(other.queue for other in run.shares.values()):
+        if not share.unfinished_count and run.queued_count:
             self._maybe_steal(run, node, self._members.usable(now), placements)
         self._note(run, placements)
         if run.homeless:
@@ -113,6 +113,7 @@ class Placer:
             for number in share.queue:
                 run.subtrees[number].home = None
                 run.homeless.append(number)
+            run.queued_count -= len(share.queue)
             share.queue.clear()
             share.queued_s = 0.0
 
@@ -123,6 +124,7 @@ class Placer:
                 subtree.move(SubtreeState.WAITING)
                 subtree.home = None
         run.homeless.clear()
+        run.queued_count = 0
         for share in run.shares.values():
             share.queue.clear()
             share.queued_s = 0.0
@@ -248,6 +250,7 @@ class Placer:
         else:
             share.queue.append(subtree.number)
         share.queued_s += subtree.weight_s
+        run.queued_count += 1
 
     def _candidate(self, run: MasterRun, subtree: Subtree) -> Candidate:
         """A subtree as `placement` sees it: the bytes of its inputs, by where they lie."""
@@ -343,6 +346,7 @@ class Placer:
             if not subtree.urgent and not self._has_credit(share, node):
                 return
             share.queue.popleft()
+            run.queued_count -= 1
             share.queued_s = share.queued_s - subtree.weight_s if share.queue else 0.0
             self._send(run, subtree, placements)
 
@@ -372,6 +376,7 @@ class Placer:
         host = Host(node.broker, len(node.executors), node.load_s / len(node.executors))
         if host.end_with(self._candidate(run, subtree)) < rich_end_s:
             victim.queue.pop()
+            run.queued_count -= 1
             victim.queued_s = victim.queued_s - subtree.weight_s if victim.queue else 0.0
             subtree.home = node.broker
             self._send(run, subtree, placements)
@@ -528,6 +533,10 @@ def _wrong_in(run: MasterRun) -> list[str]:
         is_unplaced = subtree.state in UNPLACED
         if is_unplaced and not run.is_interlocked and unplaced != subtree.unplaced_count:
             wrong.append(f"run {run.number}, subtree {subtree.number}: waits for {unplaced}")
+    if run.queued_count != sum(len(share.queue) for share in run.shares.values()):
+        wrong.append(
+            f"run {run.number}: the count of queued subtrees, {run.queued_count}, is wrong"
+        )
     unfinished = sum(subtree.state in UNFINISHED for subtree in run.subtrees)
     if unfinished != run.unfinished_count:
         wrong.append(f"run {run.number}: {unfinished} unfinished, not {run.unfinished_count}")

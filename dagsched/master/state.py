@@ -179,6 +179,7 @@ class MasterRun:
     loss_counts: NDArray[np.uint16] | None = None  # how often each value was lost
     shares: dict[ProcessId, Share] = field(default_factory=dict)
     homeless: deque[SubtreeNo] = field(default_factory=deque)  # READY, without a broker
+    queued_count: int = 0  # subtrees in queues of `shares`
     unfinished_count: int = 0  # subtrees not DONE
     objects: list[HeldObject] = field(default_factory=list)  # of outputs
     announced: bool = False  # OutputsComplete went out
