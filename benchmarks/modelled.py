@@ -8,18 +8,19 @@ its share of a bundle's cost.
 
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from heft import BANDWIDTH_BYTES_S, LATENCY_S
 from simulated import BUNDLE_S, LOCAL_S, TASK_S, Result, plan_of, quiet_config
-from workflows import Float64, Graph
+from workflows import Float64, Graph, Int32
 
 from dagsched.brokers.exchange import PROGRESS_RATE_MAX, PROGRESS_S
 from dagsched.brokers.ledger import TRACES_MAX
 from dagsched.master.core import MasterCore, own_version
 from dagsched.master.events import OutputsComplete
-from dagsched.plan import ClusterShape
+from dagsched.plan import ClusterShape, RunPlan
 from dagsched.protocol.messages import (
     EXPORTED,
     OUTPUT,
@@ -66,7 +67,7 @@ class Model:
         plan, order = plan_of(graph, known_s, self._shape, self.config)
         self.result.cut_s = time.thread_time() - begun_s
         self.result.subtree_count, self.result.is_interlocked = plan.subtree_count, plan.interlocked
-        self._prepare(graph, known_s, order, plan.indptr, plan.deps, plan.flags)
+        self._prepare(graph, known_s, order, plan)
         self._join()
         self.result.master_s = 0.0
         self._tell(lambda: self._master.submit(1, plan, self._now))
@@ -76,14 +77,15 @@ class Model:
         self.result.makespan_s = self._now
         return self.result
 
-    def _prepare(self, graph: Graph, known_s: Float64, order, indptr, deps, flags) -> None:  # type: ignore[no-untyped-def]
+    def _prepare(self, graph: Graph, known_s: Float64, order: Int32, plan: RunPlan) -> None:
+        indptr, deps = plan.indptr, plan.deps
         seconds = graph.seconds[order]
         share = np.minimum(1.0, known_s[order] / self.config.bundle_s)
         self._is_bundle_end = np.diff(np.floor(np.cumsum(share)), prepend=-1.0) > 0
         self._lasting = (seconds + TASK_S + BUNDLE_S * share).tolist()
         sizes = graph.size_bytes[order]
         self._moved_s = (LATENCY_S + sizes / BANDWIDTH_BYTES_S).tolist()
-        self._sizes, self._flags = sizes.astype(np.int64), flags
+        self._sizes, self._flags = sizes.astype(np.int64), plan.flags
         self._indptr, self._deps = indptr.tolist(), deps.tolist()
         by_dep = np.argsort(deps, kind="stable")
         owners = np.repeat(np.arange(graph.count, dtype=np.int32), np.diff(indptr))
@@ -120,7 +122,7 @@ class Model:
         self._tie += 1
         heapq.heappush(self._events, (when_s, self._tie, kind, what))
 
-    def _tell(self, push) -> None:  # type: ignore[no-untyped-def]
+    def _tell(self, push: Callable[[], None]) -> None:
         begun_s = time.thread_time()
         push()
         actions = self._master.take_actions()
@@ -132,7 +134,7 @@ class Model:
                 self._at(self._now + MASTER_S, PLACED, (broker, placed))
         self._is_complete |= any(isinstance(event, OutputsComplete) for event in actions.events)
 
-    def _heard(self, broker: int, parcels: Sequence[tuple]) -> None:  # type: ignore[type-arg]
+    def _heard(self, broker: int, parcels: Sequence[tuple[Any, Any]]) -> None:
         def push() -> None:
             for message, frames in parcels:
                 self._master.receive(broker, message, frames, self._now)
@@ -141,7 +143,7 @@ class Model:
 
     # --- nodes ------------------------------------------------------------------------------------
 
-    def _do(self, kind: int, what) -> None:  # type: ignore[no-untyped-def]
+    def _do(self, kind: int, what: Any) -> None:
         if kind == ENDED:
             self._end(what)
         elif kind == ARRIVED:

@@ -38,7 +38,7 @@ SETS: dict[str, list[tuple[str, int, int]]] = {
     "small": [(shape, 1_000, nodes) for nodes in (1, 4, 16) for shape in SHAPES],
     "medium": [(shape, 10_000, 100) for shape in LONG],
     "thousand": [(shape, 10_000, 1_000) for shape in LONG]
-    + [(shape, 100_000, 1_000) for shape in (*LARGE, "montage", "seismology")],
+    + [(shape, 100_000, 1_000) for shape in LARGE],
     "million": [(shape, 1_000_000, 1_000) for shape in LARGE],
 }
 
