@@ -266,9 +266,11 @@ class Placer:
                     if place:
                         bytes_by_broker[place] = bytes_by_broker.get(place, 0.0) + size
             else:
-                for broker in np.unique(places[places != 0]).tolist():
-                    there = float(sizes[is_task][places == broker].sum())
-                    bytes_by_broker[ProcessId(broker)] = there
+                brokers, index = np.unique(places, return_inverse=True)
+                sums = np.bincount(index, sizes[is_task])
+                for broker, there in zip(brokers.tolist(), sums.tolist(), strict=True):
+                    if broker:
+                        bytes_by_broker[ProcessId(broker)] = there
             for position in subtree.imports[~is_task].tolist():
                 source = run.plan.sources[position - run.plan.task_count]
                 if isinstance(source, RefSource):
