@@ -474,9 +474,7 @@ class MasterCore:
         is_task = producers != SOURCE
         tasks, sources = positions[is_task], positions[~is_task]
         holders = run.locations(tasks, producers[is_task])
-        by_holder = np.argsort(
-            holders, kind="stable"
-        )  # one pass, not one a holder
+        by_holder = np.argsort(holders, kind="stable")  # one pass, not one a holder
         names, firsts = np.unique(holders[by_holder], return_index=True)
         pieces = np.split(tasks[by_holder], firsts[1:])[: len(names)]
         for holder, piece in zip(names.tolist(), pieces, strict=True):
