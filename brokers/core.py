@@ -83,7 +83,6 @@ from dagsched.protocol.messages import (
 )
 
 ENDED_RUNS_MAX = 1_000  # remembered, so that late messages of theirs are known as such
-PROGRESS_S = 0.1
 LATE_S = 0.1  # whoever waits this long behind a bundle that was taken for short goes elsewhere
 
 
@@ -232,6 +231,7 @@ class BrokerCore:
         arrays += [levels, imports[brokers < 0]]
         subtree = bundling.make_subtree(message, arrays, bytes(frames[4]))
         run.subtrees[subtree.number] = subtree
+        run.uncut.append(subtree)
         run.counters.received_count += 1
         self._take_definitions(run, message, frames)
         bundling.count_uses(run, subtree)
@@ -523,11 +523,12 @@ class BrokerCore:
                 self.actions.kill.append(executor.id)
 
     def _tell_progress(self, now: float) -> None:
+        every_s = self.exchange.progress_s
         for run in self.runs.values():
-            if run.done_count != run.told_count and now - run.told_at_s >= PROGRESS_S:
+            if run.done_count != run.told_count and now - run.told_at_s >= every_s:
                 self.tell_master(Progress(run.number, run.done_count))
                 run.told_count, run.told_at_s = run.done_count, now
-                self.set_timer(now + PROGRESS_S, "progress", 0)
+                self.set_timer(now + every_s, "progress", 0)
 
     def take_actions(self) -> BrokerActions:
         """Decide what follows from all that was pushed, and pull it."""

@@ -34,8 +34,8 @@ class Cutter:
         for run in self.core.runs.values():
             if run.cancelled or run.draining:
                 continue
-            for subtree in run.subtrees.values():
-                if subtree.cursor < subtree.hi and subtree.open_bundle_count < 2 * count:
+            for subtree in run.uncut_subtrees():
+                if subtree.open_bundle_count < 2 * count:
                     self._cut_window(run, subtree, count, now)
         for _ in range(LOOKAHEAD_WINDOWS):
             idle = [e for e in ready_executors if not e.queue and not e.killed]
@@ -79,11 +79,10 @@ class Cutter:
         for run in self.core.runs.values():
             if run.cancelled or run.draining or (only_large and not run.large_bytes):
                 continue
-            for subtree in run.subtrees.values():
-                if subtree.cursor < subtree.hi:
-                    bundles = self._cut_window(run, subtree, count, now)
-                    if bundles is not None:
-                        return bundles
+            for subtree in run.uncut_subtrees():
+                bundles = self._cut_window(run, subtree, count, now)
+                if bundles is not None:
+                    return bundles
         return None
 
     def _cut_window(

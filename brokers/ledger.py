@@ -12,6 +12,7 @@ from dagsched.ids import Position, ProcessId
 from dagsched.protocol.asking import TaskRetried, shortened
 from dagsched.protocol.messages import (
     EXPORTED,
+    TRACE_GAP,
     AskWhere,
     BundleDone,
     ExitInfo,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dagsched.brokers.core import BrokerCore
 
 TRACES_MAX = 64  # bundles whose times are sent to the master as one batch
+GAP_FRAME = np.array([TRACE_GAP], "<i4").tobytes()
 ORPHAN_TRACES_MAX = 10_000  # bundles whose times are kept while there is no master
 
 
@@ -223,7 +225,7 @@ class Ledger:
         if self.core.is_orphan:
             del run.traces[:-ORPHAN_TRACES_MAX]
             return
-        self.core.actions.to_master += run.traces
+        self.core.actions.to_master += merged_traces(run.traces)
         run.traces = []
 
     def subtree_ended(self, run: BrokerRun, subtree: Subtree) -> None:
@@ -363,3 +365,20 @@ class Ledger:
             successor.attempt = bundle.attempt + 1
         self._wake_dependents(bundle, successors, [])
         self.retire(bundle)
+
+
+def merged_traces(traces: Sequence[Parcel]) -> list[Parcel]:
+    """One message an executor and attempt: the master pays for each, and passes it on unread."""
+    by_source: dict[TaskTrace, list[Parcel]] = {}
+    for parcel in traces:
+        by_source.setdefault(parcel.message, []).append(parcel)  # type: ignore[arg-type]  # are TaskTraces
+    return [
+        Parcel(
+            message,
+            (
+                GAP_FRAME.join(bytes(parcel.frames[0]) for parcel in parcels),
+                b"".join(bytes(parcel.frames[1]) for parcel in parcels),
+            ),
+        )
+        for message, parcels in by_source.items()
+    ]

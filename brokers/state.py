@@ -158,6 +158,7 @@ class BrokerRun:
     asked: NDArray[np.uint8]  # of another node: 1 size and type, 2 the bytes
     objects: list[StoredObject | None] = field(default_factory=list)
     subtrees: dict[SubtreeNo, Subtree] = field(default_factory=dict)
+    uncut: list[Subtree] = field(default_factory=list)  # see `uncut_subtrees`
     bundles: dict[BundleNo, Bundle] = field(default_factory=dict)  # all not DONE
     ready: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # heap
     withheld: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # of it, in this turn
@@ -189,6 +190,17 @@ class BrokerRun:
     told_count: int = 0
     told_at_s: float = 0.0
     counters: "Counters" = field(default_factory=lambda: Counters())  # noqa: PLW0108 - defined below
+
+    def uncut_subtrees(self) -> list[Subtree]:
+        """Those with tasks that are in no bundle yet, in the order in which they were placed.
+
+        Ended ones are remembered by the thousand, so that each turn must not look at all.
+        """
+        if any(
+            subtree.cursor >= subtree.hi or not subtree.remaining_count for subtree in self.uncut
+        ):
+            self.uncut = [s for s in self.uncut if s.cursor < s.hi and s.remaining_count]
+        return self.uncut
 
     def owner_of(self, position: int) -> Subtree | None:
         """The subtree that has a task to end: the latest, for a piece does again what was done."""

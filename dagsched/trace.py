@@ -91,14 +91,15 @@ class TraceBuilder:
         positions: Buffer | NDArray[np.integer],
         stamps: Buffer | NDArray[np.integer],
     ) -> None:
-        """Take the stamps of tasks that one executor ran one after the other.
+        """Take the stamps of tasks that one executor ran one after the other, with gaps or without.
 
         Args:
             broker: id of the node's broker.
             executor: id of the executor.
             attempt: of the part that the tasks belong to; where a task is told of more than once
                 the highest wins, and among equals the last.
-            positions: of the tasks, in the order they ran; an array, or its int32 bytes.
+            positions: of the tasks, in the order they ran, -1 for a gap; an array, or its int32
+                bytes.
             stamps: one more than positions, in ns; ``stamps[0]`` is the first task's start,
                 ``stamps[i + 1]`` the end of task i and the start of the next; an array, or its
                 int64 bytes.
@@ -106,17 +107,11 @@ class TraceBuilder:
         self._pieces.append((broker, executor, attempt, positions, stamps))
 
     def executions_of(self, position: int) -> list[Execution]:
-        """Every time that the task at a position has ended, in order.
-
-        Looks at the first and last of each piece only, as tasks of a piece rise in position.
-        """
+        """Every time that the task at a position has ended, in order."""
         found = []
         for piece in self._pieces:
             ids = _as_array(piece[3], np.dtype("<i4"))
-            if not len(ids) or not ids[0] <= position <= ids[-1]:
-                continue
-            place = int(np.searchsorted(ids, position))
-            if ids[place] == position:
+            for place in np.flatnonzero(ids == position).tolist():
                 stamps = _as_array(piece[4], np.dtype("<i8"))
                 start_ns, end_ns = int(stamps[place]), int(stamps[place + 1])
                 found.append(Execution(piece[0], piece[1], piece[2], start_ns, end_ns))
@@ -154,12 +149,14 @@ class TraceBuilder:
         pieces = [_arrays(piece) for piece in sorted(self._pieces, key=lambda piece: piece[2])]
         if pieces:
             sizes = [len(piece[3]) for piece in pieces]
-            ids = np.asarray(order)[np.concatenate([piece[3] for piece in pieces])]
-            start_ns[ids] = np.concatenate([piece[4][:-1] for piece in pieces])
-            end_ns[ids] = np.concatenate([piece[4][1:] for piece in pieces])
-            node[ids] = np.repeat([piece[0] for piece in pieces], sizes)
-            executor[ids] = np.repeat([piece[1] for piece in pieces], sizes)
-            attempt[ids] = np.repeat([piece[2] for piece in pieces], sizes)
+            positions = np.concatenate([piece[3] for piece in pieces])
+            ran = positions >= 0
+            ids = np.asarray(order)[positions[ran]]
+            start_ns[ids] = np.concatenate([piece[4][:-1] for piece in pieces])[ran]
+            end_ns[ids] = np.concatenate([piece[4][1:] for piece in pieces])[ran]
+            node[ids] = np.repeat([piece[0] for piece in pieces], sizes)[ran]
+            executor[ids] = np.repeat([piece[1] for piece in pieces], sizes)[ran]
+            attempt[ids] = np.repeat([piece[2] for piece in pieces], sizes)[ran]
             executions = np.bincount(ids, minlength=count).astype(np.int32)
         failed_ids = tuple(sorted(int(order[position]) for position in failed))
         return Trace(start_ns, end_ns, executor, node, attempt, executions, failed_ids, part)

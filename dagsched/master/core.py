@@ -474,10 +474,12 @@ class MasterCore:
         is_task = producers != SOURCE
         tasks, sources = positions[is_task], positions[~is_task]
         holders = run.locations(tasks, producers[is_task])
-        for holder in np.unique(holders).tolist():
+        by_holder = np.argsort(holders, kind="stable")  # one pass, not one a holder
+        names, firsts = np.unique(holders[by_holder], return_index=True)
+        pieces = np.split(tasks[by_holder], firsts[1:])[: len(names)]
+        for holder, piece in zip(names.tolist(), pieces, strict=True):
             if holder in self._members.nodes:
-                frame = positions_frame(tasks[holders == holder])
-                self._outbox.send(ProcessId(holder), Release(run.number), [frame])
+                self._outbox.send(ProcessId(holder), Release(run.number), [positions_frame(piece)])
         for broker in run.brokers() if len(sources) else ():
             given = run.shares[broker].sources
             theirs = sources[np.array([p in given for p in sources.tolist()], bool)]

@@ -24,6 +24,7 @@ class Situation:
     ``no_node``: there is no node that its subtree could go to; `detail` says why.
     ``settling``: the first nodes gather, for some tens of milliseconds.
     ``withheld``: its subtree is to go to `node`, which has its fill, behind `ahead_count` others.
+    ``dealt``: each executor has a task of the run, and `ahead_count` others come before it.
     ``unplaced``: its subtree needs values of subtrees `others`, which haven't been placed.
     ``placed``: its subtree is on `node`; asked, the node will say more.
     ``silent``: the same, but `node` hasn't answered.
@@ -155,6 +156,9 @@ _PHRASES = {
     "withheld": (
         "is not placed yet: its subtree {subtree} is to go to node {node}, behind {ahead} others; "
         "that node gets the next when it has ended one ({detail})"
+    ),
+    "dealt": (
+        "is not placed yet: it is dealt to the first executor that gets free; {ahead} go before it"
     ),
     "unplaced": "is not placed yet: its subtree {subtree} needs values of {others}",
     "constant": "is a constant of the graph, on its way to the node",

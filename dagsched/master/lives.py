@@ -12,6 +12,7 @@ import numpy as np
 from dagsched.config import Config
 from dagsched.errors import InternalError, ProtocolError
 from dagsched.ids import ProcessId, RunNo
+from dagsched.master.dealing import is_dealt
 from dagsched.master.departures import Departures
 from dagsched.master.events import OutputsComplete, RunEnded, RunOutcome
 from dagsched.master.families import Families
@@ -216,6 +217,7 @@ class Lives:
     def _start(self, run: MasterRun, now: float) -> None:
         """Place the run's subtrees; nothing of it is anywhere."""
         self._begin_counts(run)
+        run.is_dealt = is_dealt(run.plan, run.subtrees, len(self._members.wanted))
         self.placer.begin(run)
         self.placer.place(run, now)
         self.maybe_announce(run, now)

@@ -43,6 +43,7 @@ class Members:
         self._version = version
         self._outbox = outbox
         self._awaited: dict[ProcessId, float] = {}  # not joined yet: until when we wait
+        self._unproven: dict[ProcessId, float] = {}  # no executor came yet: lost then
         self._epoch = 0
         self._settled = False
         self._settle_by_s: float | None = None
@@ -105,9 +106,9 @@ class Members:
             epoch=Epoch(self._epoch),
             executors=tuple(map(ProcessId, wanted[2])),
             heard_s=now,
-            usable_by_s=max(deadline_s, now + self._config.heartbeat_s),
         )
         self._join(node, now)
+        self._unproven[broker] = max(deadline_s, now + self._config.heartbeat_s)
         self._outbox.send(broker, SetExecutors(node.executors))
         self._note_emptiness(now)
         return True
@@ -142,7 +143,6 @@ class Members:
             epoch=Epoch(self._epoch),
             executors=tuple(map(ProcessId, message.executors)),
             heard_s=now,
-            usable_by_s=None,
             leaving=True,
             is_orphan=True,
             foreign_runs=set(map(RunNo, message.runs)),
@@ -170,11 +170,10 @@ class Members:
     def executor_changed(self, broker: ProcessId, message: ExecutorChanged, now: float) -> bool:
         """An executor of a node came or went; whether it is the first that the node has."""
         node = self.nodes[broker]
-        is_first = bool(message.pid) and node.usable_by_s is not None
+        is_first = bool(message.pid) and self._unproven.pop(broker, None) is not None
         executor = ProcessId(message.executor)
         if message.pid:
             node.pid_by_executor[executor] = message.pid
-            node.usable_by_s = None
             if not self._settled and self._settle_by_s is None:
                 self._settle_by_s = now + SETTLE_S
         else:
@@ -186,6 +185,7 @@ class Members:
     def remove(self, broker: ProcessId, reason: str, now: float, *, is_lost: bool) -> None:
         """Take a node out: it was lost, or it leaves as it was told to."""
         del self.nodes[broker]
+        self._unproven.pop(broker, None)
         if is_lost:
             self._outbox.disconnect(broker)
         else:
@@ -256,7 +256,7 @@ class Members:
     def next_timer(self) -> float | None:
         """When `handle_timer` has something to do."""
         times = list(self._awaited.values())
-        times += [node.usable_by_s for node in self.nodes.values() if node.usable_by_s is not None]
+        times += self._unproven.values()
         if self._ping_at_s is not None:
             times.append(self._ping_at_s)
         if self._settle_by_s is not None and not self._settled:
@@ -275,8 +275,8 @@ class Members:
                 self._give_up_if_nobody_came(now)
         lost = [
             (broker, f"no executor of node {broker} could be started")
-            for broker, node in self.nodes.items()
-            if node.usable_by_s is not None and now >= node.usable_by_s
+            for broker, until_s in self._unproven.items()
+            if now >= until_s
         ]
         if self._ping_at_s is None or now < self._ping_at_s:
             return lost

@@ -42,7 +42,7 @@ def place_of(
         case SubtreeState.WAITING:
             return replace(found, state="unplaced", others=unplaced_before(run, subtree))
         case SubtreeState.READY if subtree.home is None:
-            return _homeless(found, members, now)
+            return _homeless(found, run, subtree, members, now)
         case SubtreeState.READY:
             return _withheld(found, run, subtree)
         case _:
@@ -84,8 +84,12 @@ def _withheld(found: Situation, run: MasterRun, subtree: Subtree) -> Situation:
     )
 
 
-def _homeless(found: Situation, members: Members, now: float) -> Situation:
+def _homeless(
+    found: Situation, run: MasterRun, subtree: Subtree, members: Members, now: float
+) -> Situation:
     if members.usable(now):
+        if run.is_dealt and not run.idle:
+            return replace(found, state="dealt", ahead_count=run.homeless.index(subtree.number))
         return replace(found, state="turn")
     if any(node.is_usable for node in members.nodes.values()):
         return replace(found, state="settling")
@@ -95,7 +99,9 @@ def _homeless(found: Situation, members: Members, now: float) -> Situation:
 def unplaced_before(run: MasterRun, subtree: Subtree) -> list[int]:
     """Subtrees that must be placed before this one can be."""
     return [
-        number for number in subtree.predecessors.tolist() if run.subtrees[number].state in UNPLACED
+        number
+        for number in subtree.predecessors.tolist()
+        if run.subtrees[number].state in run.awaited_states
     ]
 
 

@@ -5,7 +5,9 @@ home by `placement`, waits in the home's queue for credit, and goes. A broker wi
 a run takes from the end of the longest queue, where that ends the run earlier.
 """
 
+from bisect import insort
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from dagsched.config import Config
 from dagsched.errors import InternalError
 from dagsched.ids import ProcessId, SubtreeNo
+from dagsched.master.dealing import LOOKED_AT, Turn, next_deal
 from dagsched.master.events import RunStarted
 from dagsched.master.journal import Placed
 from dagsched.master.members import Members
@@ -20,6 +23,7 @@ from dagsched.master.outbox import Outbox
 from dagsched.master.placement import UNKNOWN_BYTES, Candidate, Host, homes_of
 from dagsched.master.slices import placing_parcel, positions_frame
 from dagsched.master.state import (
+    FEW,
     SOURCE,
     UNFINISHED,
     UNPLACED,
@@ -70,6 +74,8 @@ class Placer:
         placements: list[tuple[int, int, int]] = []
         if run.is_interlocked:
             self._place_all(run, nodes, placements)
+        elif run.is_dealt:
+            self._deal(run, nodes, placements)
         else:
             hosts = self._hosts(run, nodes)
             while run.homeless:
@@ -86,9 +92,13 @@ class Placer:
         if node is None or not node.is_usable or run.is_interlocked or run.recovering:
             return
         placements: list[tuple[int, int, int]] = []
+        if run.is_dealt:
+            self._deal(run, [node], placements)
+            self._note(run, placements)
+            return
         self._send_from(run, node, placements)
         share = run.share(broker)
-        if not share.unfinished_count and any(other.queue for other in run.shares.values()):
+        if not share.unfinished_count and run.queued_count:
             self._maybe_steal(run, node, self._members.usable(now), placements)
         self._note(run, placements)
         if run.homeless:
@@ -103,6 +113,7 @@ class Placer:
             for number in share.queue:
                 run.subtrees[number].home = None
                 run.homeless.append(number)
+            run.queued_count -= len(share.queue)
             share.queue.clear()
             share.queued_s = 0.0
 
@@ -113,6 +124,7 @@ class Placer:
                 subtree.move(SubtreeState.WAITING)
                 subtree.home = None
         run.homeless.clear()
+        run.queued_count = 0
         for share in run.shares.values():
             share.queue.clear()
             share.queued_s = 0.0
@@ -166,6 +178,8 @@ class Placer:
         subtree.move(SubtreeState.DONE)
         self._end_load(run, subtree)
         run.unfinished_count -= 1
+        if run.is_dealt:
+            self._count_down(run, subtree)
 
     # --- how --------------------------------------------------------------------------------------
 
@@ -193,7 +207,19 @@ class Placer:
 
     def _make_ready(self, run: MasterRun, subtree: Subtree) -> None:
         subtree.move(SubtreeState.READY)
-        run.homeless.append(subtree.number)
+        subtree.ready_s = self._outbox.now
+        if run.is_dealt:
+            insort(run.homeless, subtree.number)
+        else:
+            run.homeless.append(subtree.number)
+
+    def _count_down(self, run: MasterRun, subtree: Subtree) -> None:
+        """Those that wait for this one have one less to wait for."""
+        for number in run.successors[subtree.number]:
+            successor = run.subtrees[number]
+            successor.unplaced_count -= 1
+            if not successor.unplaced_count:
+                self._make_ready(run, successor)
 
     def _hosts(self, run: MasterRun, nodes: list[Node]) -> list[Host]:
         """The nodes as `placement` sees them."""
@@ -224,6 +250,7 @@ class Placer:
         else:
             share.queue.append(subtree.number)
         share.queued_s += subtree.weight_s
+        run.queued_count += 1
 
     def _candidate(self, run: MasterRun, subtree: Subtree) -> Candidate:
         """A subtree as `placement` sees it: the bytes of its inputs, by where they lie."""
@@ -233,9 +260,17 @@ class Placer:
             sizes = np.where(sizes < 0, UNKNOWN_BYTES, sizes)
             is_task = subtree.producers != SOURCE
             places = run.locations(subtree.imports[is_task], subtree.producers[is_task])
-            for broker in np.unique(places[places != 0]).tolist():
-                there = float(sizes[is_task][places == broker].sum())
-                bytes_by_broker[ProcessId(broker)] = there
+            if len(places) <= FEW:
+                pairs = zip(places.tolist(), sizes[is_task].tolist(), strict=True)
+                for place, size in sorted(pairs):
+                    if place:
+                        bytes_by_broker[place] = bytes_by_broker.get(place, 0.0) + size
+            else:
+                brokers, index = np.unique(places, return_inverse=True)
+                sums = np.bincount(index, sizes[is_task])
+                for broker, there in zip(brokers.tolist(), sums.tolist(), strict=True):
+                    if broker:
+                        bytes_by_broker[ProcessId(broker)] = there
             for position in subtree.imports[~is_task].tolist():
                 source = run.plan.sources[position - run.plan.task_count]
                 if isinstance(source, RefSource):
@@ -260,6 +295,36 @@ class Placer:
         for number in numbers:
             self._send(run, run.subtrees[number], placements)
 
+    def _deal(
+        self, run: MasterRun, nodes: Iterable[Node], placements: list[tuple[int, int, int]]
+    ) -> None:
+        """Place what is ready on idle executors, of these nodes and of those that were idle before.
+
+        Afterwards nothing is ready, or nobody idle.
+        """
+        for node in nodes:
+            run.idle[node.broker] = len(node.executors) - run.share(node.broker).unfinished_tasks
+            if run.idle[node.broker] <= 0:
+                del run.idle[node.broker]
+        while run.homeless and run.idle:
+            ready = (run.subtrees[number] for number in islice(run.homeless, LOOKED_AT))
+            turns = (
+                Turn(self._candidate(run, subtree), self._outbox.now - subtree.ready_s)
+                for subtree in ready
+            )
+            index, broker = next_deal(turns, run.idle)
+            run.idle[broker] -= 1
+            if run.idle[broker] <= 0:
+                del run.idle[broker]
+            member = self._members.nodes.get(broker)
+            if member is None or not member.is_usable:
+                run.idle.pop(broker, None)  # it has gone, or is about to
+                continue
+            subtree = run.subtrees[run.homeless[index]]
+            del run.homeless[index]
+            subtree.home = broker
+            self._send(run, subtree, placements)
+
     def _has_credit(self, share: Share, node: Node) -> bool:
         """Enough subtrees to keep it busy while the next is on its way, and no more.
 
@@ -283,6 +348,7 @@ class Placer:
             if not subtree.urgent and not self._has_credit(share, node):
                 return
             share.queue.popleft()
+            run.queued_count -= 1
             share.queued_s = share.queued_s - subtree.weight_s if share.queue else 0.0
             self._send(run, subtree, placements)
 
@@ -312,6 +378,7 @@ class Placer:
         host = Host(node.broker, len(node.executors), node.load_s / len(node.executors))
         if host.end_with(self._candidate(run, subtree)) < rich_end_s:
             victim.queue.pop()
+            run.queued_count -= 1
             victim.queued_s = victim.queued_s - subtree.weight_s if victim.queue else 0.0
             subtree.home = node.broker
             self._send(run, subtree, placements)
@@ -341,12 +408,8 @@ class Placer:
         if run.lacking:
             self._tell_lacking(run, subtree, home)
         placements.append((subtree.number, home, subtree.attempt))
-        if not run.is_interlocked:
-            for number in run.successors[subtree.number]:
-                successor = run.subtrees[number]
-                successor.unplaced_count -= 1
-                if not successor.unplaced_count:
-                    self._make_ready(run, successor)
+        if not run.is_interlocked and not run.is_dealt:
+            self._count_down(run, subtree)
 
     def _import_brokers(self, run: MasterRun, subtree: Subtree) -> Int32:
         """Who has, or will have, each import; 0 for sources, which are given.
@@ -466,11 +529,16 @@ def _wrong_in(run: MasterRun) -> list[str]:
         ):
             wrong.append(f"run {run.number}, subtree {subtree.number}: in the wrong queue")
         unplaced = sum(
-            run.subtrees[number].state in UNPLACED for number in subtree.predecessors.tolist()
+            run.subtrees[number].state in run.awaited_states
+            for number in subtree.predecessors.tolist()
         )
         is_unplaced = subtree.state in UNPLACED
         if is_unplaced and not run.is_interlocked and unplaced != subtree.unplaced_count:
             wrong.append(f"run {run.number}, subtree {subtree.number}: waits for {unplaced}")
+    if run.queued_count != sum(len(share.queue) for share in run.shares.values()):
+        wrong.append(
+            f"run {run.number}: the count of queued subtrees, {run.queued_count}, is wrong"
+        )
     unfinished = sum(subtree.state in UNFINISHED for subtree in run.subtrees)
     if unfinished != run.unfinished_count:
         wrong.append(f"run {run.number}: {unfinished} unfinished, not {run.unfinished_count}")

@@ -123,6 +123,7 @@ class Recoveries:
             if run.state is not RunState.RUNNING:
                 continue
             run.recovering = True
+            run.is_dealt = False  # what is placed may wait for what isn't, and must not block it
             recovery.told[run.number] = {}
             for broker in run.brokers():
                 if broker in self._members.nodes:

@@ -58,6 +58,9 @@ RUN_MOVES = {
 }
 
 
+FEW = 8
+"""Up to so many imports of a subtree are looked at by plain lists."""
+
 SOURCE = -1
 """In place of a producer: no task computes it."""
 
@@ -78,10 +81,11 @@ class Subtree:
     producers: Int32  # the subtree that computes each of `imports`; SOURCE, HELD
     functions: Int32  # indices that its tasks use
     predecessors: Int32  # subtrees that compute something it imports
-    unplaced_count: int  # of its predecessors
+    unplaced_count: int  # of its predecessors; where the run is dealt: that have not ended
     state: SubtreeState = SubtreeState.WAITING
     home: ProcessId | None = None  # while READY or PLACED, and of its objects when DONE
     attempt: int = 0
+    ready_s: float = 0.0  # when it became READY last
     members: Int32 | None = None  # of a piece: what of lo:hi it computes, rising
     urgent: bool = False  # what is placed already may wait for it: goes without credit
 
@@ -165,6 +169,8 @@ class MasterRun:
     missing_count: int
     state: RunState = RunState.RUNNING
     epoch: int = 1
+    is_dealt: bool = False  # its subtrees are single long tasks, placed as executors get free
+    idle: dict[ProcessId, int] = field(default_factory=dict)  # if dealt: executors without a task
     recovering: bool = False  # brokers have been asked what they hold; nothing is placed meanwhile
     producer_of: Int32 | None = None  # subtree that computes each task; None: as in the plan
     holder_of: Int32 | None = None  # where a value is, if not at its subtree's home; 0: there
@@ -173,6 +179,7 @@ class MasterRun:
     loss_counts: NDArray[np.uint16] | None = None  # how often each value was lost
     shares: dict[ProcessId, Share] = field(default_factory=dict)
     homeless: deque[SubtreeNo] = field(default_factory=deque)  # READY, without a broker
+    queued_count: int = 0  # subtrees in queues of `shares`
     unfinished_count: int = 0  # subtrees not DONE
     objects: list[HeldObject] = field(default_factory=list)  # of outputs
     announced: bool = False  # OutputsComplete went out
@@ -199,6 +206,11 @@ class MasterRun:
     def is_interlocked(self) -> bool:
         """Its subtrees wait for each other both ways."""
         return self.plan.interlocked
+
+    @property
+    def awaited_states(self) -> tuple[SubtreeState, ...]:
+        """A subtree waits while one of its predecessors is in one of these."""
+        return UNFINISHED if self.is_dealt else UNPLACED
 
     def move(self, state: RunState) -> None:
         """Change the state; the only place that does.
@@ -236,9 +248,13 @@ class MasterRun:
 
     def locations(self, positions: Int32, producers: Int32) -> Int32:
         """The same for several tasks with their producers (or HELD); 0: nobody yet."""
-        if len(positions) > len(self.subtrees):
-            homes = np.array([subtree.home or 0 for subtree in self.subtrees], np.int32)
-            brokers = np.where(producers >= 0, homes[producers], 0).astype(np.int32)
+        if len(positions) <= FEW:  # of a single task; numpy's calls would take five times as long
+            subtrees = self.subtrees
+            homes = [subtrees[n].home or 0 if n >= 0 else 0 for n in producers.tolist()]
+            brokers = np.array(homes, np.int32)
+        elif len(positions) > len(self.subtrees):
+            all_homes = np.array([subtree.home or 0 for subtree in self.subtrees], np.int32)
+            brokers = np.where(producers >= 0, all_homes[producers], 0).astype(np.int32)
         else:
             brokers = np.zeros(len(positions), np.int32)
             for number in np.unique(producers[producers >= 0]).tolist():
@@ -263,7 +279,6 @@ class Node:
     epoch: int
     executors: tuple[ProcessId, ...]  # that it shall have
     heard_s: float
-    usable_by_s: float | None  # it is lost if it has no executor by then; None: it had one
     pid_by_executor: dict[ProcessId, int] = field(default_factory=dict)  # those that are there
     load_s: float = 0.0  # work of PLACED subtrees of all runs
     leaving: bool = False  # no longer wanted; goes when nothing that it has is needed

@@ -25,6 +25,7 @@ from dagsched.partition.columns import by_columns
 from dagsched.partition.intervals import Parts, interval_starts, joined_small, staged_parts
 from dagsched.partition.lanes import BUNDLES_AHEAD, laned_order, window_stretch
 from dagsched.partition.simulate import levels_makespan_s, schedule_of
+from dagsched.partition.singles import LONG_S, dealing_order, is_dealt
 from dagsched.plan import ClusterShape, Int32, Int64
 
 SUBTREE_TASKS_MAX = 250_000
@@ -149,8 +150,13 @@ def _is_narrow(task: _Task, executors: int) -> bool:
 
 
 def _cut_for_nodes(task: _Task) -> Cut:
-    """Depth first or by levels, over all nodes or on one."""
+    """One by one, depth first or by levels, over all nodes or on one."""
     nodes, executors = task.shape.nodes, task.shape.executors
+    if task.total_s >= LONG_S * task.edges.task_count:
+        _, longest_s = levels_of(task.edges, task.weights_s)
+        is_parallel = task.total_s >= PARALLELISM_MIN * longest_s
+        if is_parallel and is_dealt(task.edges.task_count, task.total_s, longest_s, executors):
+            return _one_by_one(task)
     parts = _subtrees(task)
     places_s = schedule_of(
         task.edges, parts, nodes, executors / nodes, task.config.overhead_s, task.hop_s
@@ -175,6 +181,13 @@ def _cut_for_nodes(task: _Task) -> Cut:
     if fine_s < task.total_s and _is_narrow(task, task.node_executors):
         return _whole_by_lanes(task, fine, task.node_executors)
     return _whole(task.edges.task_count)
+
+
+def _one_by_one(task: _Task) -> Cut:
+    """Each task a subtree, in the order in which the master shall deal them."""
+    order = dealing_order(task.edges, task.weights_s, task.shape.executors, task.hop_s)
+    starts = np.arange(len(order) + 1, dtype=np.int64)
+    return Cut(order.astype(np.int32), starts, False, np.empty(0, dtype=np.int32))
 
 
 def _judged(task: _Task) -> tuple[Parts, float]:

@@ -259,7 +259,8 @@ def _outputs(message: m.OutputsReady, frames: Sequence[Frame], total_of: TotalOf
 
 def _trace(message: m.TaskTrace, frames: Sequence[Frame], total_of: TotalOf) -> None:
     _frames(frames, 2)
-    positions = _positions(frames[0], total_of(message.run))
+    positions = _array(frames[0], "<i4", "positions")
+    _positions(positions[positions != m.TRACE_GAP].tobytes(), total_of(message.run))
     stamps = _array(frames[1], "<i8", "stamps")
     _need(len(stamps) == len(positions) + 1, f"{len(stamps)} stamps for {len(positions)} tasks")
 

@@ -257,10 +257,14 @@ class OutputsReady(Struct, frozen=True, tag="outputs"):
     objects: Sequence[ObjectInfo]
 
 
+TRACE_GAP = -1
+
+
 class TaskTrace(Struct, frozen=True, tag="trace"):
     """Tasks that ended. Frames: positions; stamps (int64 ns of the monotonic clock).
 
     ``stamps[0]`` is the first task's start; ``stamps[i + 1]`` its end and the next one's start.
+    Between two bundles stands `TRACE_GAP` in place of a position: nothing of the run ran then.
     """
 
     run: int

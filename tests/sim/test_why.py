@@ -1,6 +1,8 @@
 """Explanations of tasks in simulated clusters, against what is known to be so; and the watchdog."""
 
+import pickle
 import random
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -22,13 +24,16 @@ def chain(count: int, seconds: float) -> SimGraph:
 
 
 def halves(seconds: float) -> Planned:
-    """Two subtrees: four tasks, and four that need one of the first each; the last needs those."""
+    """A few subtrees: four tasks, and four that need one of the first each; the last needs those.
+
+    They are cut as if they took 40 ms: where they take longer, each is a subtree of its own.
+    """
     deps: list[list[int]] = [[], [], [], [], [0], [1], [2], [3], [4, 5, 6, 7]]
     ready = planned(
-        SimGraph(deps, [8], function_s=[seconds]), ClusterShape(2, 4), Config(subtrees_a_node=1)
+        SimGraph(deps, [8], function_s=[0.04]), ClusterShape(2, 4), Config(subtrees_a_node=1)
     )
-    assert ready.plan.subtree_count > 1
-    return ready
+    assert 1 < ready.plan.subtree_count < 9
+    return replace(ready, plan=replace(ready.plan, function_pickles=[pickle.dumps(seconds)]))
 
 
 def name(position: int) -> str:
@@ -321,7 +326,9 @@ def test_a_run_that_recovers_says_so_and_then_what_is_computed_again() -> None:
     assert "recomputed" in kinds
 
 
-BEFORE = frozenset(("unplaced", "withheld", "uncut", "waiting", "ready", "queued", "bundled"))
+BEFORE = frozenset(
+    ("unplaced", "dealt", "withheld", "uncut", "waiting", "ready", "queued", "bundled")
+)
 AFTER = frozenset(("ended", "held", "done", "fetching", "graph"))
 
 

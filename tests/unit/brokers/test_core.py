@@ -14,6 +14,7 @@ from dagsched.protocol.messages import (
     OUTPUT,
     REFERENCED,
     SOLO,
+    TRACE_GAP,
     AskHoldings,
     AskStats,
     AskWhere,
@@ -39,6 +40,7 @@ from dagsched.protocol.messages import (
     Ping,
     PlaceSubtree,
     Pong,
+    Progress,
     PutObjects,
     Redirect,
     Release,
@@ -53,6 +55,7 @@ from dagsched.protocol.messages import (
     TaskExpanded,
     TaskFailed,
     TaskOptions,
+    TaskTrace,
     Value,
     ValueReply,
 )
@@ -877,3 +880,47 @@ def test_a_piece_that_begins_inside_a_level_is_split_at_the_levels_that_import()
     imports = {100: 8, 101: 8, 102: 8}
     node.place(deps, lo=0, total=200, levels=(2, 4, 6), imports=imports)
     assert node.core.runs[1].subtrees[0].import_levels.tolist() == [2, 4]
+
+
+def test_subtrees_that_have_ended_are_not_looked_at_each_turn():
+    node = Node()
+    for number in range(20):
+        node.place([[]], lo=number, total=20, subtree=number)
+        [(executor, parcel)] = bundles_of(node.turn())
+        node.done(executor, parcel, objects=[inline(number)], frames=[b"abc"])
+        node.turn()
+    (run,) = node.core.runs.values()
+    assert len(run.subtrees) == 20
+    assert run.uncut == []
+
+
+def test_times_of_bundles_are_told_in_one_message_an_executor():
+    node = Node(executors=(3,))
+    node.place([[], [], []], seconds=1.0, flags=[0, 0, OUTPUT])
+    told = []
+    for _ in range(3):
+        bundles = bundles_of(node.turn())
+        for executor, parcel in bundles:
+            node.done(executor, parcel, objects=[inline(p) for p in bundle_positions(parcel)][:1],
+                      frames=[b"abc"])  # fmt: skip
+    told = [p for p in node.turn().to_master if isinstance(p.message, TaskTrace)]
+    [(message, (positions, stamps))] = told
+    assert message == TaskTrace(1, 3, 1)
+    assert np.frombuffer(positions, np.int32).tolist() == [0, TRACE_GAP, 1, TRACE_GAP, 2]
+    assert len(stamps) == 8 * 6
+
+
+@pytest.mark.parametrize(("peers", "told"), [(1, 20), (1_000, 1)])
+def test_a_thousand_nodes_tell_of_progress_as_often_in_all_as_fifty(peers, told):
+    node = Node(executors=(3,))
+    node.tell(SetPeers([(100 + peer, 1, "") for peer in range(peers)]))
+    node.place([[] for _ in range(20)], seconds=1.0)
+    node.turn()
+    (run,) = node.core.runs.values()
+    count = 0
+    for _ in range(20):
+        node.now += 0.1001
+        run.done_count += 1
+        node.tell(Ping(1))
+        count += len(messages(node.core.take_actions().to_master, Progress))
+    assert count == told

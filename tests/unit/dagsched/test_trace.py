@@ -36,6 +36,17 @@ def test_frames_are_read_as_little_endian_arrays() -> None:
     assert trace.end_ns.tolist() == [11, 7]
 
 
+def test_nothing_ran_in_a_gap() -> None:
+    builder = TraceBuilder()
+    builder.add(2, 3, 1, np.array([0, 2, -1, 1], np.int32), np.array([5, 6, 7, 20, 24], np.int64))
+    trace = builder.build(np.array([0, 1, 2, 3]))
+    assert trace.start_ns.tolist() == [5, 20, 6, -1]
+    assert trace.end_ns.tolist() == [6, 24, 7, -1]
+    assert trace.executions.tolist() == [1, 1, 1, 0]
+    assert builder.executions_of(1) == [(2, 3, 1, 20, 24)]
+    assert builder.executions_of(3) == []
+
+
 def test_the_highest_attempt_wins_whatever_the_order_of_arrival() -> None:
     builder = TraceBuilder()
     builder.add(5, 6, 2, np.array([0]), np.array([100, 200]))
