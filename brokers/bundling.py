@@ -210,12 +210,24 @@ def split_solo_positions(subtree: Subtree, parts: Sequence[Int32]) -> list[Int32
     return [part + lo for part in split_solo([part - lo for part in parts], subtree.flags)]
 
 
-def give_back(run: BrokerRun, subtree: Subtree) -> Int32:
-    """Take out of a subtree what is in no bundle yet; the rest doesn't depend on it.
+def uncut(run: BrokerRun, bundle: Bundle) -> Int32:
+    """Undo the cut of a bundle that was not dispatched; its positions, which are in no other."""
+    add_uses(run, inner_deps(run, bundle, bundle.positions))
+    run.bundle_of[bundle.positions] = -1
+    return bundle.positions
+
+
+def give_back(run: BrokerRun, subtree: Subtree, pieces: Sequence[Int32]) -> Int32:
+    """Take out of a subtree what no executor has; the rest doesn't depend on it.
 
     What is made here of its inputs is held for whoever will do it.
+
+    Args:
+        run: of the subtree.
+        subtree: whose cursor moves to its end.
+        pieces: positions below the cursor that are in no bundle any more.
     """
-    given = subtree.uncut()
+    given = np.sort(np.concatenate([subtree.uncut(), *pieces])).astype(np.int32)
     if not subtree.remaining_count or not len(given):
         return given[:0]
     _, deps = gather(subtree, given)
@@ -229,7 +241,7 @@ def give_back(run: BrokerRun, subtree: Subtree) -> Int32:
         run.lacking.discard(position)
     if subtree.members is None:
         subtree.members = np.ones(subtree.hi - subtree.lo, np.bool_)
-    subtree.members[subtree.cursor - subtree.lo :] = False
+    subtree.members[given - subtree.lo] = False
     subtree.cursor = subtree.hi
     subtree.remaining_count -= len(given)
     return given

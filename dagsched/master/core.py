@@ -23,6 +23,7 @@ from dagsched._version import __version__
 from dagsched.config import Config
 from dagsched.errors import InternalError, ProtocolError
 from dagsched.ids import ProcessId, RunNo
+from dagsched.master.balancing import Balance, Paces
 from dagsched.master.events import RunProgressed, StatsArrived, TracesArrived, ValueArrived
 from dagsched.master.journal import ClientPart, Record, RunPast, SubtreeEnded
 from dagsched.master.kept import KeptObjects
@@ -94,6 +95,7 @@ class MasterCore:
         self._kept = KeptObjects(self._outbox)
         self._estimates: dict[bytes, float] = {}
         self._lives = Lives(config, self._members, self._kept, self._outbox, self._estimates, base)
+        self._balance = Balance(self._members, self._lives)
         self._watch = Watch(config, self._members, self._lives, self._outbox)
         self._resumed: set[RunNo] = set()
         self._fetches: dict[int, ProcessId] = {}  # by request: the broker that was asked
@@ -339,6 +341,7 @@ class MasterCore:
                 if is_new:
                     self._lives.recoveries.spread(now)
                 self._lives.departures.step(now)  # who leaves may have waited for another node
+                self._balance.maybe_idle(now)
             case Pong() | TaskRetried() | TaskAnswer():
                 pass  # `heard` is all that they are for
             case _:
@@ -436,6 +439,7 @@ class MasterCore:
         self._release_imports(run, subtree)
         self._lives.families.end_bare_children(run, subtree, now)
         self._placer.place_at(run, broker, now)
+        self._balance.maybe_idle(now)
         self._lives.maybe_finish(run, now)
 
     def _note_sizes(self, run: MasterRun, subtree: Subtree, frames: Sequence[Frame]) -> None:
@@ -537,7 +541,8 @@ class MasterCore:
         """When `handle_timer` must be called at the latest, if ever."""
         if self._closed:
             return None
-        times = (self._members.next_timer(), self._lives.next_timer(), self._watch.next_timer())
+        owners = (self._members, self._lives, self._balance, self._watch)
+        times = [owner.next_timer() for owner in owners]
         return min((when for when in times if when is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
@@ -551,6 +556,7 @@ class MasterCore:
             self._lives.end_without_nodes(now)
         self._lives.handle_timer(now)
         self._lives.place_all(now)
+        self._balance.handle_timer(now)
         self._watch.handle_timer(now)
 
     def take_actions(self) -> MasterActions:

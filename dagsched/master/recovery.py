@@ -27,7 +27,7 @@ from dagsched.master.slices import (
     piece_of,
     positions_frame,
 )
-from dagsched.master.spreading import evened, givers, missing_imports, split_around
+from dagsched.master.spreading import evened, missing_imports, only_givers, split_around
 from dagsched.master.state import (
     HELD,
     SOURCE,
@@ -157,7 +157,7 @@ class Recoveries:
         for root in roots if len(nodes) > 1 else ():
             # Not while tasks wait for graphs that they returned, whose values would have to follow.
             if root.recovery is None and not root.taken and not root.children:
-                runs = givers([r for r in self._lives.family(root) if self._is_running(r)], nodes)
+                runs = only_givers([r for r in self._lives.family(root) if self._is_running(r)], nodes)
                 if runs:
                     self.begin(root, now, give_back=runs)
 

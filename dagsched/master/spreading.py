@@ -27,11 +27,14 @@ TASKS_MIN = 2
 WIDTH_MIN = 2
 """A run is spread if it has so many tasks for each of its longest path."""
 
-TASKS_LOOKED_AT = 200_000
-"""More tasks than this are taken to be wide: looking at each takes about a microsecond."""
+TASKS_LOOKED_AT = 20_000
+"""More tasks than this aren't looked at one by one, which takes about a microsecond each."""
+
+BEGINNINGS_MIN = 16
+"""So large a graph is wide if so many tasks depend on nothing: it is no row of a few chains."""
 
 
-def givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunNo]:
+def only_givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunNo]:
     """Runs of a family of which its only node shall give something back; mostly none.
 
     Where several nodes work for it, what isn't placed yet goes to whoever comes.
@@ -42,7 +45,19 @@ def givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunNo]:
     only = busy[0]
     if any(run.brokers() not in ([], [only.broker]) for run in family):
         return []
-    return [run.number for run in family if _has_plenty(only, run) and _is_wide(run.plan)]
+    return [run.number for run in family if _has_plenty(only, run) and _is_wide(run)]
+
+
+def givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunNo]:
+    """Runs of a family of which all nodes shall give back what they haven't begun; mostly none.
+
+    For the sake of a node that has nothing to do, of what another has plenty of.
+    """
+    return [
+        run.number
+        for run in family
+        if any(_has_plenty(node, run) for node in nodes) and _is_wide(run)
+    ]
 
 
 def _is_idle(node: Node, family: Sequence[MasterRun]) -> bool:
@@ -75,10 +90,17 @@ def evened(
     return result
 
 
-def _is_wide(plan: RunPlan) -> bool:
-    """Whether several nodes can do it faster than one: not so for a chain. Each edge once."""
+def _is_wide(run: MasterRun) -> bool:
+    """Whether several nodes can do it faster than one: not so for a chain. Found out once."""
+    if run.is_wide is None:
+        run.is_wide = _has_width(run.plan)
+    return run.is_wide
+
+
+def _has_width(plan: RunPlan) -> bool:
     if plan.task_count > TASKS_LOOKED_AT:
-        return True
+        begin_count = int((np.diff(plan.indptr) == 0).sum())
+        return len(plan.deps) > plan.task_count or begin_count >= BEGINNINGS_MIN
     indptr, deps = plan.indptr.tolist(), plan.deps.tolist()
     depths = [0] * (plan.task_count + len(plan.sources))
     for position in range(plan.task_count):

@@ -184,6 +184,8 @@ class MasterRun:
     pinned: list[tuple[RunNo, int]] = field(default_factory=list)  # kept objects that it uses
     progress_count: int = 0  # of a root: tasks ended in the family
     progress_total: int = 0
+    is_wide: bool | None = None  # several nodes do it faster than one; None: not looked at yet
+    spread_at_s: float = 0.0  # of a root: when nodes were asked last to give back, or submitted
     outcome: RunOutcome | None = None
     failure: Failure | None = None
     failure_frame: Frame | None = None

@@ -3,7 +3,7 @@
 Does what the broker's shell does, turn by turn: push what came, take the actions once, do them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -55,7 +55,7 @@ class SimNode(SimProcess):
         cluster: that it is part of.
         broker: its id; one that comes back after a loss has the same, and is another object.
         serial: its number, which no other node of the simulation has.
-        slowness: how much longer tasks take here.
+        slowness: how much longer tasks take, by id of a node or of an executor.
         clock_offset_s: how much its clock is ahead.
     """
 
@@ -65,13 +65,14 @@ class SimNode(SimProcess):
         broker: int,
         serial: int,
         *,
-        slowness: float = 1.0,
+        slowness: Mapping[int, float],
         clock_offset_s: float = 0.0,
     ) -> None:
         super().__init__(cluster.clock, clock_offset_s=clock_offset_s)
         self.broker = broker
         self.serial = serial
-        self.slowness = slowness
+        self._slowness = slowness
+        self._slowness_here = slowness.get(broker, 1.0)
         self.address: Address = ("broker", serial)
         self.core = BrokerCore(broker, "host", cluster.config)
         self.core.look = self._look
@@ -115,6 +116,10 @@ class SimNode(SimProcess):
     def config(self) -> Config:
         """Of the cluster."""
         return self._cluster.config
+
+    def slowness_of(self, executor: int) -> float:
+        """How much longer tasks take in one of its executors."""
+        return self._slowness.get(executor, self._slowness_here)
 
     def _look(self, executor: int) -> Look | None:
         """What an executor's process says of itself."""
