@@ -64,7 +64,6 @@ from dagsched.protocol.messages import (
     Ping,
     PlaceSubtree,
     Pong,
-    Progress,
     PutObjects,
     Redirect,
     Release,
@@ -82,7 +81,6 @@ from dagsched.protocol.messages import (
 
 PROBE_S = 0.002  # after this long without a first measurement the next window is cut anyway
 ENDED_RUNS_MAX = 1_000  # remembered, so that late messages of theirs are known as such
-PROGRESS_S = 0.1
 LATE_S = 0.1  # whoever waits this long behind a bundle that was taken for short goes elsewhere
 LOOKAHEAD_WINDOWS = 4  # windows cut in one turn for idle executors
 
@@ -542,7 +540,7 @@ class BrokerCore:
                 self.actions.take_back += dispatch.take_late(self.executors.values())
                 self._look_for_late(now, is_due=True)
             elif what == "progress":
-                self._tell_progress(now)
+                self.accounts.is_progress_due = False  # looked at by `take_actions`
 
     def _look_for_late(self, now: float, *, is_due: bool = False) -> None:
         if is_due or not self._looks_for_late:
@@ -558,19 +556,14 @@ class BrokerCore:
                 executor.killed = True
                 self.actions.kill.append(executor.id)
 
-    def _tell_progress(self, now: float) -> None:
-        for run in self.runs.values():
-            if run.done_count != run.told_count and now - run.told_at_s >= PROGRESS_S:
-                self.tell_master(Progress(run.number, run.done_count))
-                run.told_count, run.told_at_s = run.done_count, now
-                self._set_timer(now + PROGRESS_S, "progress", 0)
-
     def take_actions(self) -> BrokerActions:
         """Decide what follows from all that was pushed, and pull it."""
         now = self._now
         self._cut(now)
         self._dispatch(now)
-        self._tell_progress(now)
+        when = self.accounts.tell_progress(now)
+        if when is not None:
+            self._set_timer(when, "progress", 0)
         if not self.is_orphan:
             for run in self.runs.values():
                 self.exchange.flush_outputs(run)

@@ -182,6 +182,7 @@ class BrokerRun:
     done_count: int = 0
     told_count: int = 0
     told_at_s: float = 0.0
+    told_news: tuple[int, bool] = (0, False)  # idle executors, tasks to spare
     counters: "Counters" = field(default_factory=lambda: Counters())  # noqa: PLW0108 - defined below
 
     def owner_of(self, position: int) -> Subtree | None:

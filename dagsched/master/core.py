@@ -23,13 +23,14 @@ from dagsched._version import __version__
 from dagsched.config import Config
 from dagsched.errors import InternalError, ProtocolError
 from dagsched.ids import ProcessId, RunNo
-from dagsched.master.balancing import Balance, Paces
+from dagsched.master.balancing import Balance
 from dagsched.master.events import RunProgressed, StatsArrived, TracesArrived, ValueArrived
 from dagsched.master.journal import ClientPart, Record, RunPast, SubtreeEnded
 from dagsched.master.kept import KeptObjects
 from dagsched.master.lives import Lives
 from dagsched.master.members import Members, Version, WantedNode
 from dagsched.master.outbox import MasterActions, Outbox
+from dagsched.master.paces import Paces
 from dagsched.master.placing import Placer
 from dagsched.master.rewriting import journal_of
 from dagsched.master.slices import positions_frame
@@ -95,6 +96,7 @@ class MasterCore:
         self._kept = KeptObjects(self._outbox)
         self._estimates: dict[bytes, float] = {}
         self._lives = Lives(config, self._members, self._kept, self._outbox, self._estimates, base)
+        self._paces = Paces()
         self._balance = Balance(self._members, self._lives)
         self._watch = Watch(config, self._members, self._lives, self._outbox)
         self._resumed: set[RunNo] = set()
@@ -305,7 +307,7 @@ class MasterCore:
             case TaskTrace():
                 self._traced(sender, message, frames)
             case Progress():
-                self._progressed(sender, message)
+                self._progressed(sender, message, now)
             case TaskFailed():
                 run = self._current(message.run, message.epoch)
                 if run is not None:
@@ -428,7 +430,7 @@ class MasterCore:
             self.stale_count += 1
             return
         self._note_sizes(run, subtree, frames)
-        self._note_seconds(run, message.seconds)
+        self._note_seconds(run, broker, message.seconds)
         self._placer.finish(run, subtree)
         self._outbox.write(
             SubtreeEnded(
@@ -454,11 +456,14 @@ class MasterCore:
         run.sizes[subtree.positions()] = 0  # a block's bytes count for its first position
         run.sizes[firsts] = sizes
 
-    def _note_seconds(self, run: MasterRun, seconds: Sequence[tuple[int, int, float]]) -> None:
+    def _note_seconds(
+        self, run: MasterRun, broker: ProcessId, seconds: Sequence[tuple[int, int, float]]
+    ) -> None:
         for index, call_count, total_s in seconds:
             if call_count < 1 or not 0 <= index < len(run.plan.functions):
                 continue
             digest = run.plan.functions[index].digest
+            self._paces.note(self._members.nodes[broker], digest, call_count, total_s)
             mean_s = total_s / call_count
             known_s = self._estimates.get(digest, mean_s)
             if digest not in self._estimates and len(self._estimates) >= ESTIMATES_MAX:
@@ -501,12 +506,16 @@ class MasterCore:
                 )
             )
 
-    def _progressed(self, broker: ProcessId, message: Progress) -> None:
+    def _progressed(self, broker: ProcessId, message: Progress, now: float) -> None:
         run = self._lives.runs.get(RunNo(message.run))
         if run is None or run.state is not RunState.RUNNING or broker not in run.shares:
             self.stale_count += 1
             return
         share, root = run.shares[broker], self._lives.runs[run.root]
+        self._note_seconds(run, broker, message.seconds)
+        share.idle_count, share.has_spare = message.idle_count, message.has_spare
+        if message.idle_count or message.has_spare:
+            self._balance.maybe_idle(now)
         if message.done_count > share.done_count:
             root.progress_count += message.done_count - share.done_count
             share.done_count = message.done_count

@@ -57,6 +57,10 @@ if TYPE_CHECKING:
     from dagsched.master.lives import Lives
 
 
+PARTS_MAX = 16
+"""Nodes' worth of parts that work given back is cut into for the sake of slow ones, at most."""
+
+
 class Recoveries:
     """Part of `Lives`, which owns the runs."""
 
@@ -164,8 +168,10 @@ class Recoveries:
     @property
     def part_count(self) -> int:
         """In how many parts work that is given back is placed."""
-        nodes = [node for node in self._members.nodes.values() if node.is_usable]
-        return max(1, len(nodes) * self._parts_a_node)
+        speeds = [node.speed for node in self._members.nodes.values() if node.is_usable]
+        # So that there is a part for the slowest as well, if it isn't much slower than all.
+        count = max(len(speeds), min(PARTS_MAX, int(sum(speeds) / min(speeds, default=1.0))))
+        return max(1, count * self._parts_a_node)
 
     @staticmethod
     def _is_running(run: MasterRun) -> bool:

@@ -48,16 +48,27 @@ def only_givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunN
     return [run.number for run in family if _has_plenty(only, run) and _is_wide(run)]
 
 
-def givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunNo]:
+def givers(
+    family: Sequence[MasterRun], nodes: Sequence[Node], *, has_idle: bool
+) -> list[RunNo]:
     """Runs of a family of which all nodes shall give back what they haven't begun; mostly none.
 
-    For the sake of a node that has nothing to do, of what another has plenty of.
+    For the sake of a node that has nothing to do (`has_idle`) while another has plenty, or that
+    waits, with executors idle, while tasks at another are ready and wait for executors.
     """
     return [
         run.number
         for run in family
-        if any(_has_plenty(node, run) for node in nodes) and _is_wide(run)
+        if _is_wide(run)
+        and (
+            (has_idle and any(_has_plenty(node, run) for node in nodes)) or _is_starved(run, nodes)
+        )
     ]
+
+
+def _is_starved(run: MasterRun, nodes: Sequence[Node]) -> bool:
+    shares = [run.shares[node.broker] for node in nodes if node.broker in run.shares]
+    return any(s.idle_count for s in shares) and any(s.has_spare for s in shares)
 
 
 def _is_idle(node: Node, family: Sequence[MasterRun]) -> bool:

@@ -117,6 +117,7 @@ class Share:
 
     queue: deque[SubtreeNo] = field(default_factory=deque)  # READY, not sent yet
     queued_s: float = 0.0  # work in `queue`
+    placed_count: int = 0  # subtrees, ever
     unfinished_count: int = 0  # subtrees PLACED
     unfinished_tasks: int = 0
     unfinished_s: float = 0.0  # work in them
@@ -124,6 +125,8 @@ class Share:
     sources: set[int] = field(default_factory=set)  # that it was given
     took_part: bool = False  # it knows the run, so it must be told of its end
     done_count: int = 0  # tasks, as it tells
+    idle_count: int = 0  # executors with nothing to do, as it told last
+    has_spare: bool = False  # tasks are ready there and wait for executors; the same
 
 
 @dataclass(slots=True, eq=False)
@@ -186,6 +189,7 @@ class MasterRun:
     progress_total: int = 0
     is_wide: bool | None = None  # several nodes do it faster than one; None: not looked at yet
     spread_at_s: float = 0.0  # of a root: when nodes were asked last to give back, or submitted
+    spread_for: dict[ProcessId, int] = field(default_factory=dict)  # who was idle then: see Share
     outcome: RunOutcome | None = None
     failure: Failure | None = None
     failure_frame: Frame | None = None
@@ -268,6 +272,8 @@ class Node:
     usable_by_s: float | None  # it is lost if it has no executor by then; None: it had one
     pid_by_executor: dict[ProcessId, int] = field(default_factory=dict)  # those that are there
     load_s: float = 0.0  # work of PLACED subtrees of all runs
+    slowness: float = 1.0  # how much longer calls take there than on the best: see `paces`
+    measured: dict[bytes, tuple[float, float]] = field(default_factory=dict)  # calls, seconds
     leaving: bool = False  # no longer wanted; goes when nothing that it has is needed
     is_orphan: bool = False  # of another master that is gone: leaves with the runs it brought
     foreign_runs: set[RunNo] = field(default_factory=set)  # of an orphan: not resumed here
@@ -276,6 +282,11 @@ class Node:
     is_asked: bool = False  # a recovery has looked for what must move to other nodes
     moving: dict[tuple[RunNo, int], ProcessId] = field(default_factory=dict)  # objects, where to
     last_end: str = ""  # how the executor that ended last did so
+
+    @property
+    def speed(self) -> float:
+        """How many executors of the best node its own are worth."""
+        return len(self.executors) / self.slowness
 
     @property
     def is_usable(self) -> bool:
