@@ -175,6 +175,25 @@ def cut_next_window(
     )
 
 
+def cut_rest(
+    run: BrokerRun, subtree: Subtree, rest: Int32, executors: int, config: Config
+) -> list[Int32]:
+    """Cut positions (rising) of a bundle anew; each part depends on earlier ones at most.
+
+    The bundle had all that it needs from outside, so levels and imports matter no more.
+    """
+    if len(rest) == 1:
+        return [rest]
+    counts, deps = gather(subtree, rest)
+    places = np.searchsorted(rest, deps)
+    places[places == len(rest)] = 0
+    local = np.where(rest[places] == deps, places, -1).astype(np.int32)
+    indptr = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts)))
+    weights = task_seconds(run, subtree.function_of[rest - subtree.lo], config)
+    none = np.zeros(0, np.int32)
+    return [rest[part] for part in cut_window(indptr, local, weights, none, executors, config)]
+
+
 def split_at(parts: list[Int32], borders: Int32) -> list[Int32]:
     """Split parts of several levels where one of the later levels has imports.
 

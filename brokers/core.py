@@ -23,12 +23,8 @@ from dagsched.brokers.answers import LookAt, no_look, task_answer
 from dagsched.brokers.exchange import Exchange
 from dagsched.brokers.holdings import Holder
 from dagsched.brokers.ledger import Ledger
-from dagsched.brokers.state import (
-    BrokerRun,
-    BundleState,
-    Executor,
-    Subtree,
-)
+from dagsched.brokers.reclaiming import Reclaimer
+from dagsched.brokers.state import BrokerRun, BundleState, Executor, Subtree
 from dagsched.brokers.table import ObjectTable
 from dagsched.config import Config
 from dagsched.errors import InternalError
@@ -107,6 +103,7 @@ class BrokerCore:
         self.ledger = Ledger(self)
         self.accounts = Accounts(self)
         self.holder = Holder(self)
+        self.reclaimer = Reclaimer(self)
         self.is_orphan = False  # its master is gone, and there is no other yet
         self.look: LookAt = no_look  # the shell's: what an executor does at this moment
         self._now = 0.0
@@ -454,6 +451,9 @@ class BrokerCore:
         while True:
             run = dispatch.next_run(self.runs.values(), self.executors)
             if run is None:
+                when = self.reclaimer.look(now)
+                if when is not None:
+                    self._set_timer(when, "look", 0)
                 return
             bundle = dispatch.peek_ready(run)
             if bundle is None:

@@ -70,6 +70,7 @@ class Holder:
 
     def _give_back(self, run: BrokerRun) -> None:
         """Let others do what no executor here has: there is a node that has nothing to do."""
+        self.core.reclaimer.give_back(run)
         pieces: dict[SubtreeNo, list[Int32]] = {}
         for bundle in [b for b in run.bundles.values() if _is_free(run, b)]:
             pieces.setdefault(bundle.subtree.number, []).append(bundling.uncut(run, bundle))

@@ -62,6 +62,8 @@ class Bundle:
         default_factory=lambda: NO_COUNTS
     )  # .. and by how many of its tasks
     timed_out: bool = False
+    is_recalled: bool = False  # its executor is not to begin it
+    is_stopped: bool = False  # .. or to leave what it hasn't begun; or that was not worth it
     pins: list["StoredObject"] = field(default_factory=list)  # inputs of an ended run, being read
 
     def move(self, state: BundleState) -> None:
