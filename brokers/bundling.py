@@ -188,7 +188,8 @@ def cut_rest(
     places = np.searchsorted(rest, deps)
     places[places == len(rest)] = 0
     local = np.where(rest[places] == deps, places, -1).astype(np.int32)
-    indptr = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts)))
+    indptr = np.zeros(len(rest) + 1, np.int64)
+    np.cumsum(counts, out=indptr[1:])
     weights = task_seconds(run, subtree.function_of[rest - subtree.lo], config)
     none = np.zeros(0, np.int32)
     return [rest[part] for part in cut_window(indptr, local, weights, none, executors, config)]

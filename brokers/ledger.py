@@ -84,9 +84,7 @@ class Ledger:
             self.core.tell_master(TaskExpanded(run.number, subtree.epoch, position), plan)
         successors: list[Bundle] = []
         if len(deferred) and not run.cancelled:
-            successors = self.rebundle(
-                run, subtree, self.core.reclaimer.parts_of(bundle, deferred)
-            )
+            successors = self.rebundle(run, subtree, self.core.reclaimer.parts_of(bundle, deferred))
         self._wake_dependents(bundle, successors, expanded)
         self.retire(bundle)
         self.core.table.consume(run, bundle.imports, bundle.import_counts)

@@ -77,9 +77,10 @@ class Reclaimer:
         return len(bundle.positions) > 1 and not bundle.is_stopped and self._is_free(bundle)
 
     def _recall(self, executor: Executor, bundle: Bundle) -> None:
-        if not bundle.is_recalled:
+        pair = (int(executor.id), int(bundle.number))
+        if not bundle.is_recalled and pair not in self.core.actions.take_back:
             bundle.is_recalled = True
-            self.core.actions.take_back.append((int(executor.id), int(bundle.number)))
+            self.core.actions.take_back.append(pair)
 
     def _maybe_stop(self, executor: Executor, bundle: Bundle) -> None:
         """Stop a bundle that takes longer than was thought, if others can do of it at once."""

@@ -7,9 +7,6 @@ it has. How that is done stands in `spreading`; here is when, and how fast nodes
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from dagsched.ids import ProcessId
 from dagsched.master.lives import Lives
 from dagsched.master.members import Members
 from dagsched.master.spreading import givers
@@ -23,6 +20,9 @@ WAIT_S_A_TASK = 2e-6
 
 AGE_SHARE = 0.03
 """A run isn't asked again within this share of its age, so that it costs no more than that."""
+
+IN_VAIN = 9
+"""So many pauses more if the nodes that were idle got nothing of what was given back."""
 
 
 class Balance:
@@ -56,17 +56,20 @@ class Balance:
             if root.taken or root.children:
                 continue
             family = [r for r in self._lives.family(root) if r.state is RunState.RUNNING]
+            pause_s = _pause_s(root, family, now)
+            by_s = root.spread_at_s + pause_s
+            idle_by_s = by_s
             waiting = {b: sum(r.share(b).placed_count for r in family) for b in idle}
-            has_idle = waiting != {b: root.spread_for.get(b) for b in idle}
-            runs = givers(family, nodes, has_idle=has_idle)
-            if not runs:
-                continue
-            by_s = root.spread_at_s + _pause_s(root, family, now)
-            if now >= by_s and root.recovery is None:
+            if waiting == {b: root.spread_for.get(b) for b in idle}:
+                idle_by_s += IN_VAIN * pause_s  # they got nothing when it was done for them before
+            runs = givers(family, nodes, has_idle=bool(idle) and now >= idle_by_s)
+            if runs and now >= by_s and root.recovery is None:
                 root.spread_at_s, root.spread_for = now, waiting
                 self._lives.recoveries.begin(root, now, give_back=runs)
-            by_s = max(by_s, now + _pause_s(root, family, now))
-            self._look_at_s = min(by_s, self._look_at_s or by_s)
+                by_s = now + pause_s
+            if runs or idle:
+                by_s = max(by_s if runs else idle_by_s, now + WAIT_S)
+                self._look_at_s = min(by_s, self._look_at_s or by_s)
 
     def _is_busy(self, node: Node) -> bool:
         """It has work of some run."""

@@ -337,13 +337,7 @@ class MasterCore:
             case Stats():
                 self._stats_arrived(sender, message)
             case ExecutorChanged():
-                is_new = self._members.executor_changed(sender, message, now)
-                self._lives.departures.step(now)  # a node may be able to take over now
-                self._lives.place_all(now)
-                if is_new:
-                    self._lives.recoveries.spread(now)
-                self._lives.departures.step(now)  # who leaves may have waited for another node
-                self._balance.maybe_idle(now)
+                self._executor_changed(sender, message, now)
             case Pong() | TaskRetried() | TaskAnswer():
                 pass  # `heard` is all that they are for
             case _:
@@ -397,6 +391,15 @@ class MasterCore:
             self.stale_count += 1
             return None
         return run
+
+    def _executor_changed(self, broker: ProcessId, message: ExecutorChanged, now: float) -> None:
+        is_new = self._members.executor_changed(broker, message, now)
+        self._lives.departures.step(now)  # a node may be able to take over now
+        self._lives.place_all(now)
+        if is_new:
+            self._lives.recoveries.spread(now)
+        self._lives.departures.step(now)  # who leaves may have waited for another node
+        self._balance.maybe_idle(now)
 
     def _drained(self, broker: ProcessId, message: Drained, now: float) -> None:
         run = self._lives.runs.get(RunNo(message.run))

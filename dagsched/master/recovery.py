@@ -161,7 +161,8 @@ class Recoveries:
         for root in roots if len(nodes) > 1 else ():
             # Not while tasks wait for graphs that they returned, whose values would have to follow.
             if root.recovery is None and not root.taken and not root.children:
-                runs = only_givers([r for r in self._lives.family(root) if self._is_running(r)], nodes)
+                family = [run for run in self._lives.family(root) if self._is_running(run)]
+                runs = only_givers(family, nodes)
                 if runs:
                     self.begin(root, now, give_back=runs)
 

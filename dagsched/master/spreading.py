@@ -48,9 +48,7 @@ def only_givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunN
     return [run.number for run in family if _has_plenty(only, run) and _is_wide(run)]
 
 
-def givers(
-    family: Sequence[MasterRun], nodes: Sequence[Node], *, has_idle: bool
-) -> list[RunNo]:
+def givers(family: Sequence[MasterRun], nodes: Sequence[Node], *, has_idle: bool) -> list[RunNo]:
     """Runs of a family of which all nodes shall give back what they haven't begun; mostly none.
 
     For the sake of a node that has nothing to do (`has_idle`) while another has plenty, or that
