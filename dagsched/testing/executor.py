@@ -80,6 +80,7 @@ class SimExecutor:
         self._functions: dict[tuple[int, int], float] = {}
         self._segment_count = 0
         self._taken_back: set[int] = set()
+        self._latest = 0  # the bundle that it has begun, or left out, last
         self._turn = 0  # rises when the end of the present bundle changes
 
     def start(self) -> None:
@@ -130,6 +131,7 @@ class SimExecutor:
             self._chunks[message.run, chunk] = pickle.loads(next(rest))
         for function in message.functions:
             self._functions[message.run, function.index] = pickle.loads(next(rest))
+        self._latest = message.bundle
         if message.bundle in self._taken_back:
             self._taken_back.remove(message.bundle)
             return
@@ -206,7 +208,7 @@ class SimExecutor:
 
     def take_back(self, number: int) -> bool:
         """Leave out a bundle that was sent; False: it runs, or has run."""
-        if self._bundle is not None and self._bundle.message.bundle == number:
+        if self._latest == number:
             return False
         self._taken_back.add(number)
         return True

@@ -325,10 +325,14 @@ class SimNode(SimProcess):
         for executor_id, bundle in actions.stop_bundles:
             if executor_id in self.executors:
                 self.executors[executor_id].stop_bundle(bundle)
-        for executor_id, bundle in actions.take_back:
-            if executor_id in self.executors and self.executors[executor_id].take_back(bundle):
+        begun: set[int] = set()
+        for executor_id, bundle in reversed(actions.take_back):
+            found = self.executors.get(executor_id)
+            if found is not None and executor_id not in begun and found.take_back(bundle):
                 self.core.ledger.taken_back(executor_id, bundle)
                 self.after(0.0, self.turn)
+            else:
+                begun.add(executor_id)
         for executor_id in actions.kill:
             if executor_id in self.executors:
                 self.executors[executor_id].die(signal=9)
