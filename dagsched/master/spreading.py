@@ -48,25 +48,36 @@ def only_givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunN
     return [run.number for run in family if _has_plenty(only, run) and _is_wide(run)]
 
 
-def givers(family: Sequence[MasterRun], nodes: Sequence[Node], *, has_idle: bool) -> list[RunNo]:
-    """Runs of a family of which all nodes shall give back what they haven't begun; mostly none.
+def gives(
+    run: MasterRun, nodes: Sequence[Node], mean_s: float, least_s: float, *, has_idle: bool
+) -> bool:
+    """Whether all nodes shall give back what they haven't begun of a run; mostly not.
 
     For the sake of a node that has nothing to do (`has_idle`) while another has plenty, or that
     waits, with executors idle, while tasks at another are ready and wait for executors.
+
+    Args:
+        run: that goes on.
+        nodes: that may work for it.
+        mean_s: what a call takes.
+        least_s: who has less to do than this for each executor gives nothing.
+        has_idle: whether one of the nodes has nothing to do.
     """
-    return [
-        run.number
-        for run in family
-        if _is_wide(run)
-        and (
-            (has_idle and any(_has_plenty(node, run) for node in nodes)) or _is_starved(run, nodes)
-        )
+    rich = [
+        node
+        for node in nodes
+        if _has_plenty(node, run)
+        and run.shares[node.broker].unfinished_tasks * mean_s > least_s * node.speed
     ]
+    if not rich or not (has_idle or _is_starved(run, nodes, rich)):
+        return False
+    return _is_wide(run)
 
 
-def _is_starved(run: MasterRun, nodes: Sequence[Node]) -> bool:
-    shares = [run.shares[node.broker] for node in nodes if node.broker in run.shares]
-    return any(s.idle_count for s in shares) and any(s.has_spare for s in shares)
+def _is_starved(run: MasterRun, nodes: Sequence[Node], rich: Sequence[Node]) -> bool:
+    """Executors of a node have nothing to do, and those of another can't do what is ready."""
+    is_idle = any(run.shares[n.broker].idle_count for n in nodes if n.broker in run.shares)
+    return is_idle and any(run.shares[node.broker].has_spare for node in rich)
 
 
 def _is_idle(node: Node, family: Sequence[MasterRun]) -> bool:
