@@ -12,7 +12,7 @@ CALLS_MIN = 8.0
 CALLS_MAX = 50.0
 """When a node has measured more calls of a function, those before count half."""
 
-PACE_MIN = 2.0
+PACE_MIN = 1.5
 SLOWNESS_MAX = 20.0
 FUNCTIONS_MAX = 100
 """Of a node; and a hundred times as many of which it is known who does them best."""

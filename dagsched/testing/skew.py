@@ -1,4 +1,4 @@
-"""What a schedule can be measured against: least makespans, and schedules without any cost.
+"""Graphs whose tasks differ a thousandfold, and what their schedules can be measured against.
 
 No scheduler ends earlier than `least_makespan_s`. `greedy_makespan_s` is what one reaches that
 hands out single tasks at no cost, never knows how long one will take, and leaves nobody idle while
@@ -6,8 +6,50 @@ a task is ready (Graham, Bounds on multiprocessing timing anomalies, 1969): wher
 comes last, more can't be promised.
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
+from typing import Literal
+
+from dagsched.testing.graphs import SimGraph, SimTask
+
+LEAST_S = 1e-4
+MOST_S = 0.1
+
+Order = Literal["drawn", "longest last", "longest first"]
+
+
+def spread_by_argument(graph: SimGraph, rng: random.Random, order: Order = "drawn") -> list[float]:
+    """Let each call of the only function take `LEAST_S` to `MOST_S`, log-uniform.
+
+    Returns:
+        Seconds of each task.
+    """
+    seconds = [LEAST_S * (MOST_S / LEAST_S) ** rng.random() for _ in range(graph.count)]
+    if order != "drawn":
+        seconds.sort(reverse=order == "longest first")
+    graph.tasks = {number: SimTask(number, seconds=own_s) for number, own_s in enumerate(seconds)}
+    return seconds
+
+
+def spread_by_function(graph: SimGraph, rng: random.Random) -> list[float]:
+    """Let each task call one of twenty functions, which take `LEAST_S` to `MOST_S`.
+
+    Returns:
+        Seconds of each task.
+    """
+    graph.function_s = [LEAST_S * (MOST_S / LEAST_S) ** (step / 19) for step in range(20)]
+    graph.function_of = [rng.randrange(20) for _ in range(graph.count)]
+    return [graph.function_s[function] for function in graph.function_of]
+
+
+def speeds_of(nodes: Mapping[int, int], slowness: Mapping[int, float]) -> list[float]:
+    """Speeds of the executors of a simulated cluster with these arguments."""
+    return [
+        1.0 / slowness.get(broker * 100 + index, slowness.get(broker, 1.0))
+        for broker, count in nodes.items()
+        for index in range(count)
+    ]
 
 
 def least_makespan_s(
