@@ -11,6 +11,7 @@ import pytest
 
 from dagsched.testing import SimCluster, SimGraph, serial_values
 from dagsched.testing import graphs as shapes
+from dagsched.testing.graphs import SimTask
 from dagsched.testing.skew import (
     greedy_makespan_s,
     least_makespan_s,
@@ -122,3 +123,18 @@ def test_the_bounds_agree_where_they_must() -> None:
         longest_first_s = greedy_makespan_s(graph.deps, seconds, speeds, longest_first=True)
         assert least_s <= min(longest_first_s, greedy_makespan_s(graph.deps, seconds, speeds))
     assert greedy_makespan_s(graph.deps, seconds, [1.0]) == pytest.approx(sum(seconds))
+
+
+def test_what_waits_at_the_executors_of_a_slow_node_moves_away_too() -> None:
+    graph, seconds = equal(1)
+    nodes = {2: 2, 5: 2, 7: 2, 9: 2}
+    best_s = greedy_makespan_s(graph.deps, seconds, speeds_of(nodes, NODE_20))
+    assert makespan_s(graph, nodes, NODE_20) <= 1.1 * best_s
+
+
+def test_a_bundle_of_tasks_that_take_far_longer_than_those_before_is_shared() -> None:
+    graph = shapes.wide(420)
+    seconds = [0.000_1] * 400 + [0.02] * 20
+    graph.tasks = {number: SimTask(number, seconds=s) for number, s in enumerate(seconds)}
+    best_s = greedy_makespan_s(graph.deps, seconds, speeds_of(ONE, {}))
+    assert makespan_s(graph, ONE, {}) <= 1.35 * best_s  # one task more than its share is 1.2
