@@ -5,7 +5,7 @@ Brokers then give back what they have cut into no bundle (`AskHoldings.give_back
 finds it missing, and it is placed anew in parts that suit the nodes there are now.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NO_POSITIONS: Int32 = np.zeros(0, np.int32)
+
+PARTS_MAX = 16
+"""Nodes' worth of parts that work given back is cut into for the sake of slow ones, at most."""
 
 TASKS_MIN = 2
 """Who has more tasks than this for each executor can give back some."""
@@ -78,6 +81,14 @@ def _is_starved(run: MasterRun, nodes: Sequence[Node], rich: Sequence[Node]) -> 
     """Executors of a node have nothing to do, and those of another can't do what is ready."""
     is_idle = any(run.shares[n.broker].idle_count for n in nodes if n.broker in run.shares)
     return is_idle and any(run.shares[node.broker].has_spare for node in rich)
+
+
+def part_count(nodes: Iterable[Node], parts_a_node: int) -> int:
+    """In how many parts work that is given back is placed."""
+    speeds = [node.speed for node in nodes if node.is_usable]
+    # So that there is a part for the slowest as well, if it isn't much slower than all.
+    count = max(len(speeds), min(PARTS_MAX, int(sum(speeds) / min(speeds, default=1.0))))
+    return max(1, count * parts_a_node)
 
 
 def _is_idle(node: Node, family: Sequence[MasterRun]) -> bool:

@@ -320,6 +320,7 @@ class Recovery:
 
     number: int
     spreads: bool = False  # brokers give back what they haven't begun
+    is_quiet: bool = False  # .. and nothing is lost
     orphans_by_s: float | None = None  # asks when all have come that are expected, or then
     awaiting: set[tuple[ProcessId, RunNo]] = field(default_factory=set)
     told: dict[RunNo, dict[ProcessId, Told]] = field(default_factory=dict)
