@@ -9,7 +9,7 @@ Ratios within one run; `least` is all work at all speeds, or the longest path at
 
 A slow process is stopped (SIGSTOP) for its share of each 20 ms; tasks count CPU time. Beside it the
 standard library's pool does the same, with a slow process of its own; `without the slow`: in
-simulation a run on the fast node alone, else all work on the fast executor.
+simulation a run on the fast node alone, else that pool with one process.
 """
 
 import argparse
@@ -174,9 +174,9 @@ def real_s(env: RunEnv, seconds: Sequence[float]) -> float:
     return took_s
 
 
-def pool_s(seconds: Sequence[float], share: float) -> float:
-    """The same on the standard library's pool of two, which hands out single tasks."""
-    with ProcessPoolExecutor(2) as pool:
+def pool_s(seconds: Sequence[float], share: float, workers: int = 2) -> float:
+    """The same on the standard library's pool, which hands out single tasks."""
+    with ProcessPoolExecutor(workers) as pool:
         list(pool.map(busy, [0.001] * 10))
         slow = list(pool._processes)[:1] if share < 1.0 else []
         with slowed(slow, share):
@@ -195,8 +195,9 @@ def real_case(env: RunEnv, name: str, rounds: int, slow: list[int], share: float
                 took_s = real_s(env, seconds)
             to_pool.append(took_s / pool_s(seconds, share))
             to_greedy.append(took_s / greedy_makespan_s(deps, seconds, [1.0, share]))
-            to_without.append(took_s / sum(seconds))
-        without = spread(to_without) if slow else ""
+            if slow:
+                to_without.append(took_s / pool_s(seconds, 1.0, workers=1))
+        without = spread(to_without) if to_without else ""
         row = (name, f"200 alone, {order}", spread(to_pool), spread(to_greedy), without)
         print("| " + " | ".join(row) + " |", flush=True)
 
