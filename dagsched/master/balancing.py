@@ -36,8 +36,8 @@ class Balance:
 
     def maybe_idle(self, now: float) -> None:
         """Some node may have run out of work."""
-        if self._look_at_s is None and len(self._members.nodes) > 1:
-            self._look_at_s = now + WAIT_S
+        if len(self._members.nodes) > 1:
+            self._look_at_s = min(now + WAIT_S, self._look_at_s or now + WAIT_S)
 
     def next_timer(self) -> float | None:
         """When `handle_timer` should be called."""
@@ -75,7 +75,7 @@ class Balance:
                 self._lives.recoveries.begin(root, now, give_back=runs)
                 by_s = now + pause_s
             if runs or idle:
-                by_s = max(by_s if runs else idle_by_s, now + WAIT_S)
+                by_s = max(by_s, now + WAIT_S) if runs else max(idle_by_s, now + pause_s)
                 self._look_at_s = min(by_s, self._look_at_s or by_s)
 
     def _mean_s(self, run: MasterRun) -> float:
