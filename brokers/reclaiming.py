@@ -30,15 +30,20 @@ class Reclaimer:
         """
         core = self.core
         executors = [e for e in core.executors.values() if e.pid and not e.killed]
-        if all(e.queue or e.draining for e in executors):
+        idle_count = sum(1 for e in executors if not e.queue and not e.draining)
+        if not idle_count:
             return None
         if any(dispatch.peek_ready(run) for run in core.runs.values()):
             return None  # what has to be alone waits for the others
+        # No more than there is somebody for: others would come back to where they waited.
+        idle_count -= sum(bundle.is_recalled for e in executors for bundle in e.queue[1:])
         dues = []
         for executor in executors:
             for bundle in executor.queue[1:]:
-                if bundle.weight_s >= 2 * core.config.overhead_s and self._is_free(bundle):
+                is_worth = bundle.weight_s >= 2 * core.config.overhead_s
+                if idle_count > 0 and is_worth and self._is_free(bundle) and not bundle.is_recalled:
                     self._recall(executor, bundle)
+                    idle_count -= 1
             if executor.queue and self._is_divisible(executor.queue[0]):
                 head = executor.queue[0]
                 due_s = head.begun_s + core.config.bundle_s + head.weight_s
