@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dagsched.brokers import bundling
+from dagsched.brokers import bundling, dispatch
 from dagsched.brokers.state import (
     BrokerRun,
     Bundle,
@@ -15,7 +15,7 @@ from dagsched.brokers.state import (
     ExecutorCounters,
 )
 from dagsched.errors import InternalError
-from dagsched.protocol.messages import BundleDone, ExecutorStats, NodeStats
+from dagsched.protocol.messages import BundleDone, ExecutorStats, NodeStats, Progress
 
 if TYPE_CHECKING:
     from dagsched.brokers.core import BrokerCore
@@ -30,6 +30,7 @@ class Accounts:
         self.core = core
         self.stale_batches: Callable[[], int] = lambda: 0
         """The shell's: batches of brokers that had been removed, since this node began."""
+        self.is_progress_due = False  # the core's timer is set
 
     def bundle_ended(
         self, executor: Executor, bundle: Bundle, message: BundleDone, task_count: int
@@ -56,6 +57,35 @@ class Accounts:
             run.seconds[index] = mean
             if index in run.functions:
                 self.core.estimates[run.functions[index][0].digest] = mean
+
+    def tell_progress(self, now: float) -> float | None:
+        """Tell the master how far runs are, if that has changed, and not too often.
+
+        Returns:
+            When to be called again at the latest, if that is new.
+        """
+        every_s = self.core.exchange.progress_s
+        executors = self.core.executors.values()
+        idle_count = sum(1 for e in executors if e.pid and not e.queue and not e.draining)
+        if self.core.pressure.held:
+            idle_count = 0  # they wait for memory, and could do nothing for others
+        told = False
+        for run in self.core.runs.values():
+            is_later = run.done_count != run.told_count
+            news = (idle_count, False) if idle_count else (0, _has_spare(run))
+            if not is_later and (news == run.told_news or not _is_unfinished(run)):
+                continue
+            # That somebody is idle is no news when a run has just begun.
+            last_s = run.told_at_s if is_later else max(run.told_at_s, run.started_s)
+            if now - last_s >= every_s:
+                seconds = self.take_seconds(run)
+                self.core.tell_master(Progress(run.number, run.done_count, *news, seconds))
+                run.told_count, run.told_at_s, run.told_news = run.done_count, now, news
+            told = True
+        if not told or self.is_progress_due:
+            return None
+        self.is_progress_due = True
+        return now + every_s
 
     def take_seconds(self, run: BrokerRun) -> list[tuple[int, int, float]]:
         """Function index, calls and seconds since this was last asked."""
@@ -171,3 +201,12 @@ class Accounts:
                     f"subtree {subtree.number}: {subtree.remaining_count} tasks remain, "
                     f"{remaining} found"
                 )
+
+
+def _has_spare(run: BrokerRun) -> bool:
+    """Whether tasks are ready that no executor is free for."""
+    return not run.cancelled and dispatch.peek_ready(run) is not None
+
+
+def _is_unfinished(run: BrokerRun) -> bool:
+    return any(subtree.remaining_count for subtree in run.subtrees.values())

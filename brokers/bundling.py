@@ -175,6 +175,26 @@ def cut_next_window(
     )
 
 
+def cut_rest(
+    run: BrokerRun, subtree: Subtree, rest: Int32, executors: int, config: Config
+) -> list[Int32]:
+    """Cut positions (rising) of a bundle anew; each part depends on earlier ones at most.
+
+    The bundle had all that it needs from outside, so levels and imports matter no more.
+    """
+    if len(rest) == 1:
+        return [rest]
+    counts, deps = gather(subtree, rest)
+    places = np.searchsorted(rest, deps)
+    places[places == len(rest)] = 0
+    local = np.where(rest[places] == deps, places, -1).astype(np.int32)
+    indptr = np.zeros(len(rest) + 1, np.int64)
+    np.cumsum(counts, out=indptr[1:])
+    weights = task_seconds(run, subtree.function_of[rest - subtree.lo], config)
+    none = np.zeros(0, np.int32)
+    return [rest[part] for part in cut_window(indptr, local, weights, none, executors, config)]
+
+
 def split_at(parts: list[Int32], borders: Int32) -> list[Int32]:
     """Split parts of several levels where one of the later levels has imports.
 
@@ -210,12 +230,24 @@ def split_solo_positions(subtree: Subtree, parts: Sequence[Int32]) -> list[Int32
     return [part + lo for part in split_solo([part - lo for part in parts], subtree.flags)]
 
 
-def give_back(run: BrokerRun, subtree: Subtree) -> Int32:
-    """Take out of a subtree what is in no bundle yet; the rest doesn't depend on it.
+def uncut(run: BrokerRun, bundle: Bundle) -> Int32:
+    """Undo the cut of a bundle that was not dispatched; its positions, which are in no other."""
+    add_uses(run, inner_deps(run, bundle, bundle.positions))
+    run.bundle_of[bundle.positions] = -1
+    return bundle.positions
+
+
+def give_back(run: BrokerRun, subtree: Subtree, pieces: Sequence[Int32]) -> Int32:
+    """Take out of a subtree what no executor has; the rest doesn't depend on it.
 
     What is made here of its inputs is held for whoever will do it.
+
+    Args:
+        run: of the subtree.
+        subtree: whose cursor moves to its end.
+        pieces: positions below the cursor that are in no bundle any more.
     """
-    given = subtree.uncut()
+    given = np.sort(np.concatenate([subtree.uncut(), *pieces])).astype(np.int32)
     if not subtree.remaining_count or not len(given):
         return given[:0]
     _, deps = gather(subtree, given)
@@ -229,7 +261,7 @@ def give_back(run: BrokerRun, subtree: Subtree) -> Int32:
         run.lacking.discard(position)
     if subtree.members is None:
         subtree.members = np.ones(subtree.hi - subtree.lo, np.bool_)
-    subtree.members[subtree.cursor - subtree.lo :] = False
+    subtree.members[given - subtree.lo] = False
     subtree.cursor = subtree.hi
     subtree.remaining_count -= len(given)
     return given

@@ -25,11 +25,8 @@ from dagsched.brokers.exchange import Exchange
 from dagsched.brokers.holdings import Holder
 from dagsched.brokers.ledger import Ledger
 from dagsched.brokers.pressure import Pressure
-from dagsched.brokers.state import (
-    BrokerRun,
-    BundleState,
-    Executor,
-)
+from dagsched.brokers.reclaiming import Reclaimer
+from dagsched.brokers.state import BrokerRun, BundleState, Executor
 from dagsched.brokers.table import ObjectTable
 from dagsched.config import Config
 from dagsched.errors import InternalError
@@ -66,7 +63,6 @@ from dagsched.protocol.messages import (
     Ping,
     PlaceSubtree,
     Pong,
-    Progress,
     PutObjects,
     Redirect,
     Release,
@@ -110,6 +106,7 @@ class BrokerCore:
         self.holder = Holder(self)
         self.pressure = Pressure(self)
         self.cutter = Cutter(self)
+        self.reclaimer = Reclaimer(self)
         self.is_orphan = False  # its master is gone, and there is no other yet
         self.look: LookAt = no_look  # the shell's: what an executor does at this moment
         self._now = 0.0
@@ -463,6 +460,9 @@ class BrokerCore:
         while True:
             run = dispatch.next_run(self.runs.values(), self.executors)
             if run is None:
+                when = self.reclaimer.look(now)
+                if when is not None:
+                    self.set_timer(when, "look", 0)
                 return
             bundle = dispatch.peek_ready(run)
             if bundle is None:
@@ -506,7 +506,7 @@ class BrokerCore:
                 self.actions.take_back += dispatch.take_late(self.executors.values())
                 self._look_for_late(now, is_due=True)
             elif what == "progress":
-                self._tell_progress(now)
+                self.accounts.is_progress_due = False  # looked at by `take_actions`
 
     def _look_for_late(self, now: float, *, is_due: bool = False) -> None:
         if is_due or not self._looks_for_late:
@@ -522,14 +522,6 @@ class BrokerCore:
                 executor.killed = True
                 self.actions.kill.append(executor.id)
 
-    def _tell_progress(self, now: float) -> None:
-        every_s = self.exchange.progress_s
-        for run in self.runs.values():
-            if run.done_count != run.told_count and now - run.told_at_s >= every_s:
-                self.tell_master(Progress(run.number, run.done_count))
-                run.told_count, run.told_at_s = run.done_count, now
-                self.set_timer(now + every_s, "progress", 0)
-
     def take_actions(self) -> BrokerActions:
         """Decide what follows from all that was pushed, and pull it."""
         now = self._now
@@ -537,7 +529,9 @@ class BrokerCore:
         self.pressure.hold_back(now)
         self._dispatch(now)
         self.pressure.let_in()
-        self._tell_progress(now)
+        when = self.accounts.tell_progress(now)
+        if when is not None:
+            self.set_timer(when, "progress", 0)
         if not self.is_orphan:
             for run in self.runs.values():
                 self.exchange.flush_outputs(run)

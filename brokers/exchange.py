@@ -179,18 +179,27 @@ class Exchange:
                 for bundle in run.waiters.pop(position):
                     self.core.ledger.wait_over(bundle)
         if run.fetchers:
-            answered: set[tuple[ProcessId, bool]] = set()
-            for position in self._members(info, run.fetchers):
-                for peer, info_only in run.fetchers.pop(position):
-                    if (peer, info_only) not in answered:
-                        answered.add((peer, info_only))
-                        self._answer(peer, run.number, stored, info_only)
+            self._answer_fetchers(run, stored)
         key = (run.number, info.first)
         if stored.storage is not None:
             for request in self._requests.pop(key, ()):
                 self._send_value(request, stored)
             for executor, request in self._collecting.pop(key, ()):
                 self._reply(executor, request, stored)
+
+    def _answer_fetchers(self, run: BrokerRun, stored: StoredObject) -> None:
+        """Who has asked for it is answered; with its bytes only if they are here.
+
+        They may not be where its task was given back, and its size is told by who computed it.
+        """
+        answered: set[tuple[ProcessId, bool]] = set()
+        for position in self._members(stored.info, run.fetchers):
+            for peer, info_only in run.fetchers.pop(position):
+                if stored.storage is None and not info_only:
+                    run.fetchers.setdefault(position, []).append((peer, info_only))
+                elif (peer, info_only) not in answered:
+                    answered.add((peer, info_only))
+                    self._answer(peer, run.number, stored, info_only)
 
     @staticmethod
     def _members(info: ObjectInfo, table: Container[int]) -> list[int]:

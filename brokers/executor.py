@@ -31,7 +31,7 @@ from dagsched.brokers.execution import (
 from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.reader import Key, Reader
 from dagsched.brokers.restoring import ProcessState
-from dagsched.brokers.status import IDLE_POSITION, POSITION, RUNNING, TAKEN_BACK
+from dagsched.brokers.status import IDLE_POSITION, LATEST, POSITION, RUNNING, TAKEN_BACK
 from dagsched.config import Config
 from dagsched.errors import ClosedError, InternalError, ObjectLost
 from dagsched.faults import fault
@@ -134,6 +134,7 @@ class Executor:
         self._settings = settings
         self.env_token = settings.token
         self._status = status
+        self._fence = threading.Lock()
         self._sender = Sender(sock)
         self._receiver = Receiver(sock)
         self._decoder = Decoder(BrokerToExecutor)
@@ -243,7 +244,7 @@ class Executor:
     def _run_bundle(self, message: RunBundle, frames: Sequence[Frame]) -> None:
         status, reader, arena = self._status, self._services.reader, self._services.arena
         read_before, written_before = reader.read_bytes, arena.written_bytes
-        status[RUNNING] = message.bundle
+        status[RUNNING] = status[LATEST] = message.bundle
         code = self._code.setdefault(message.run, RunCode())
         place = 5
         for chunk in message.chunks:
@@ -289,6 +290,8 @@ class Executor:
 
     def _is_taken_back(self, bundle: int) -> bool:
         """Whether the broker has given the bundle to somebody else meanwhile."""
+        with self._fence:  # what it says that it begins is seen before it looks
+            pass
         for index in TAKEN_BACK:
             if self._status[index] == bundle:
                 self._status[index] = 0

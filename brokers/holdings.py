@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dagsched.brokers import bundling
-from dagsched.brokers.state import BrokerRun, Int32, StoredObject, Subtree
-from dagsched.ids import ProcessId, RunNo
+from dagsched.brokers.state import (
+    BrokerRun,
+    Bundle,
+    BundleState,
+    Int32,
+    StoredObject,
+    Subtree,
+)
+from dagsched.ids import ProcessId, RunNo, SubtreeNo
 from dagsched.protocol.messages import (
     EXPORTED,
     OUTPUT,
@@ -62,9 +69,16 @@ class Holder:
             self._tell(run, message.number)
 
     def _give_back(self, run: BrokerRun) -> None:
-        """Let others do what no executor here is near to: a node has come that has nothing."""
+        """Let others do what no executor here has: there is a node that has nothing to do."""
+        self.core.reclaimer.give_back(run)
+        pieces: dict[SubtreeNo, list[Int32]] = {}
+        for bundle in [b for b in run.bundles.values() if _is_free(run, b)]:
+            pieces.setdefault(bundle.subtree.number, []).append(bundling.uncut(run, bundle))
+            self.core.ledger.retire(bundle)
+        for position, bundles in list(run.waiters.items()):
+            run.waiters[position] = [b for b in bundles if b.state is not BundleState.DONE]
         for subtree in list(run.subtrees.values()):
-            given = bundling.give_back(run, subtree)
+            given = bundling.give_back(run, subtree, pieces.get(subtree.number, ()))
             if not len(given):
                 continue
             if not subtree.remaining_count:
@@ -227,3 +241,12 @@ class Holder:
                 self.core.tell_master(
                     ExecutorChanged(executor.id, executor.pid, executor.restart_count)
                 )
+
+
+def _is_free(run: BrokerRun, bundle: Bundle) -> bool:
+    """No executor has it; but what was charged for a death stays, so that the count does too."""
+    if bundle.state is BundleState.WAITING:
+        return True
+    charged = run.crash_counts.keys() | run.timeout_counts.keys() | run.suspects | run.hungry
+    is_charged = bool(charged) and not charged.isdisjoint(bundle.positions.tolist())
+    return bundle.state is BundleState.READY and not is_charged

@@ -89,7 +89,7 @@ class Ledger:
             self.core.tell_master(TaskExpanded(run.number, subtree.epoch, position), plan)
         successors: list[Bundle] = []
         if len(deferred) and not run.cancelled:
-            successors = self.rebundle(run, subtree, [deferred])
+            successors = self.rebundle(run, subtree, self.core.reclaimer.parts_of(bundle, deferred))
         self._wake_dependents(bundle, successors, expanded)
         self.retire(bundle)
         self.core.table.consume(run, bundle.imports, bundle.import_counts)
@@ -285,6 +285,7 @@ class Ledger:
             is_new_attempt: whether it may have begun it.
         """
         bundle.attempt += is_new_attempt
+        bundle.is_recalled = bundle.is_stopped = False
         bundle.subtree.open_bundle_count += 1
         bundle.move(BundleState.READY)
         dispatch.push_ready(bundle.run, bundle)

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,15 @@ from dagsched.brokers.answers import Look
 from dagsched.brokers.channel import ChannelFull, Receiver, Sender
 from dagsched.brokers.logs import BackgroundWriter, ExecutorLog
 from dagsched.brokers.poller import READ, WRITE, Poller
-from dagsched.brokers.status import IDLE_POSITION, POSITION, RUNNING, STARTED, STOP, TAKEN_BACK
+from dagsched.brokers.status import (
+    IDLE_POSITION,
+    LATEST,
+    POSITION,
+    RUNNING,
+    STARTED,
+    STOP,
+    TAKEN_BACK,
+)
 from dagsched.brokers.zygote import STATUS_WORDS, Zygote
 from dagsched.config import Config
 from dagsched.errors import DagschedError, InternalError, ProtocolError
@@ -100,6 +109,7 @@ class Pool:
         self._exits: list[tuple[int, ExitInfo, int, int]] = []
         self._strays: dict[int, int] = {}  # pidfd by pid
         self._writer = BackgroundWriter()
+        self._fence = threading.Lock()  # to take it orders what is written before and read after
         self._oom_kills = -1  # of this machine, as last looked at
 
     def open(self) -> None:
@@ -171,8 +181,25 @@ class Pool:
         if slot is not None:
             self._words(slot)[STOP] = bundle
 
-    def take_back(self, executor: int, bundle: int) -> bool:
-        """Have an executor leave out a bundle that it was sent; False: it has begun it, or may."""
+    def take_back(self, wanted: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Have executors leave out bundles that they were sent, if they haven't begun them.
+
+        Args:
+            wanted: executor and number of bundle, in the order in which they were sent.
+
+        Returns:
+            Those that are left out.
+        """
+        taken: list[tuple[int, int]] = []
+        begun: set[int] = set()
+        for executor, bundle in reversed(wanted):
+            if executor not in begun and self._take_back(executor, bundle):
+                taken.append((executor, bundle))
+            else:
+                begun.add(executor)  # then also what it was sent before
+        return taken
+
+    def _take_back(self, executor: int, bundle: int) -> bool:
         slot = self._slots.get(executor)
         if slot is None:
             return False
@@ -181,7 +208,9 @@ class Pool:
             if not words[index]:
                 words[index] = bundle
                 # It says first what it begins, and looks then: so one of us sees the other.
-                if words[RUNNING] != bundle:
+                with self._fence:
+                    pass
+                if words[LATEST] != bundle:
                     return True
                 words[index] = 0
                 return False

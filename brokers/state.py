@@ -65,6 +65,8 @@ class Bundle:
     functions: frozenset[int] = frozenset()  # that it calls, once somebody has asked
     expected_bytes: int = 0  # of large objects that it is going to make, once it is dispatched
     was_held_back: bool = False  # because the store was above its mark
+    is_recalled: bool = False  # its executor is not to begin it
+    is_stopped: bool = False  # .. or to leave what it hasn't begun; or that was not worth it
     pins: list["StoredObject"] = field(default_factory=list)  # inputs of an ended run, being read
 
     def move(self, state: BundleState) -> None:
@@ -189,6 +191,7 @@ class BrokerRun:
     done_count: int = 0
     told_count: int = 0
     told_at_s: float = 0.0
+    told_news: tuple[int, bool] = (0, False)  # idle executors, tasks to spare
     counters: "Counters" = field(default_factory=lambda: Counters())  # noqa: PLW0108 - defined below
 
     def uncut_subtrees(self) -> list[Subtree]:

@@ -155,7 +155,8 @@ class RunEnv:
             ``counters`` of all since the environment began: ``node_losses``, ``executor_losses``
             (processes of executors that died or were killed), ``exception_retries``,
             ``crash_retries``, ``timeout_retries``, ``stalls``, ``stale_messages`` (of those who
-            didn't know yet that they were gone), ``recoveries``, ``recomputed_tasks``,
+            didn't know yet that they were gone), ``recoveries``, ``rebalances`` (work not begun
+            was taken from busy nodes for idle ones), ``recomputed_tasks``,
             ``moved_objects``, ``stale_peer_batches`` (the same, between brokers); and ``links``
             (batches that were stale, nonsense, repeated, resent or relayed; connections refused).
 

@@ -23,12 +23,14 @@ from dagsched._version import __version__
 from dagsched.config import Config
 from dagsched.errors import InternalError, ProtocolError
 from dagsched.ids import ProcessId, RunNo
+from dagsched.master.balancing import Balance
 from dagsched.master.events import RunProgressed, StatsArrived, TracesArrived, ValueArrived
 from dagsched.master.journal import ClientPart, Record, RunPast, SubtreeEnded
 from dagsched.master.kept import KeptObjects
 from dagsched.master.lives import Lives
 from dagsched.master.members import Members, Version, WantedNode
 from dagsched.master.outbox import MasterActions, Outbox
+from dagsched.master.paces import Paces
 from dagsched.master.placing import Placer
 from dagsched.master.rewriting import journal_of
 from dagsched.master.slices import positions_frame
@@ -94,6 +96,8 @@ class MasterCore:
         self._kept = KeptObjects(self._outbox)
         self._estimates: dict[bytes, float] = {}
         self._lives = Lives(config, self._members, self._kept, self._outbox, self._estimates, base)
+        self._paces = Paces()
+        self._balance = Balance(self._members, self._lives)
         self._watch = Watch(config, self._members, self._lives, self._outbox)
         self._resumed: set[RunNo] = set()
         self._fetches: dict[int, ProcessId] = {}  # by request: the broker that was asked
@@ -303,7 +307,7 @@ class MasterCore:
             case TaskTrace():
                 self._traced(sender, message, frames)
             case Progress():
-                self._progressed(sender, message)
+                self._progressed(sender, message, now)
             case TaskFailed():
                 run = self._current(message.run, message.epoch)
                 if run is not None:
@@ -333,12 +337,7 @@ class MasterCore:
             case Stats():
                 self._stats_arrived(sender, message)
             case ExecutorChanged():
-                is_new = self._members.executor_changed(sender, message, now)
-                self._lives.departures.step(now)  # a node may be able to take over now
-                self._lives.place_all(now)
-                if is_new:
-                    self._lives.recoveries.spread(now)
-                self._lives.departures.step(now)  # who leaves may have waited for another node
+                self._executor_changed(sender, message, now)
             case Pong() | TaskRetried() | TaskAnswer():
                 pass  # `heard` is all that they are for
             case _:
@@ -393,6 +392,15 @@ class MasterCore:
             return None
         return run
 
+    def _executor_changed(self, broker: ProcessId, message: ExecutorChanged, now: float) -> None:
+        is_new = self._members.executor_changed(broker, message, now)
+        self._lives.departures.step(now)  # a node may be able to take over now
+        self._lives.place_all(now)
+        if is_new:
+            self._lives.recoveries.spread(now)
+        self._lives.departures.step(now)  # who leaves may have waited for another node
+        self._balance.maybe_idle(now)
+
     def _drained(self, broker: ProcessId, message: Drained, now: float) -> None:
         run = self._lives.runs.get(RunNo(message.run))
         catch_up = partial(self._drained, broker, message)
@@ -425,7 +433,7 @@ class MasterCore:
             self.stale_count += 1
             return
         self._note_sizes(run, subtree, frames)
-        self._note_seconds(run, message.seconds)
+        self._note_seconds(run, broker, message.seconds)
         self._placer.finish(run, subtree)
         self._outbox.write(
             SubtreeEnded(
@@ -436,6 +444,7 @@ class MasterCore:
         self._release_imports(run, subtree)
         self._lives.families.end_bare_children(run, subtree, now)
         self._placer.place_at(run, broker, now)
+        self._balance.maybe_idle(now)
         self._lives.maybe_finish(run, now)
 
     def _note_sizes(self, run: MasterRun, subtree: Subtree, frames: Sequence[Frame]) -> None:
@@ -450,11 +459,14 @@ class MasterCore:
         run.sizes[subtree.positions()] = 0  # a block's bytes count for its first position
         run.sizes[firsts] = sizes
 
-    def _note_seconds(self, run: MasterRun, seconds: Sequence[tuple[int, int, float]]) -> None:
+    def _note_seconds(
+        self, run: MasterRun, broker: ProcessId, seconds: Sequence[tuple[int, int, float]]
+    ) -> None:
         for index, call_count, total_s in seconds:
             if call_count < 1 or not 0 <= index < len(run.plan.functions):
                 continue
             digest = run.plan.functions[index].digest
+            self._paces.note(self._members.nodes[broker], digest, call_count, total_s)
             mean_s = total_s / call_count
             known_s = self._estimates.get(digest, mean_s)
             if digest not in self._estimates and len(self._estimates) >= ESTIMATES_MAX:
@@ -499,12 +511,16 @@ class MasterCore:
                 )
             )
 
-    def _progressed(self, broker: ProcessId, message: Progress) -> None:
+    def _progressed(self, broker: ProcessId, message: Progress, now: float) -> None:
         run = self._lives.runs.get(RunNo(message.run))
         if run is None or run.state is not RunState.RUNNING or broker not in run.shares:
             self.stale_count += 1
             return
         share, root = run.shares[broker], self._lives.runs[run.root]
+        self._note_seconds(run, broker, message.seconds)
+        share.idle_count, share.has_spare = message.idle_count, message.has_spare
+        if message.idle_count or message.has_spare:
+            self._balance.maybe_idle(now)
         if message.done_count > share.done_count:
             root.progress_count += message.done_count - share.done_count
             share.done_count = message.done_count
@@ -539,7 +555,8 @@ class MasterCore:
         """When `handle_timer` must be called at the latest, if ever."""
         if self._closed:
             return None
-        times = (self._members.next_timer(), self._lives.next_timer(), self._watch.next_timer())
+        owners = (self._members, self._lives, self._balance, self._watch)
+        times = [owner.next_timer() for owner in owners]
         return min((when for when in times if when is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
@@ -553,6 +570,7 @@ class MasterCore:
             self._lives.end_without_nodes(now)
         self._lives.handle_timer(now)
         self._lives.place_all(now)
+        self._balance.handle_timer(now)
         self._watch.handle_timer(now)
 
     def take_actions(self) -> MasterActions:

@@ -185,6 +185,7 @@ class Lives:
             client=terms.client,
             root=number if terms.parent is None else self.runs[terms.parent[0]].root,
             submitted_s=now,
+            spread_at_s=now,
             deadline_s=None if terms.timeout_s is None else now + terms.timeout_s,
             subtrees=subtrees,
             successors=successors_of(subtrees),

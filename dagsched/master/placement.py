@@ -39,7 +39,7 @@ class Host:
     """A broker that takes subtrees; `end_s` is when it would be through with all it has."""
 
     broker: ProcessId
-    executors: int
+    executors: float  # of the best node, that its own are worth
     end_s: float
 
     def end_with(self, candidate: Candidate) -> float:

@@ -203,6 +203,8 @@ class Placer:
         share.unfinished_tasks += subtree.task_count
         share.unfinished_s += subtree.weight_s
         share.took_part = True
+        share.placed_count += 1
+        share.idle_count = 0
         node.load_s += subtree.weight_s
 
     def _make_ready(self, run: MasterRun, subtree: Subtree) -> None:
@@ -227,7 +229,7 @@ class Placer:
         for node in nodes:
             share = run.shares.get(node.broker)
             load_s = node.load_s + (share.queued_s if share is not None else 0.0)
-            hosts.append(Host(node.broker, len(node.executors), load_s / len(node.executors)))
+            hosts.append(Host(node.broker, node.speed, load_s / node.speed))
         return hosts
 
     def _house(self, run: MasterRun, hosts: list[Host]) -> list[ProcessId]:
@@ -283,13 +285,14 @@ class Placer:
     def _place_all(
         self, run: MasterRun, nodes: list[Node], placements: list[tuple[int, int, int]]
     ) -> None:
-        """Subtrees that wait for each other: all at once, neighbours together, by executors."""
+        """Subtrees that wait for each other: all at once, neighbours together, by speed."""
         if not run.homeless:
             return
         numbers = sorted(run.homeless)
         run.homeless.clear()
-        ends = np.cumsum([len(node.executors) for node in nodes])
-        middles = (np.arange(len(numbers)) + 0.5) / len(numbers) * ends[-1]
+        ends = np.cumsum([node.speed for node in nodes])
+        weights = np.array([run.subtrees[number].weight_s for number in numbers]) + 1e-9
+        middles = (np.cumsum(weights) - weights / 2) / weights.sum() * ends[-1]
         for number, index in zip(numbers, np.searchsorted(ends, middles).tolist(), strict=True):
             run.subtrees[number].home = nodes[index].broker
         for number in numbers:
@@ -328,14 +331,15 @@ class Placer:
     def _has_credit(self, share: Share, node: Node) -> bool:
         """Enough subtrees to keep it busy while the next is on its way, and no more.
 
-        What is placed can't be taken back from a slow node, so beyond two only as many as are
-        done soon. Subtrees of few tasks don't fill a broker's executors, so tasks count too.
+        What is placed is not taken back from a slow node at once, so beyond two only as many as
+        are done soon, and one where calls take longer than elsewhere. Subtrees of few tasks don't
+        fill a broker's executors, so tasks count too.
         """
         executors, limit = len(node.executors), self._config.placed_subtrees_max
         if self._members.is_single or share.unfinished_tasks < 2 * executors:
             return True
-        if share.unfinished_count >= min(2, limit):
-            return share.unfinished_count < limit and share.unfinished_s < AHEAD_S * executors
+        if share.unfinished_count >= min(2 if node.slowness == 1.0 else 1, limit):
+            return share.unfinished_count < limit and share.unfinished_s < AHEAD_S * node.speed
         return True
 
     def _send_from(
@@ -368,14 +372,14 @@ class Placer:
         for other in nodes:
             theirs = run.shares.get(other.broker)
             if theirs is not None and theirs.queue:
-                end_s = (other.load_s + theirs.queued_s) / len(other.executors)
+                end_s = (other.load_s + theirs.queued_s) / other.speed
                 if end_s > rich_end_s:
                     rich, rich_end_s = other, end_s
         if rich is None:
             return
         victim = run.shares[rich.broker]
         subtree = run.subtrees[victim.queue[-1]]
-        host = Host(node.broker, len(node.executors), node.load_s / len(node.executors))
+        host = Host(node.broker, node.speed, node.load_s / node.speed)
         if host.end_with(self._candidate(run, subtree)) < rich_end_s:
             victim.queue.pop()
             run.queued_count -= 1

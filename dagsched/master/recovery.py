@@ -16,6 +16,7 @@ import numpy as np
 
 from dagsched.config import Config
 from dagsched.ids import ProcessId, RunNo, SubtreeNo
+from dagsched.master import spreading
 from dagsched.master.departures import send_taking
 from dagsched.master.members import Members
 from dagsched.master.outbox import Outbox
@@ -27,7 +28,6 @@ from dagsched.master.slices import (
     piece_of,
     positions_frame,
 )
-from dagsched.master.spreading import evened, givers, missing_imports, split_around
 from dagsched.master.state import (
     HELD,
     SOURCE,
@@ -70,7 +70,8 @@ class Recoveries:
         self._limit = config.recovery_limit
         self._parts_a_node = config.subtrees_a_node
         self._count = 0
-        self.counters = {"recoveries": 0, "recomputed_tasks": 0, "moved_objects": 0}
+        kinds = ("recoveries", "rebalances", "recomputed_tasks", "moved_objects")
+        self.counters = dict.fromkeys(kinds, 0)
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -110,13 +111,15 @@ class Recoveries:
         before, root.recovery = root.recovery, None
         for catch_up in before.later if before is not None else ():
             catch_up(now)  # what brokers told before they are asked once more
-        if not self._is_running(root):
+        if not _is_running(root):
             return
         self._count += 1
-        self.counters["recoveries"] += 1
-        self._outbox.happened(root, "recovering", text=root.losses)
+        is_quiet = bool(give_back) and (before is None or before.is_quiet)
+        self.counters["rebalances" if is_quiet else "recoveries"] += 1
+        if not is_quiet:
+            self._outbox.happened(root, "recovering", text=root.losses)
         spreads = bool(give_back) or (before is not None and before.spreads)
-        recovery = root.recovery = Recovery(self._count, spreads)
+        recovery = root.recovery = Recovery(self._count, spreads, is_quiet)
         recovery.askers = before.askers if before is not None else []
         asked: dict[ProcessId, list[int]] = {}
         for run in self._lives.family(root):
@@ -158,19 +161,10 @@ class Recoveries:
         for root in roots if len(nodes) > 1 else ():
             # Not while tasks wait for graphs that they returned, whose values would have to follow.
             if root.recovery is None and not root.taken and not root.children:
-                runs = givers([r for r in self._lives.family(root) if self._is_running(r)], nodes)
+                family = [run for run in self._lives.family(root) if _is_running(run)]
+                runs = spreading.only_givers(family, nodes)
                 if runs:
                     self.begin(root, now, give_back=runs)
-
-    @property
-    def part_count(self) -> int:
-        """In how many parts work that is given back is placed."""
-        nodes = [node for node in self._members.nodes.values() if node.is_usable]
-        return max(1, len(nodes) * self._parts_a_node)
-
-    @staticmethod
-    def _is_running(run: MasterRun) -> bool:
-        return run.state is RunState.RUNNING
 
     def take(
         self,
@@ -234,10 +228,15 @@ class Recoveries:
                     self._placer.tell_where(asked_of, broker, position)
                 else:  # what the broker held may not be so any more
                     self.look_for(asked_of, broker, position, now)
-        self._outbox.happened(root, "recovered")
+        if not recovery.is_quiet:
+            self._outbox.happened(root, "recovered")
         for catch_up in recovery.later:
             catch_up(now)
         self._lives.recovered(root, now)
+
+
+def _is_running(run: MasterRun) -> bool:
+    return run.state is RunState.RUNNING
 
 
 class Rebuild:
@@ -262,6 +261,7 @@ class Rebuild:
         self.producer_of = run.producer_of
         self.seconds = owner._lives.seconds_of(run)
         self.active_at = np.zeros(self.count, np.int32)  # broker that computes it
+        self.givers: set[int] = set()  # subtrees that living brokers gave something back of
 
     def do(self, now: float) -> None:
         """Change the run's records and tell the brokers; the placer does the rest."""
@@ -271,7 +271,7 @@ class Rebuild:
         holder_of = self._holders()
         self._forget_lost_outputs()
         is_there = (holder_of != 0) | (self.active_at != 0)
-        self.told = missing_imports(run.plan, self.told, is_there)
+        self.told = spreading.missing_imports(run.plan, self.told, is_there)
         needed = self._needed(holder_of)
         run.holder_of = holder_of
         if len(needed) and self._is_lost_too_often(needed, now):
@@ -305,7 +305,10 @@ class Rebuild:
             empty_slot(run.number, number) for number in range(len(run.subtrees), number_max + 1)
         ]
         run.successors += [[] for _ in range(len(run.subtrees) - len(run.successors))]
-        for subtree in [s for s in run.subtrees if s.state is SubtreeState.PLACED]:
+        placed = [s for s in run.subtrees if s.state is SubtreeState.PLACED]
+        if self.spreads:
+            self.givers = {s.number for s in placed if s.home in self.told}
+        for subtree in placed:
             told_of = reported.get(subtree.number)
             if told_of is None or told_of[0] != subtree.home or self._is_drained(told_of[0]):
                 placer.give_up(run, subtree)
@@ -407,7 +410,8 @@ class Rebuild:
         was_placed = np.array([s.attempt > 0 for s in run.subtrees], np.bool_)
         producers = self.producer_of[needed]
         lost = needed[states[producers]]
-        self.owner.counters["recomputed_tasks"] += int(was_placed[producers].sum())
+        is_again = was_placed[producers] & ~np.isin(producers, [*self.givers])
+        self.owner.counters["recomputed_tasks"] += int(is_again.sum())
         if not len(lost):
             return False
         run.loss_counts[lost] += 1
@@ -442,9 +446,10 @@ class Rebuild:
         for subtree in run.subtrees:
             if subtree.state in UNPLACED and subtree.number not in whole:
                 self.placer.give_up(run, subtree)
-        pieces = split_around(pieces, self.active_at != 0)
+        pieces = spreading.split_around(pieces, self.active_at != 0)
         if self.spreads and not run.is_interlocked:
-            pieces = evened(pieces, plan, self.seconds, self.owner.part_count)
+            count = spreading.part_count(self.nodes.values(), self.owner._parts_a_node)
+            pieces = spreading.evened(pieces, plan, self.seconds, count)
         for members in pieces:
             number = len(run.subtrees)
             piece = piece_of(run.number, number, plan, members, self.seconds)
@@ -454,7 +459,8 @@ class Rebuild:
             run.successors.append([])
             self.producer_of[members] = number
             if run.parent is None:
-                count = len(members) if piece.attempt else 0
+                is_again = piece.attempt and before.number not in self.givers
+                count = len(members) if is_again else 0
                 self.outbox.happened(
                     run, "recomputed", count=count, subtree=number, positions=members,
                     text=run.losses,

@@ -5,7 +5,7 @@ Brokers then give back what they have cut into no bundle (`AskHoldings.give_back
 finds it missing, and it is placed anew in parts that suit the nodes there are now.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,17 +21,23 @@ if TYPE_CHECKING:
 
 NO_POSITIONS: Int32 = np.zeros(0, np.int32)
 
+PARTS_MAX = 16
+"""Nodes' worth of parts that work given back is cut into for the sake of slow ones, at most."""
+
 TASKS_MIN = 2
 """Who has more tasks than this for each executor can give back some."""
 
 WIDTH_MIN = 2
 """A run is spread if it has so many tasks for each of its longest path."""
 
-TASKS_LOOKED_AT = 200_000
-"""More tasks than this are taken to be wide: looking at each takes about a microsecond."""
+TASKS_LOOKED_AT = 20_000
+"""More tasks than this aren't looked at one by one, which takes about a microsecond each."""
+
+BEGINNINGS_MIN = 16
+"""So large a graph is wide if so many tasks depend on nothing: it is no row of a few chains."""
 
 
-def givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunNo]:
+def only_givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunNo]:
     """Runs of a family of which its only node shall give something back; mostly none.
 
     Where several nodes work for it, what isn't placed yet goes to whoever comes.
@@ -42,7 +48,47 @@ def givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunNo]:
     only = busy[0]
     if any(run.brokers() not in ([], [only.broker]) for run in family):
         return []
-    return [run.number for run in family if _has_plenty(only, run) and _is_wide(run.plan)]
+    return [run.number for run in family if _has_plenty(only, run) and _is_wide(run)]
+
+
+def gives(
+    run: MasterRun, nodes: Sequence[Node], mean_s: float, least_s: float, *, has_idle: bool
+) -> bool:
+    """Whether all nodes shall give back what they haven't begun of a run; mostly not.
+
+    For the sake of a node that has nothing to do (`has_idle`) while another has plenty, or that
+    waits, with executors idle, while tasks at another are ready and wait for executors.
+
+    Args:
+        run: that goes on.
+        nodes: that may work for it.
+        mean_s: what a call takes.
+        least_s: who has less to do than this for each executor gives nothing.
+        has_idle: whether one of the nodes has nothing to do.
+    """
+    rich = [
+        node
+        for node in nodes
+        if _has_plenty(node, run)
+        and run.shares[node.broker].unfinished_tasks * mean_s > least_s * node.speed
+    ]
+    if not rich or not (has_idle or _is_starved(run, nodes, rich)):
+        return False
+    return _is_wide(run)
+
+
+def _is_starved(run: MasterRun, nodes: Sequence[Node], rich: Sequence[Node]) -> bool:
+    """Executors of a node have nothing to do, and those of another can't do what is ready."""
+    is_idle = any(run.shares[n.broker].idle_count for n in nodes if n.broker in run.shares)
+    return is_idle and any(run.shares[node.broker].has_spare for node in rich)
+
+
+def part_count(nodes: Iterable[Node], parts_a_node: int) -> int:
+    """In how many parts work that is given back is placed."""
+    speeds = [node.speed for node in nodes if node.is_usable]
+    # So that there is a part for the slowest as well, if it isn't much slower than all.
+    count = max(len(speeds), min(PARTS_MAX, int(sum(speeds) / min(speeds, default=1.0))))
+    return max(1, count * parts_a_node)
 
 
 def _is_idle(node: Node, family: Sequence[MasterRun]) -> bool:
@@ -75,10 +121,17 @@ def evened(
     return result
 
 
-def _is_wide(plan: RunPlan) -> bool:
-    """Whether several nodes can do it faster than one: not so for a chain. Each edge once."""
+def _is_wide(run: MasterRun) -> bool:
+    """Whether several nodes can do it faster than one: not so for a chain. Found out once."""
+    if run.is_wide is None:
+        run.is_wide = _has_width(run.plan)
+    return run.is_wide
+
+
+def _has_width(plan: RunPlan) -> bool:
     if plan.task_count > TASKS_LOOKED_AT:
-        return True
+        begin_count = int((np.diff(plan.indptr) == 0).sum())
+        return len(plan.deps) > plan.task_count or begin_count >= BEGINNINGS_MIN
     indptr, deps = plan.indptr.tolist(), plan.deps.tolist()
     depths = [0] * (plan.task_count + len(plan.sources))
     for position in range(plan.task_count):

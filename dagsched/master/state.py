@@ -121,6 +121,7 @@ class Share:
 
     queue: deque[SubtreeNo] = field(default_factory=deque)  # READY, not sent yet
     queued_s: float = 0.0  # work in `queue`
+    placed_count: int = 0  # subtrees, ever
     unfinished_count: int = 0  # subtrees PLACED
     unfinished_tasks: int = 0
     unfinished_s: float = 0.0  # work in them
@@ -128,6 +129,8 @@ class Share:
     sources: set[int] = field(default_factory=set)  # that it was given
     took_part: bool = False  # it knows the run, so it must be told of its end
     done_count: int = 0  # tasks, as it tells
+    idle_count: int = 0  # executors with nothing to do, as it told last
+    has_spare: bool = False  # tasks are ready there and wait for executors; the same
 
 
 @dataclass(slots=True, eq=False)
@@ -191,6 +194,9 @@ class MasterRun:
     pinned: list[tuple[RunNo, int]] = field(default_factory=list)  # kept objects that it uses
     progress_count: int = 0  # of a root: tasks ended in the family
     progress_total: int = 0
+    is_wide: bool | None = None  # several nodes do it faster than one; None: not looked at yet
+    spread_at_s: float = 0.0  # of a root: when nodes were asked last to give back, or submitted
+    spread_for: dict[ProcessId, int] = field(default_factory=dict)  # who was idle then: see Share
     outcome: RunOutcome | None = None
     failure: Failure | None = None
     failure_frame: Frame | None = None
@@ -281,6 +287,8 @@ class Node:
     heard_s: float
     pid_by_executor: dict[ProcessId, int] = field(default_factory=dict)  # those that are there
     load_s: float = 0.0  # work of PLACED subtrees of all runs
+    slowness: float = 1.0  # how much longer calls take there than on the best: see `paces`
+    measured: dict[bytes, tuple[float, float]] = field(default_factory=dict)  # calls, seconds
     leaving: bool = False  # no longer wanted; goes when nothing that it has is needed
     is_orphan: bool = False  # of another master that is gone: leaves with the runs it brought
     foreign_runs: set[RunNo] = field(default_factory=set)  # of an orphan: not resumed here
@@ -289,6 +297,11 @@ class Node:
     is_asked: bool = False  # a recovery has looked for what must move to other nodes
     moving: dict[tuple[RunNo, int], ProcessId] = field(default_factory=dict)  # objects, where to
     last_end: str = ""  # how the executor that ended last did so
+
+    @property
+    def speed(self) -> float:
+        """How many executors of the best node its own are worth."""
+        return len(self.executors) / self.slowness
 
     @property
     def is_usable(self) -> bool:
@@ -322,6 +335,7 @@ class Recovery:
 
     number: int
     spreads: bool = False  # brokers give back what they haven't begun
+    is_quiet: bool = False  # .. and nothing is lost
     orphans_by_s: float | None = None  # asks when all have come that are expected, or then
     awaiting: set[tuple[ProcessId, RunNo]] = field(default_factory=set)
     told: dict[RunNo, dict[ProcessId, Told]] = field(default_factory=dict)

@@ -287,10 +287,16 @@ class SubtreeDone(Struct, frozen=True, tag="done"):
 
 
 class Progress(Struct, frozen=True, tag="progress"):
-    """Tasks of the run that this node has ended so far, in all."""
+    """How far a node is with a run.
+
+    The seconds are of calls that ended since this node last told any: function, calls, sum.
+    """
 
     run: int
-    done_count: int
+    done_count: int  # tasks ended so far, in all
+    idle_count: int = 0  # executors that have nothing to do
+    has_spare: bool = False  # tasks are ready for which no executor is free
+    seconds: Sequence[tuple[int, int, float]] = ()
 
 
 class TaskFailed(Struct, frozen=True, tag="failed"):

@@ -80,7 +80,7 @@ class SimCluster(Surroundings):
         seed: of delays.
         config: limits; the default ones if None.
         library: graphs that tasks may return.
-        slowness: how much longer tasks take on a node, by broker id.
+        slowness: how much longer tasks take, by id of a node's broker or of an executor.
         checks: whether cores check themselves after each turn.
         is_wired: whether batches for executors are encoded and decoded (others always are).
         is_recorded: whether `story` is written.
@@ -488,7 +488,7 @@ class SimCluster(Surroundings):
                 self,
                 broker,
                 len(self.all_nodes) + 1,
-                slowness=self._slowness.get(broker, 1.0),
+                slowness=self._slowness,
                 clock_offset_s=self._offset_s(),
             )
             self.nodes[broker] = node

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from dagsched.testing.node import SimNode
 
 START_S = 0.01
+LONG_BUNDLE_S = 0.1
+"""A bundle that takes longer ends at the next task, as in a real executor."""
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class SimExecutor:
         self._functions: dict[tuple[int, int], float] = {}
         self._segment_count = 0
         self._taken_back: set[int] = set()
+        self._latest = 0  # the bundle that it has begun, or left out, last
         self._turn = 0  # rises when the end of the present bundle changes
 
     def start(self) -> None:
@@ -128,6 +131,7 @@ class SimExecutor:
             self._chunks[message.run, chunk] = pickle.loads(next(rest))
         for function in message.functions:
             self._functions[message.run, function.index] = pickle.loads(next(rest))
+        self._latest = message.bundle
         if message.bundle in self._taken_back:
             self._taken_back.remove(message.bundle)
             return
@@ -135,10 +139,12 @@ class SimExecutor:
         lacking |= {p for p in positions if (message.run, p // CHUNK_TASKS) not in self._chunks}
         if lacking:
             raise InternalError(f"executor {self.id}, bundle {message.bundle}: lacks {lacking}")
-        durations_s = [
-            self._functions[message.run, index] * self._node.slowness for index in function_of
-        ]
         began_s = self._node.clock.now
+        durations_s = [
+            self._duration_s(message.run, position, index)
+            for position, index in zip(positions, function_of, strict=True)
+        ]
+        ends_s = [began_s + s for s in accumulate(durations_s)]
         self._bundle = _Bundle(
             message,
             positions,
@@ -147,10 +153,15 @@ class SimExecutor:
             list(zip(pairs[::2], pairs[1::2], strict=True)),
             list(rest),
             began_s,
-            [began_s + s for s in accumulate(durations_s)],
-            len(positions),
+            ends_s,
+            1 + sum(s <= began_s + LONG_BUNDLE_S for s in ends_s[:-1]),
         )
         self._schedule_end()
+
+    def _duration_s(self, run: int, position: int, function: int) -> float:
+        task = self._chunks[run, position // CHUNK_TASKS][position % CHUNK_TASKS]
+        seconds = self._functions[run, function] if task.seconds is None else task.seconds
+        return seconds * self._node.slowness_of(self.id)
 
     def _schedule_end(self) -> None:
         bundle = self._bundle
@@ -197,7 +208,7 @@ class SimExecutor:
 
     def take_back(self, number: int) -> bool:
         """Leave out a bundle that was sent; False: it runs, or has run."""
-        if self._bundle is not None and self._bundle.message.bundle == number:
+        if self._latest == number:
             return False
         self._taken_back.add(number)
         return True
@@ -226,11 +237,16 @@ class SimExecutor:
             if position in results.values
         ]
         seconds: dict[int, tuple[int, float]] = {}
-        for position, index in zip(bundle.positions, bundle.function_of, strict=True):
+        for position, index, begin_s, end_s in zip(
+            bundle.positions,
+            bundle.function_of,
+            [bundle.began_s, *bundle.ends_s],
+            bundle.ends_s,
+            strict=False,
+        ):
             if position in results.values:
                 calls, total_s = seconds.get(index, (0, 0.0))
-                total_s += self._functions[message.run, index] * self._node.slowness
-                seconds[index] = (calls + 1, total_s)
+                seconds[index] = (calls + 1, total_s + end_s - begin_s)
         done = BundleDone(
             run=message.run,
             bundle=message.bundle,

@@ -38,6 +38,7 @@ class SimTask:
     size_bytes: int = 0  # of its value, where that is more than a number takes
     fails: bool = False
     returns: int = -1  # index of the graph in the library that it returns; -1: a number
+    seconds: float | None = None  # of this call, where that isn't what its function takes
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 Does what the broker's shell does, turn by turn: push what came, take the actions once, do them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,7 +59,7 @@ class SimNode(SimProcess):
         cluster: that it is part of.
         broker: its id; one that comes back after a loss has the same, and is another object.
         serial: its number, which no other node of the simulation has.
-        slowness: how much longer tasks take here.
+        slowness: how much longer tasks take, by id of a node or of an executor.
         clock_offset_s: how much its clock is ahead.
     """
 
@@ -69,13 +69,14 @@ class SimNode(SimProcess):
         broker: int,
         serial: int,
         *,
-        slowness: float = 1.0,
+        slowness: Mapping[int, float],
         clock_offset_s: float = 0.0,
     ) -> None:
         super().__init__(cluster.clock, clock_offset_s=clock_offset_s)
         self.broker = broker
         self.serial = serial
-        self.slowness = slowness
+        self._slowness = slowness
+        self._slowness_here = slowness.get(broker, 1.0)
         self.address: Address = ("broker", serial)
         self.core = BrokerCore(broker, "host", cluster.config)
         self.core.look = self._look
@@ -119,6 +120,10 @@ class SimNode(SimProcess):
     def config(self) -> Config:
         """Of the cluster."""
         return self._cluster.config
+
+    def slowness_of(self, executor: int) -> float:
+        """How much longer tasks take in one of its executors."""
+        return self._slowness.get(executor, self._slowness_here)
 
     def _look(self, executor: int) -> Look | None:
         """What an executor's process says of itself."""
@@ -326,10 +331,14 @@ class SimNode(SimProcess):
         for executor_id, bundle in actions.stop_bundles:
             if executor_id in self.executors:
                 self.executors[executor_id].stop_bundle(bundle)
-        for executor_id, bundle in actions.take_back:
-            if executor_id in self.executors and self.executors[executor_id].take_back(bundle):
+        begun: set[int] = set()
+        for executor_id, bundle in reversed(actions.take_back):
+            found = self.executors.get(executor_id)
+            if found is not None and executor_id not in begun and found.take_back(bundle):
                 self.core.ledger.taken_back(executor_id, bundle)
                 self.after(0.0, self.turn)
+            else:
+                begun.add(executor_id)
         for executor_id in actions.kill:
             if executor_id in self.executors:
                 self.executors[executor_id].die(signal=9)

