@@ -158,7 +158,8 @@ def bench(stages: bool, rounds: int, no_arrays: bool, as_json: bool) -> None:
     from dagsched.bench import display
     from dagsched.bench.measuring import machine
 
-    console = Console(highlight=False)
+    # A file or a pipe has no width: lines need no folding there.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
     def say(sentence: str) -> None:
         if not as_json:
