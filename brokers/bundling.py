@@ -430,10 +430,12 @@ def _enter_waits(run: BrokerRun, bundles: list[Bundle], deps: Int32, consumers: 
             producer.dependents.append(bundles[pair >> 32])
             bundles[pair >> 32].waiting_count += 1
     # The rest comes from elsewhere, or was made here and lost since: it will come by itself.
-    lone = [number not in run.bundles for number in producers.tolist()]
+    lone = ~made
+    lone[made] = [number not in run.bundles for number in producers[made].tolist()]
     for dep, consumer in zip(deps[lone].tolist(), consumers[lone].tolist(), strict=True):
         run.waiters.setdefault(dep, []).append(bundles[consumer])
-        bundles[consumer].waiting_count += 1
+    for consumer, count in enumerate(np.bincount(consumers[lone]).tolist()):
+        bundles[consumer].waiting_count += count
 
 
 def subtract_uses(run: BrokerRun, deps: Int32) -> None:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dagsched.brokers import crowds
 from dagsched.brokers.bundling import RETURNED_GRAPH
 from dagsched.brokers.state import BrokerRun, Executor, Int32, StoredObject, Subtree
+from dagsched.brokers.table import SMALL
 from dagsched.ids import ProcessId, RunNo
 from dagsched.protocol.messages import (
     EXPORTED,
@@ -79,15 +81,20 @@ class Exchange:
         remote = (brokers != 0) & (brokers != self.core.broker)
         if run.asked.any():
             self._expect_bytes(run, np.concatenate([imports[data_only & ~remote], subtree.uncut()]))
-        for index in np.flatnonzero(remote).tolist():
+        is_new = remote & data_only
+        is_new[is_new] = (run.object_of[imports[is_new]] < 0) & (run.asked[imports[is_new]] == 0)
+        run.asked[imports[is_new]] = ASKED_DATA
+        for broker, positions in crowds.seek(run, imports[is_new], brokers[is_new]).items():
+            self._wanted.setdefault((broker, run.number, False), []).extend(positions)
+        for index in np.flatnonzero(remote & ~is_new).tolist():
             position, info_only = int(imports[index]), not data_only[index]
             self._want(run, position, ProcessId(int(brokers[index])), info_only)
         for info in self._early_stored.pop(run.number, ()):
             self.arrived(run.number, info, None, self.core.broker, info_only=False)
         for redirect in self._early_redirects.pop(run.number, ()):
             self.redirect(redirect)
-        for peer, epoch, positions, info_only in self._early.pop(run.number, ()):
-            self.fetch_asked(peer, run.number, epoch, positions, info_only)
+        for peer, epoch, asked, info_only in self._early.pop(run.number, ()):
+            self.fetch_asked(peer, run.number, epoch, asked, info_only)
 
     def _want(self, run: BrokerRun, position: int, broker: ProcessId, info_only: bool) -> None:
         stored = self.core.table.find(run, run.number, position)
@@ -167,17 +174,18 @@ class Exchange:
     def available(self, run: BrokerRun, stored: StoredObject) -> None:
         """Wake the bundles that wait for the object's positions, answer who asked for them."""
         info = stored.info
-        if run.sought or run.lacking:
+        if run.sought:
             for position in range(info.first, info.first + info.count):
                 run.sought.pop(position, None)
-                run.lacking.discard(position)
+        if run.lacking:
+            run.lacking.difference_update(range(info.first, info.first + info.count))
         self.core.holder.arrived(run.number, info)
         if run.hold[info.first] & OUTPUT:
             run.outputs_ready.append(stored)
         if run.waiters:
-            for position in self._members(info, run.waiters):
-                for bundle in run.waiters.pop(position):
-                    self.core.ledger.wait_over(bundle)
+            ended = crowds.take_waiters(run, self._members(info, run.waiters))
+            for bundle, count in ended.items():
+                self.core.ledger.wait_over(bundle, count)
         if run.fetchers:
             self._answer_fetchers(run, stored)
         key = (run.number, info.first)
@@ -305,6 +313,8 @@ class Exchange:
                 self._missing.setdefault((peer, number), []).extend(positions)
             return
         answered: set[int] = set()
+        if run is not None and len(positions) > SMALL:
+            positions = crowds.note_fetchers(run, positions, (peer, info_only))
         for position in positions:
             stored = self.core.table.find(run, number, position)
             if stored is not None and stored.storage is not None:

@@ -137,11 +137,11 @@ class Ledger:
             self.wait_over(dependent)
         bundle.dependents = []
 
-    def wait_over(self, bundle: Bundle) -> None:
-        """One of the things that a bundle waits for is there."""
+    def wait_over(self, bundle: Bundle, count: int = 1) -> None:
+        """So many of the things that a bundle waits for are there."""
         if bundle.state is not BundleState.WAITING:
             return
-        bundle.waiting_count -= 1
+        bundle.waiting_count -= count
         if not bundle.waiting_count and not self._waits_for_lost(bundle):
             bundle.move(BundleState.READY)
             dispatch.push_ready(bundle.run, bundle)

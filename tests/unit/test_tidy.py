@@ -34,6 +34,7 @@ IMPURE = {
 
 PURE = [
     "dagsched.brokers.core",
+    "dagsched.brokers.crowds",
     "dagsched.brokers.entering",
     "dagsched.brokers.routes",
     "dagsched.brokers.objects.layout",
