@@ -429,9 +429,10 @@ def _enter_waits(run: BrokerRun, bundles: list[Bundle], deps: Int32, consumers: 
         if producer is not None:
             producer.dependents.append(bundles[pair >> 32])
             bundles[pair >> 32].waiting_count += 1
-    # The rest comes from elsewhere, or was made here and lost since: it will come by itself.
+    # The rest comes from elsewhere, or was made here, for others, and is gone.
     lone = ~made
     lone[made] = [number not in run.bundles for number in producers[made].tolist()]
+    run.gone += deps[lone & made & (run.asked[deps] == 0)].tolist()
     for dep, consumer in zip(deps[lone].tolist(), consumers[lone].tolist(), strict=True):
         run.waiters.setdefault(dep, []).append(bundles[consumer])
     for consumer, count in enumerate(np.bincount(consumers[lone]).tolist()):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dagsched.brokers import bundling, dispatch
-from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Subtree
+from dagsched.brokers import bundling
+from dagsched.brokers.state import BrokerRun, Bundle, Subtree
 
 if TYPE_CHECKING:
     from dagsched.brokers.core import BrokerCore
@@ -95,9 +95,7 @@ class Cutter:
             run, subtree, count, self.core.config, ledger.bundle_count + 1
         )
         ledger.bundle_count += len(bundles)
-        for bundle in bundles:
-            if bundle.state is BundleState.READY:
-                dispatch.push_ready(run, bundle)
+        ledger.enter(run, bundles)
         span = subtree.function_of[begin - subtree.lo : subtree.cursor - subtree.lo]
         if subtree.cursor < subtree.hi and np.isnan(run.seconds[span]).any():
             subtree.probing_until_s = now + PROBE_S

@@ -172,10 +172,18 @@ class Ledger:
         first_number = self.bundle_count + 1
         self.bundle_count += len(parts)
         bundles = bundling.make_bundles(run, subtree, parts, self.core.config, first_number)
+        self.enter(run, bundles)
+        return bundles
+
+    def enter(self, run: BrokerRun, bundles: Sequence[Bundle]) -> None:
+        """New bundles: what is ready may be dispatched, what can't come by itself is asked for."""
         for bundle in bundles:
             if bundle.state is BundleState.READY:
                 dispatch.push_ready(run, bundle)
-        return bundles
+        gone, run.gone = run.gone, []
+        for position in gone:
+            run.lacking.add(position)
+            self.core.tell_master(AskWhere(run.number, position))
 
     def stop_run(self, run: BrokerRun) -> None:
         """Start nothing more of the run; what executors have of it is not waited for."""

@@ -166,6 +166,7 @@ class BrokerRun:
     withheld: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # of it, in this turn
     large_bytes: dict[int, int] = field(default_factory=dict)  # by function: its last large result
     waiters: dict[int, list[Bundle]] = field(default_factory=dict)  # by position
+    gone: list[int] = field(default_factory=list)  # made here, dropped, waited for again
     sized: dict[int, StoredObject] = field(default_factory=dict)  # by position; bytes under way
     sought: dict[int, ProcessId] = field(default_factory=dict)  # asked of another node, not here
     lacking: set[int] = field(default_factory=set)  # the same, but that node is gone

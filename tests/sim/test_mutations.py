@@ -61,6 +61,14 @@ def nothing(*args: Any, **kwargs: Any) -> None:
     return None
 
 
+def what_is_gone_comes_by_itself(self: Any, run: Any, bundles: Any) -> None:
+    run.gone = []
+    ENTER(self, run, bundles)
+
+
+ENTER = Ledger.enter
+
+
 def repeated_batches_count(self: Any, stamp: Any, content: Any, now: float) -> list[Any]:
     contents = RECEIVE(self, stamp, content, now)
     is_repeat = stamp.session == self.peer and 0 < stamp.sequence < self._delivered
@@ -111,8 +119,10 @@ NOTICED_BY_STORIES: dict[str, Break] = {
     "nothing is computed again after a loss": instead(
         recovery, "least_set", lambda *_: np.zeros(0, np.int32)
     ),
-    "inputs are released though others import them": instead(
-        MasterCore, "_release_imports", importers_count_for_nothing
+    "inputs are released though others import them": together(
+        instead(MasterCore, "_release_imports", importers_count_for_nothing),
+        # Else brokers ask for what is gone, and it is computed again.
+        instead(Ledger, "enter", what_is_gone_comes_by_itself),
     ),
     "another value's bytes are sent": instead(Exchange, "_answer", wrong_bytes),
     "what a dead executor had is forgotten": instead(Ledger, "requeue", nothing),

@@ -924,3 +924,14 @@ def test_a_thousand_nodes_tell_of_progress_as_often_in_all_as_fifty(peers, told)
         node.tell(Ping(1))
         count += len(messages(node.core.take_actions().to_master, Progress))
     assert count == told
+
+
+def test_what_was_made_here_and_dropped_is_asked_for_when_it_is_needed_again():
+    node = Node(executors=(3,))
+    node.place([[], [0]], total=3)
+    [(_, bundle)] = bundles_of(node.turn())
+    node.done(3, bundle, objects=[inline(1)], frames=[b"v"])
+    node.turn()
+    node.place([[0]], lo=2, total=3, imports={0: BROKER}, subtree=1)
+    [parcel] = [p for p in node.turn().to_master if isinstance(p.message, AskWhere)]
+    assert parcel.message == AskWhere(1, 0)
