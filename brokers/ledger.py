@@ -298,12 +298,17 @@ class Ledger:
         bundle.move(BundleState.READY)
         dispatch.push_ready(bundle.run, bundle)
 
-    def taken_back(self, executor_id: int, number: int) -> None:
-        """An executor won't begin a bundle that waited there: it is for whoever is free."""
+    def taken_back(self, executor_id: int, number: int, *, is_left_out: bool) -> None:
+        """Whether an executor won't begin a bundle that waited there: then others may have it."""
         executor = self.core.executors.get(ProcessId(executor_id))
         for bundle in executor.queue[1:] if executor is not None else ():
             if executor is not None and bundle.number == number:
+                if not is_left_out:
+                    bundle.is_recalled = False
+                    return
                 executor.queue.remove(bundle)
+                # Nothing more behind what it runs: it would be taken back as well.
+                executor.is_late, executor.seen_head = True, executor.queue[0].number
                 if bundle.run.cancelled:
                     self.retire(bundle)
                 else:

@@ -544,9 +544,10 @@ class BrokerShell:
             self._pool.start(executor, incarnation, now)
         for executor in actions.kill:
             self._pool.kill(executor)
-        for executor, bundle in self._pool.take_back(actions.take_back):
-            self._core.ledger.taken_back(executor, bundle)
-            self._again = True
+        left_out = self._pool.take_back(actions.take_back)
+        for pair in actions.take_back:
+            self._core.ledger.taken_back(*pair, is_left_out=pair in left_out)
+        self._again |= bool(left_out)
         for executor, bundle in actions.stop_bundles:
             self._pool.stop_bundle(executor, bundle)
         for peer, parcels in actions.to_peers.items():

@@ -108,8 +108,12 @@ def _first_bad(first: int, count: int, jobs: int) -> tuple[int, str] | None:
 
 
 def _show(done_count: int, count: int, *, is_over: bool) -> None:
-    """The progress bar, where somebody looks."""
-    if sys.stderr.isatty():
+    """The progress bar, where somebody looks; else a line now and then."""
+    if not sys.stderr.isatty():
+        if is_over or done_count % 1_000 < CHUNK_SEEDS:
+            sys.stderr.write(f"{done_count} of {count} stories\n")
+            sys.stderr.flush()
+    else:
         filled = 40 * done_count // count
         end = "\n" if is_over else ""
         bar = "#" * filled + "." * (40 - filled)

@@ -334,8 +334,10 @@ class SimNode(SimProcess):
         begun: set[int] = set()
         for executor_id, bundle in reversed(actions.take_back):
             found = self.executors.get(executor_id)
-            if found is not None and executor_id not in begun and found.take_back(bundle):
-                self.core.ledger.taken_back(executor_id, bundle)
+            is_free = found is not None and executor_id not in begun
+            is_left_out = is_free and found is not None and found.take_back(bundle)
+            self.core.ledger.taken_back(executor_id, bundle, is_left_out=is_left_out)
+            if is_left_out:
                 self.after(0.0, self.turn)
             else:
                 begun.add(executor_id)

@@ -757,7 +757,7 @@ def test_what_waits_behind_a_bundle_that_takes_long_goes_to_another_executor():
             node.done(executor, bundle)
     assert actions.take_back == [(3, waiting.message.bundle)]
     assert bundles_of(node.turn()) == [], "not before the executor can't begin it any more"
-    node.core.ledger.taken_back(3, waiting.message.bundle)
+    node.core.ledger.taken_back(3, waiting.message.bundle, is_left_out=True)
     [(executor, again)] = bundles_of(node.turn())
     assert (executor, again.message.bundle) == (4, waiting.message.bundle)
     assert again.message.attempt == 1
@@ -766,7 +766,9 @@ def test_what_waits_behind_a_bundle_that_takes_long_goes_to_another_executor():
     assert {executor for executor, _ in bundles_of(node.turn())} == {4}, "nothing behind it"
     node.done(3, late)
     assert {executor for executor, _ in bundles_of(node.turn())} == {3}
-    node.core.ledger.taken_back(3, waiting.message.bundle)  # said again: nothing happens
+    node.core.ledger.taken_back(
+        3, waiting.message.bundle, is_left_out=True
+    )  # said again: nothing happens
 
 
 def test_nobody_looks_for_what_waits_where_nothing_does():
@@ -784,7 +786,7 @@ def test_what_waits_of_a_cancelled_run_is_taken_back_at_once():
     actions = node.turn()
     assert actions.stop_bundles == [(3, first.message.bundle)]
     assert actions.take_back == [(3, second.message.bundle)]
-    node.core.ledger.taken_back(3, second.message.bundle)
+    node.core.ledger.taken_back(3, second.message.bundle, is_left_out=True)
     assert [b.number for b in node.core.executors[3].queue] == [first.message.bundle]
     assert second.message.bundle not in node.core.runs[1].bundles
 

@@ -168,3 +168,22 @@ def test_who_asked_for_bytes_is_not_answered_with_a_size():
     assert not [p for p in actions.to_peers.get(7, ()) if isinstance(p.message, ObjectsData)]
     assert actions.transfers == []
     assert run.fetchers == {0: [(7, False)]}
+
+
+def test_who_could_not_be_asked_is_asked_again_and_who_was_gets_nothing_more():
+    node = Node(executors=(3, 4))
+    node.place([[] for _ in range(4)], seconds=0.004)
+    sent = bundles_of(node.turn())
+    assert [executor for executor, _ in sent] == [3, 3, 4, 4]
+    waiting = sent[1][1].message.bundle
+    for executor, bundle in sent[2:]:
+        node.done(executor, bundle)
+    assert node.turn().take_back == [(3, waiting)]
+    assert node.turn().take_back == []
+    node.core.ledger.taken_back(3, waiting, is_left_out=False)
+    assert node.turn().take_back == [(3, waiting)]
+    node.core.ledger.taken_back(3, waiting, is_left_out=True)
+    assert [executor for executor, _ in bundles_of(node.turn())] == [4]
+    node.place([[] for _ in range(4)], run=2, seconds=0.004)
+    # An executor has few words for bundles to leave out, and may be stopped for long.
+    assert {executor for executor, _ in bundles_of(node.turn())} == {4}
