@@ -279,20 +279,22 @@ class SimCluster(Surroundings):
 
     def remove_node(self, broker: int) -> None:
         """Want one node less: it leaves when it has given away what is needed."""
-        self.tell(f"remove node {broker}")
-        self._wanted.pop(broker, None)
-        self._apply_nodes()
+        self._want_less(broker, drop=False)
 
     def drop_node(self, broker: int) -> None:
         """Want one node less, at once: what it has is lost."""
-        self.tell(f"drop node {broker}")
+        self._want_less(broker, drop=True)
+
+    def _want_less(self, broker: int, *, drop: bool) -> None:
+        if self._is_rescued and self._wanted.keys() <= {broker}:
+            return  # where no node is wanted runs end, and are right to
+        self.tell(f"{'drop' if drop else 'remove'} node {broker}")
         self._wanted.pop(broker, None)
-        self._apply_nodes(drop=True)
+        self._apply_nodes(drop=drop)
 
     def kill_orphan(self, index: int) -> None:
         """Lose one of the brokers whose master has died, if there are any."""
-        orphans = [n for n in self.all_nodes if n.is_alive and n.broker >= ORPHAN_IDS_FROM]
-        if orphans:
+        if orphans := [n for n in self.all_nodes if n.is_alive and n.broker >= ORPHAN_IDS_FROM]:
             self._end_node(orphans[index % len(orphans)])
 
     def kill_node(self, broker: int) -> None:
