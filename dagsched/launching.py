@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,6 +111,8 @@ class BrokerProcesses:
         self._config = config
         self._debug = debug
         self._started: list[BrokerProcess] = []
+        # The master's thread closes lifelines of brokers that end while all are being let go.
+        self._lifelines = threading.Lock()
 
     def launch(self, node: NodeEnv, nodes: Sequence[NodeEnv]) -> BrokerProcess:
         """Start the broker of `node`, one of the environment's `nodes`.
@@ -188,7 +191,7 @@ class BrokerProcesses:
             if isinstance(process, AdoptedProcess) or process.returncode is None:
                 continue
             if process.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):
+                with self._lifelines, contextlib.suppress(OSError):
                     process.stdin.close()
 
     def let_go(self) -> None:
@@ -197,11 +200,8 @@ class BrokerProcesses:
             if isinstance(started.process, AdoptedProcess):
                 started.process.terminate()
                 continue
-            stdin = started.process.stdin
-            if stdin is not None and not stdin.closed:
-                # Without a word it would look like our death, after which runs may be resumed.
-                with stdin, contextlib.suppress(BrokenPipeError):
-                    stdin.write(GOODBYE)
+            with self._lifelines:
+                _say_goodbye(started.node.brokerid, started.process)
 
     def end_all(self, timeout_s: float) -> None:
         """Wait for all brokers to leave; those that don't are killed, with their executors."""
@@ -232,6 +232,24 @@ class BrokerProcesses:
             # The child isn't the brokers' parent and can't wait for them.
             started.process.returncode = 0
         self._started.clear()
+
+
+def _say_goodbye(broker: int, process: "subprocess.Popen[bytes]") -> None:
+    """Let a lifeline end; without a word it would look like our death."""
+    if process.stdin is None or process.stdin.closed:
+        return
+    try:
+        with process.stdin as lifeline:
+            lifeline.write(GOODBYE)
+    except BrokenPipeError:
+        return  # it is gone
+    except OSError as error:
+        logger.warning(
+            "somebody has closed the lifeline of broker %d (%s), which is ended by SIGTERM instead",
+            broker,
+            error,
+        )
+        process.terminate()
 
 
 def place_broker(node: NodeEnv) -> tuple[Sequence[str], str]:  # noqa: ARG001

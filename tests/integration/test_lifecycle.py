@@ -208,6 +208,23 @@ def test_a_script_without_a_guard_closes_at_exit() -> None:
     assert leaks.left_behind(before) == []
 
 
+def test_an_environment_closes_though_somebody_has_closed_its_lifeline() -> None:
+    before = leaks.look()
+    done = script(
+        """
+        import os
+        from dagsched import RunEnv, delayed, rundag
+        with RunEnv(executors=1) as env:
+            print(rundag(env, delayed(sum)([1, 2])))
+            (broker,) = env._cluster._brokers._started
+            os.close(broker.process.stdin.fileno())
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "3\n")
+    assert "somebody has closed the lifeline" in done.stderr
+    assert leaks.left_behind(before) == []
+
+
 def test_a_script_that_fails_keeps_its_exit_code() -> None:
     before = leaks.look()
     done = script(
