@@ -286,11 +286,11 @@ class SimCluster(Surroundings):
         self._want_less(broker, drop=True)
 
     def _want_less(self, broker: int, *, drop: bool) -> None:
-        if self._is_rescued and self._wanted.keys() <= {broker}:
-            return  # where no node is wanted runs end, and are right to
         self.tell(f"{'drop' if drop else 'remove'} node {broker}")
         self._wanted.pop(broker, None)
         self._apply_nodes(drop=drop)
+        if self._is_rescued and not self._wanted:  # else runs would end, and be right to
+            self.clock.after(RESCUE_S, self._rescue)
 
     def kill_orphan(self, index: int) -> None:
         """Lose one of the brokers whose master has died, if there are any."""
