@@ -67,7 +67,9 @@ def test_there_are_records_enough_for_this_to_say_something() -> None:
     assert RECORDS > 15
 
 
-@pytest.mark.parametrize("is_synced", [True, False], ids=["synced", "not synced"])
+@pytest.mark.parametrize(
+    "is_synced", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["synced", "not synced"]
+)
 def test_killed_after_each_record(is_synced: bool) -> None:
     for count in range(1, RECORDS + 1):
         cluster, outcome = begun()
@@ -80,6 +82,7 @@ def test_killed_after_each_record(is_synced: bool) -> None:
             assert again == [], f"killed after record {count}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [2, RECORDS // 2, RECORDS - 2])
 def test_killed_again_at_each_record_of_the_recovery(first: int) -> None:
     cluster, outcome = begun()
@@ -92,6 +95,7 @@ def test_killed_again_at_each_record_of_the_recovery(first: int) -> None:
         is_right(cluster, outcome)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_of_the_recovery() -> None:
     """Also where nothing is written: while orphans are awaited, asked, and told."""
     for number in range(40):

@@ -11,7 +11,7 @@ from dagsched.testing.graphs import SimGraph, SimTask
 from dagsched.testing.memory import SimMemory
 from dagsched.testing.stories import Story, drawn, play
 
-SEEDS = 120
+SEEDS = 60
 SEEDS_IN_ALL = 2_000
 GROUP = 20
 

@@ -16,6 +16,8 @@ from dagsched.testing.cluster import SimCluster
 from dagsched.testing.graphs import Planned, SimGraph, planned
 from dagsched.testing.stories import begun, drawn, play
 
+SLOW = pytest.mark.slow
+
 
 def chain(count: int, seconds: float) -> SimGraph:
     return SimGraph(
@@ -262,7 +264,7 @@ def test_a_story_is_told_within_its_bound_and_counted_beyond_it() -> None:
 # --- while things go wrong ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", range(0, 60, 20))
+@pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=SLOW) for n in (20, 40))])
 def test_questions_at_any_moment_of_any_story_are_answered_and_change_nothing(first: int) -> None:
     """`play` compares all results with the oracle and accounts for every object and message."""
     states: set[str] = set()
@@ -332,7 +334,7 @@ BEFORE = frozenset(
 AFTER = frozenset(("ended", "held", "done", "fetching", "graph"))
 
 
-@pytest.mark.parametrize("first", range(0, 40, 10))
+@pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=SLOW) for n in (10, 20, 30))])
 def test_what_is_said_was_so_when_asked_or_is_so_when_answered(first: int) -> None:
     """Random graphs without faults: each task's state against what its executors really did."""
     seen: set[str] = set()
