@@ -20,6 +20,8 @@ from dagsched.protocol.messages import BundleDone, ExecutorStats, NodeStats, Pro
 if TYPE_CHECKING:
     from dagsched.brokers.core import BrokerCore
 
+PROGRESS_S = 0.1
+PROGRESS_RATE_MAX = 500.0  # a second, at the master, however many nodes there are
 NEW_WEIGHT = 0.5  # of a new measurement in the moving average: durations may change at once
 
 
@@ -64,7 +66,7 @@ class Accounts:
         Returns:
             When to be called again at the latest, if that is new.
         """
-        every_s = self.core.exchange.progress_s
+        every_s = max(PROGRESS_S, len(self.core.exchange.peers) / PROGRESS_RATE_MAX)
         executors = self.core.executors.values()
         idle_count = sum(1 for e in executors if e.pid and not e.queue and not e.draining)
         if self.core.pressure.held:

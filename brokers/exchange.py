@@ -45,9 +45,6 @@ EARLY_MAX = 10_000  # requests kept for runs that this node hasn't heard of yet
 
 Key = tuple[RunNo, int]
 
-PROGRESS_S = 0.1
-PROGRESS_RATE_MAX = 500.0  # a second, at the master, however many nodes there are
-
 
 class Exchange:
     """Requests for objects and their answers; part of `BrokerCore`."""
@@ -289,11 +286,6 @@ class Exchange:
             if peers.get(peer) != epoch:
                 self.peer_lost(peer)
         self.peers = {ProcessId(peer): epoch for peer, epoch in peers.items()}
-
-    @property
-    def progress_s(self) -> float:
-        """How often the master is told how many tasks have ended: of all nodes, not of each."""
-        return max(PROGRESS_S, len(self.peers) / PROGRESS_RATE_MAX)
 
     def fetch_asked(
         self,

@@ -152,7 +152,7 @@ class Ledger:
         So it is where a part of a node that was lost goes to one that computed its inputs again
         for others. The master has them made once more.
         """
-        run, core = bundle.run, self.core
+        run = bundle.run
         gone = bundle.imports[run.object_of[bundle.imports] < 0].tolist()
         gone = [
             p for p in gone if p not in run.sized and run.bundle_of[p] != bundling.RETURNED_GRAPH
@@ -160,9 +160,14 @@ class Ledger:
         for position in gone:
             run.waiters.setdefault(position, []).append(bundle)
             bundle.waiting_count += 1
-            run.lacking.add(position)
-            core.tell_master(AskWhere(run.number, position))
+        self._ask_for(run, gone)
         return bool(gone)
+
+    def _ask_for(self, run: BrokerRun, gone: Sequence[int]) -> None:
+        """The master finds out where values are that won't come by themselves, or has them made."""
+        for position in gone:
+            run.lacking.add(position)
+            self.core.tell_master(AskWhere(run.number, position))
 
     def rebundle(
         self, run: BrokerRun, subtree: Subtree, parts: Sequence[np.ndarray]
@@ -181,9 +186,7 @@ class Ledger:
             if bundle.state is BundleState.READY:
                 dispatch.push_ready(run, bundle)
         gone, run.gone = run.gone, []
-        for position in gone:
-            run.lacking.add(position)
-            self.core.tell_master(AskWhere(run.number, position))
+        self._ask_for(run, gone)
 
     def stop_run(self, run: BrokerRun) -> None:
         """Start nothing more of the run; what executors have of it is not waited for."""

@@ -17,6 +17,9 @@ from dagsched.protocol.messages import Location
 
 logger = logging.getLogger(__name__)
 
+END_TIMEOUT_S = 2.0
+"""A disk that hangs keeps the broker's end no longer."""
+
 COPY_BYTES = 4 << 20
 """Copied by one system call, so that an end is noticed soon."""
 
@@ -74,7 +77,9 @@ class Spiller:
         self._is_closing = True
         if self._thread is not None:
             self._wanted.put(None)
-            self._thread.join()
+            self._thread.join(END_TIMEOUT_S)
+            if self._thread.is_alive():
+                return  # it will still write to the descriptor, which ends with the process
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -1,8 +1,8 @@
-"""Work that brokers have been given and not begun, for nodes that came later. Pure.
+"""Work that brokers have been given and not begun, for nodes that came later or are idle. Pure.
 
-A cluster of one node is given all of a run, and larger ones may have been when another node comes.
-Brokers then give back what they have cut into no bundle (`AskHoldings.give_back`); a recovery
-finds it missing, and it is placed anew in parts that suit the nodes there are now.
+Brokers give back what no executor has (`AskHoldings.give_back`); a recovery finds it missing, and
+it is placed anew in parts that suit the nodes there are now. When that is worth it is said here;
+who looks, and when, in `recovery` (a node came) and `balancing` (one has nothing left).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -119,8 +119,8 @@ class AskHoldings(Struct, frozen=True, tag="ask_holdings"):
 
     Those are, if `retell`, outputs, failures, and graphs that tasks returned. Everything that the
     answer names is held as EXPORTED until `Release` says otherwise. Of the runs in `give_back` the
-    node keeps what it has cut into bundles; the rest of its subtrees it will not do, and says so
-    by not naming it.
+    node keeps what executors have; the rest of its subtrees it will not do, and says so by not
+    naming it.
     """
 
     number: int  # of the recovery: answers to an older one are stale
