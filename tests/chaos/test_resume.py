@@ -58,6 +58,16 @@ def check_resumed(run_id: str, notes: Path, leaf_count: int, width: int = 2) -> 
     return min(ours, default=None)
 
 
+def check_nothing_again(run_id: str, notes: Path, leaf_count: int) -> None:
+    """The result of a run that had ended, without executing anything once more."""
+    expected, task_count = orphans.tree_value(leaf_count)
+    with RunEnv(executors=2) as env:
+        assert harness.value_of(env, resume(env, run_id), 20) == expected
+    counts = orphans.counts(notes)
+    assert len(counts) == task_count
+    assert max(counts.values()) == 1
+
+
 SLOW = pytest.mark.slow
 
 
@@ -101,12 +111,7 @@ def test_a_client_that_dies_as_its_run_ends(notes: Path) -> None:
         "run.add_done_callback(lambda run: os.kill(os.getpid(), signal.SIGKILL))\ntime.sleep(20)",
     )
     (run_id,) = orphans.dead_client(ending, notes, leaf_count, seconds, 2, 0)
-    expected, task_count = orphans.tree_value(leaf_count)
-    with RunEnv(executors=2) as env:
-        assert harness.value_of(env, resume(env, run_id), 20) == expected
-    counts = orphans.counts(notes)
-    assert len(counts) == task_count
-    assert max(counts.values()) == 1
+    check_nothing_again(run_id, notes, leaf_count)
 
 
 def test_the_result_outlives_whoever_resumed_the_run(notes: Path) -> None:
@@ -121,15 +126,10 @@ def test_the_result_outlives_whoever_resumed_the_run(notes: Path) -> None:
         "os.kill(os.getpid(), signal.SIGKILL)",
     )
     orphans.dead_client(finishing, run_id, 0)
-    expected, task_count = orphans.tree_value(leaf_count)
     for _ in range(2):  # the first one's sweep must not take what it looks for
         with RunEnv(executors=1):
             pass
-    with RunEnv(executors=1) as env:
-        assert harness.value_of(env, resume(env, run_id), 20) == expected
-    counts = orphans.counts(notes)
-    assert len(counts) == task_count
-    assert max(counts.values()) == 1
+    check_nothing_again(run_id, notes, leaf_count)
 
 
 def test_a_broker_dies_with_the_client(notes: Path) -> None:
