@@ -8,10 +8,11 @@ step goes to the second. Where each step ran is then read from the run's trace.
 """
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dagsched.bench.graphs import Measured
-from dagsched.bench.measuring import Answer, BenchError, check_value, ratios, run_s
+from dagsched.bench.measuring import Answer, BenchError, Spread, check_value, ratios, run_s
 from dagsched.delayed import Delayed, delayed
 
 if TYPE_CHECKING:
@@ -147,30 +148,31 @@ def plain_chain_answer(
     env: "RunEnv", rounds: int, steps: int = STEPS, megabytes: int = STEP_MB
 ) -> Answer:
     """The same of a chain that needn't change executors."""
-    own, loop = [], []
-    for _ in range(rounds + 1):
-        loop.append(chain_loop_s(steps, megabytes))
-        own.append(run_s(env, plain_chain(steps, megabytes)))
-    return Answer(
-        "the same, as it comes",
-        ratios(own[1:], loop[1:]),
-        "",
-        beside="in-process loop: 1",
+    measured = _beside(
+        env, rounds, lambda: plain_chain(steps, megabytes), lambda: chain_loop_s(steps, megabytes)
     )
+    return Answer("the same, as it comes", measured, "", beside="in-process loop: 1")
 
 
 def reading_answer(
     env: "RunEnv", rounds: int, readers: int = READERS, megabytes: int = READ_MB
 ) -> Answer:
     """How many times the seconds of a loop in one process the readers take."""
+    measured = _beside(
+        env, rounds, lambda: reading(readers, megabytes), lambda: reading_loop_s(readers, megabytes)
+    )
+    return Answer(
+        f"{readers} readers of {megabytes} MB", measured, "", READ_TARGET,
+        beside="in-process loop: 1",
+    )  # fmt: skip
+
+
+def _beside(
+    env: "RunEnv", rounds: int, make: Callable[[], Measured], loop_s: Callable[[], float]
+) -> Spread:
+    """Seconds of a graph as multiples of a loop's, in turn; the first round warms pages up."""
     own, loop = [], []
     for _ in range(rounds + 1):
-        loop.append(reading_loop_s(readers, megabytes))
-        own.append(run_s(env, reading(readers, megabytes)))
-    return Answer(
-        f"{readers} readers of {megabytes} MB",
-        ratios(own[1:], loop[1:]),
-        "",
-        READ_TARGET,
-        beside="in-process loop: 1",
-    )
+        loop.append(loop_s())
+        own.append(run_s(env, make()))
+    return ratios(own[1:], loop[1:])

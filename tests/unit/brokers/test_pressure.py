@@ -52,6 +52,11 @@ def made(node: Node, count: int, *, size: int = MB, flags=None, executors=(3,)) 
     """
     flags = flags or [0] * count + [OUTPUT]
     node.place([*([] for _ in range(count)), list(range(count))], seconds=1.0, flags=flags)
+    return ended(node, count, size=size)
+
+
+def ended(node: Node, count: int, *, size: int = MB) -> list:
+    """End so many blocks, one after the other; what the core decided after each."""
     found = []
     actions = node.turn()
     for _ in range(count):
@@ -74,12 +79,7 @@ def test_the_oldest_move_when_the_store_is_above_its_mark_and_their_bytes_are_fr
     node = store(executors=(3,))
     # One more block is to come, so the task that takes them waits.
     node.place([*([] for _ in range(11)), list(range(11))], seconds=1.0)
-    actions = node.turn()
-    for _ in range(9):
-        [(executor, parcel)] = bundles_of(actions)
-        [position] = bundle_positions(parcel)
-        node.done(executor, parcel, objects=[in_memory(position)])
-        actions = node.turn()
+    actions = ended(node, 9)[-1]
     assert actions.spill == [(1, in_memory(0).location), (2, in_memory(1).location)]
     node.core.object_spilled(1, FILE, node.now)
     actions = node.turn()
@@ -99,12 +99,7 @@ def test_the_oldest_move_when_the_store_is_above_its_mark_and_their_bytes_are_fr
 def test_where_no_file_can_be_written_nothing_changes_and_nobody_tries_at_once():
     node = store(executors=(3,))
     node.place([*([] for _ in range(12)), list(range(12))], seconds=1.0)
-    actions = node.turn()
-    for _ in range(9):
-        [(executor, parcel)] = bundles_of(actions)
-        [position] = bundle_positions(parcel)
-        node.done(executor, parcel, objects=[in_memory(position)])
-        actions = node.turn()
+    actions = ended(node, 9)[-1]
     assert len(actions.spill) == 2
     for job in (1, 2):
         node.core.object_spilled(job, None, node.now)
@@ -119,12 +114,7 @@ def test_where_no_file_can_be_written_nothing_changes_and_nobody_tries_at_once()
 def test_what_is_freed_while_it_is_copied_is_freed_and_so_is_its_copy():
     node = store(executors=(3,))
     node.place([*([] for _ in range(12)), list(range(12))], seconds=1.0)
-    actions = node.turn()
-    for _ in range(9):
-        [(executor, parcel)] = bundles_of(actions)
-        [position] = bundle_positions(parcel)
-        node.done(executor, parcel, objects=[in_memory(position)])
-        actions = node.turn()
+    actions = ended(node, 9)[-1]
     node.tell(EndRun(1, ()))
     freed = [
         location
@@ -161,12 +151,7 @@ def test_what_the_client_was_told_the_place_of_never_moves():
 def test_values_for_refs_move_until_somebody_asks_for_them():
     node = store(executors=(3,))
     node.place([[] for _ in range(8)], seconds=1.0, flags=[PERSISTED] * 8)
-    actions = node.turn()
-    for _ in range(8):
-        [(executor, parcel)] = bundles_of(actions)
-        [position] = bundle_positions(parcel)
-        node.done(executor, parcel, objects=[in_memory(position)])
-        actions = node.turn()
+    ended(node, 8)
     node.tell(EndRun(1, tuple(range(8))))
     node.turn()
     node.tell(FetchValue(7, 1, 0))
