@@ -16,6 +16,9 @@ from dagsched.brokers.launch import BrokerSettings, restore_python_path
 
 LINE_BYTES_MAX = 1 << 24
 
+SLOTS_MIN = 8
+"""So many executors of a node hand values over to each other, even if it begins with fewer."""
+
 
 def main() -> int:
     """Run a broker until it ends.
@@ -43,6 +46,7 @@ def main() -> int:
 
 def _serve(settings: BrokerSettings) -> int:
     from dagsched.brokers.executor import ExecutorSettings, executor_main
+    from dagsched.brokers.handover import SLOTS_MAX
     from dagsched.brokers.objects.segments import default_store_bytes, prepare_spill
     from dagsched.brokers.zygote import fork_zygote
     from dagsched.plan import ClusterShape
@@ -62,7 +66,10 @@ def _serve(settings: BrokerSettings) -> int:
         spill_directory=str(spill),
     )
     private = [settings.alive_fd] if settings.alive_fd >= 0 else []
-    forked = fork_zygote(executor_main, executor_settings, settings.name_prefix, private)
+    slot_count = min(SLOTS_MAX, max(SLOTS_MIN, 2 * settings.executors))
+    forked = fork_zygote(
+        executor_main, executor_settings, settings.name_prefix, private, slot_count
+    )
     # Only now what starts threads or opens sockets.
     from dagsched.brokers.shell import BrokerShell
 

@@ -176,11 +176,18 @@ def cut_next_window(
 
 
 def cut_rest(
-    run: BrokerRun, subtree: Subtree, rest: Int32, executors: int, config: Config
+    run: BrokerRun,
+    subtree: Subtree,
+    rest: Int32,
+    executors: int,
+    config: Config,
+    *,
+    by_levels: bool = False,
 ) -> list[Int32]:
     """Cut positions (rising) of a bundle anew; each part depends on earlier ones at most.
 
-    The bundle had all that it needs from outside, so levels and imports matter no more.
+    The bundle had all that it needs from outside, so imports matter no more, nor do levels unless
+    they were in it for being run `by_levels`.
     """
     if len(rest) == 1:
         return [rest]
@@ -191,8 +198,11 @@ def cut_rest(
     indptr = np.zeros(len(rest) + 1, np.int64)
     np.cumsum(counts, out=indptr[1:])
     weights = task_seconds(run, subtree.function_of[rest - subtree.lo], config)
-    none = np.zeros(0, np.int32)
-    return [rest[part] for part in cut_window(indptr, local, weights, none, executors, config)]
+    levels = np.zeros(0, np.int32)
+    if by_levels:
+        levels = np.unique(np.searchsorted(rest, subtree.level_starts)).astype(np.int32)
+        levels = levels[levels < len(rest)]
+    return [rest[part] for part in cut_window(indptr, local, weights, levels, executors, config)]
 
 
 def split_at(parts: list[Int32], borders: Int32) -> list[Int32]:
@@ -338,7 +348,7 @@ def make_bundles(
             bundle.imports, bundle.import_counts = imports[start:end], counts[start:end]
         missing = run.object_of[imports] < 0
         if missing.any():
-            _enter_waits(run, bundles, imports[missing], (keys[missing] >> 32))
+            enter_waits(run, bundles, imports[missing], (keys[missing] >> 32))
     for bundle in bundles:
         if not bundle.waiting_count:
             bundle.move(BundleState.READY)
@@ -359,7 +369,7 @@ def _bundles(
     weights = np.bincount(whole.labels, task_seconds(run, function_of, config)).tolist()
     special = (flags & (SOLO | META | REFERENCED)) != 0
     is_special = np.bincount(whole.labels, special).tolist() if special.any() else [0] * whole.count
-    exports, export_borders = _exports(run, subtree, whole)
+    exports, export_borders = exports_of(run, subtree, whole)
     edge_starts = whole.edge_starts()
     bundles = []
     for label, (start, end) in enumerate(pairwise(whole.starts)):
@@ -388,7 +398,7 @@ def _bundles(
     return bundles
 
 
-def _exports(run: BrokerRun, subtree: Subtree, whole: Parts) -> tuple[Int32, list[int]]:
+def exports_of(run: BrokerRun, subtree: Subtree, whole: Parts) -> tuple[Int32, list[int]]:
     """What bundles must export, as pairs (first, count) that become one object each.
 
     Neighbours are one block when they have the same first and last dependent: those are wanted by
@@ -420,7 +430,7 @@ def _exports(run: BrokerRun, subtree: Subtree, whole: Parts) -> tuple[Int32, lis
     return pairs, borders
 
 
-def _enter_waits(run: BrokerRun, bundles: list[Bundle], deps: Int32, consumers: Int64) -> None:
+def enter_waits(run: BrokerRun, bundles: list[Bundle], deps: Int32, consumers: Int64) -> None:
     """Have bundles wait for `deps`, each named once for a consumer, which aren't there."""
     producers = run.bundle_of[deps]
     made = producers >= 0

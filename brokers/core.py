@@ -22,11 +22,12 @@ from dagsched.brokers.actions import BrokerActions
 from dagsched.brokers.answers import LookAt, no_look, task_answer
 from dagsched.brokers.cutting import Cutter
 from dagsched.brokers.exchange import Exchange
+from dagsched.brokers.gangs import Gangs
 from dagsched.brokers.holdings import Holder
 from dagsched.brokers.ledger import Ledger
 from dagsched.brokers.pressure import Pressure
 from dagsched.brokers.reclaiming import Reclaimer
-from dagsched.brokers.state import BrokerRun, BundleState, Executor
+from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Executor, Loss, Report
 from dagsched.brokers.table import ObjectTable
 from dagsched.config import Config
 from dagsched.errors import InternalError
@@ -107,6 +108,7 @@ class BrokerCore:
         self.pressure = Pressure(self)
         self.cutter = Cutter(self)
         self.reclaimer = Reclaimer(self)
+        self.gangs = Gangs(self)
         self.is_orphan = False  # its master is gone, and there is no other yet
         self.look: LookAt = no_look  # the shell's: what an executor does at this moment
         self._now = 0.0
@@ -395,7 +397,7 @@ class BrokerCore:
             case GetValue():
                 self.exchange.get_value(sender, message)
             case ExecutorHello():
-                sender.pid = message.pid
+                sender.pid, sender.slot = message.pid, message.slot
                 self.tell_master(ExecutorChanged(executor, message.pid, sender.restart_count))
                 if sender.draining:
                     self.actions.send_executor(executor, Parcel(Stop()))
@@ -417,13 +419,16 @@ class BrokerCore:
         executor.take_head(self._now)
         if executor.queue and executor.queue[0].run.cancelled:
             self._stop_head(executor, self.config.cancel_grace_s, self._now)
-        run = bundle.run
-        if self.runs.get(run.number) is not run or run.cancelled:
+        self.gangs.begins(executor)
+        run, report = bundle.run, Report(executor, message, frames)
+        if bundle.lanes:
+            self.gangs.reported(report, bundle)
+        elif self.runs.get(run.number) is not run or run.cancelled:
             self.table.discard(message.objects, executor.id, executor.incarnation)
-            self.ledger.count_bundle(executor, bundle, message, frames)
+            self.ledger.count_bundle(report, bundle)
             self.ledger.retire(bundle)
-            return
-        self.ledger.settle(executor, bundle, message, frames)
+        else:
+            self.ledger.settle(bundle, [report])
 
     # --- executors come and go --------------------------------------------------------------------
 
@@ -447,10 +452,13 @@ class BrokerCore:
             self.executors[lost.id] = lost.successor(exit_info.rss_bytes)
             self.actions.start.append(executor)
         for item in queue:
-            if item.run.cancelled:
+            if item.lanes:
+                at = position if item.number == bundle else None
+                self.gangs.lost(lost, item, at, exit_info)
+            elif item.run.cancelled:
                 self.ledger.retire(item)
             elif item.number == bundle:
-                self.ledger.blame(item, position, exit_info, killed, executor)
+                self.ledger.blame(item, Loss(lost.id, None, position, exit_info, killed))
             else:
                 self.ledger.requeue(item)
 
@@ -467,24 +475,34 @@ class BrokerCore:
             bundle = dispatch.peek_ready(run)
             if bundle is None:
                 raise InternalError(f"run {run.number} was to have a ready bundle")
+            if bundle.lanes:
+                if not self.gangs.dispatch(run, bundle, now):
+                    return
+                continue
             executor = dispatch.pick_executor(self.executors, bundle, self.config)
             if executor is None:
                 return
-            heapq.heappop(run.ready)
             parcel = dispatch.bundle_parcel(run, bundle, executor, self.table)
-            bundle.move(BundleState.DISPATCHED)
-            bundle.subtree.open_bundle_count -= 1
-            bundle.begun_s = now
-            executor.queue.append(bundle)
-            if len(executor.queue) > 1:
-                self._look_for_late(now)
-            run.served_s += bundle.weight_s
-            run.counters.bundle_count += 1
-            self.actions.send_executor(executor.id, parcel)
-            self.pressure.dispatched(bundle, now)
+            self.hand_over(bundle, executor, parcel, now)
             options = run.options.get(int(bundle.positions[0])) if bundle.solo else None
             if options is not None and options.timeout_s is not None:
                 self.set_timer(now + options.timeout_s, "deadline", bundle.number)
+
+    def hand_over(self, bundle: Bundle, executor: Executor, parcel: Parcel, now: float) -> None:
+        """Send a bundle that is next, or a lane of it, to an executor."""
+        run = bundle.run
+        if bundle.state is BundleState.READY:
+            heapq.heappop(run.ready)
+            bundle.move(BundleState.DISPATCHED)
+            bundle.subtree.open_bundle_count -= 1
+        bundle.begun_s = now
+        executor.queue.append(bundle)
+        if len(executor.queue) > 1:
+            self._look_for_late(now)
+        run.served_s += bundle.weight_s
+        run.counters.bundle_count += 1
+        self.actions.send_executor(executor.id, parcel)
+        self.pressure.dispatched(bundle, now)
 
     def set_timer(self, when: float, what: str, number: int) -> None:
         """Have `handle_timer` called then."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dagsched.brokers import bundling
+from dagsched.brokers import bundling, gangs
 from dagsched.brokers.state import BrokerRun, Bundle, Subtree
 
 if TYPE_CHECKING:
@@ -90,10 +90,14 @@ class Cutter:
     ) -> list[Bundle] | None:
         if subtree.probing_until_s > now and np.isnan(run.seconds).any():
             return None
-        begin, ledger = subtree.cursor, self.core.ledger
-        bundles = bundling.cut_next_window(
-            run, subtree, count, self.core.config, ledger.bundle_count + 1
-        )
+        begin, ledger, config = subtree.cursor, self.core.ledger, self.core.config
+        found = gangs.gang_window(run, subtree, self.core.gangs.lanes_max(), config)
+        if found is not None:
+            end, gang = found
+            subtree.cursor = end
+            bundles = [gangs.make_gang(run, subtree, begin, end, gang, ledger.bundle_count + 1)]
+        else:
+            bundles = bundling.cut_next_window(run, subtree, count, config, ledger.bundle_count + 1)
         ledger.bundle_count += len(bundles)
         ledger.enter(run, bundles)
         span = subtree.function_of[begin - subtree.lo : subtree.cursor - subtree.lo]

@@ -1,11 +1,19 @@
 """Ready bundles onto executors: which one next, where, and the message that carries it. Pure."""
 
 import heapq
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Executor, StoredObject
+from dagsched.brokers.state import (
+    BrokerRun,
+    Bundle,
+    BundleState,
+    Executor,
+    Int32,
+    Lane,
+    StoredObject,
+)
 from dagsched.brokers.table import SMALL, ObjectTable
 from dagsched.config import Config
 from dagsched.errors import InternalError
@@ -100,6 +108,34 @@ def pick_executor(
     return short
 
 
+def pick_executors(
+    executors: Mapping[ProcessId, Executor], count: int, config: Config
+) -> list[Executor] | None:
+    """So many executors for the lanes of a gang, those with nothing to do first.
+
+    Returns:
+        none of them while others will be free soon; None: nobody knows when.
+    """
+    free: list[Executor] = []
+    soon: list[Executor] = []
+    for executor in executors.values():
+        if not executor.pid or executor.draining or executor.killed or executor.slot < 0:
+            continue
+        queue = executor.queue
+        if not queue:
+            free.append(executor)
+        elif not (
+            queue[0].solo
+            or queue[-1].weight_s > 4 * config.bundle_s
+            or (executor.is_late and queue[0].number == executor.seen_head)
+        ):
+            soon.append(executor)
+    if len(free) + len(soon) < count:
+        return None
+    ready = free + [executor for executor in soon if len(executor.queue) < config.queue_slots_max]
+    return ready[:count] if len(ready) >= count else []
+
+
 def queued(executors: Iterable[Executor], run: BrokerRun) -> list[tuple[int, int]]:
     """Bundles of a run that wait behind others: executor and number of bundle, for each."""
     return [(e.id, b.number) for e in executors for b in e.queue[1:] if b.run is run]
@@ -121,15 +157,31 @@ def take_late(executors: Iterable[Executor]) -> list[tuple[int, int]]:
     return found
 
 
-def bundle_parcel(run: BrokerRun, bundle: Bundle, executor: Executor, table: ObjectTable) -> Parcel:
-    """The message that sends a bundle to an executor.
+def bundle_parcel(
+    run: BrokerRun,
+    bundle: Bundle,
+    executor: Executor,
+    table: ObjectTable,
+    lane: Lane | None = None,
+    slots: Sequence[int] = (),
+) -> Parcel:
+    """The message that sends a bundle, or one lane of it, to an executor.
+
+    Args:
+        run: of the bundle.
+        bundle: to be sent.
+        executor: to which it is sent.
+        table: of the node's objects.
+        lane: of a gang.
+        slots: of a gang: where the executors of all its lanes are reached.
 
     Raises:
         InternalError: a READY bundle lacks an input.
     """
-    chunks = _new_chunks(run, bundle.positions, executor)
-    functions = _new_functions(run, bundle, executor)
-    frames: list[Frame] = [*bundle.frames]
+    part = lane or bundle
+    chunks = _new_chunks(run, part.positions, executor)
+    functions = _new_functions(run, part, executor)
+    frames: list[Frame] = [*part.frames]
     frames += [run.chunks[chunk] for chunk in chunks]
     frames += [run.functions[function.index][1] for function in functions]
     meta: list[int] = []
@@ -138,7 +190,7 @@ def bundle_parcel(run: BrokerRun, bundle: Bundle, executor: Executor, table: Obj
         meta = bundle.positions[(bundle.flags & META) != 0].tolist()
         referenced = bundle.positions[(bundle.flags & REFERENCED) != 0].tolist()
     infos, ref_brokers = [], []
-    for stored in _imported(run, bundle):
+    for stored in _imported(run, bundle, part.imports):
         info = stored.info
         if meta:
             ref_brokers.append((info.first, int(stored.broker)))
@@ -153,20 +205,21 @@ def bundle_parcel(run: BrokerRun, bundle: Bundle, executor: Executor, table: Obj
             frames.append(frame if frame is not None else b"")
     message = RunBundle(
         run.number, bundle.number, bundle.attempt, chunks, functions, infos,
-        _options(run, bundle), meta, ref_brokers, referenced, run.total_tasks,
+        _options(run, part.positions), meta, ref_brokers, referenced, run.total_tasks, slots,
+        bundle.lanes.index(lane) if lane is not None else 0,
     )  # fmt: skip
     return Parcel(message, frames)
 
 
-def _imported(run: BrokerRun, bundle: Bundle) -> list[StoredObject]:
-    if len(bundle.imports) > SMALL:
-        indices = np.unique(run.object_of[bundle.imports]).tolist()
+def _imported(run: BrokerRun, bundle: Bundle, imports: Int32) -> list[StoredObject]:
+    if len(imports) > SMALL:
+        indices = np.unique(run.object_of[imports]).tolist()
     else:
-        indices = list(dict.fromkeys(run.object_of[bundle.imports].tolist()))
+        indices = list(dict.fromkeys(run.object_of[imports].tolist()))
     result = []
     for index in indices:
         if index < 0:
-            lacking = bundle.imports[run.object_of[bundle.imports] < 0].tolist()
+            lacking = imports[run.object_of[imports] < 0].tolist()
             result += [run.sized[position] for position in lacking if position in run.sized]
             if all(position in run.sized for position in lacking):
                 continue
@@ -191,19 +244,18 @@ def _new_chunks(run: BrokerRun, positions: np.ndarray, executor: Executor) -> li
     return new
 
 
-def _new_functions(run: BrokerRun, bundle: Bundle, executor: Executor) -> list[FunctionInfo]:
+def _new_functions(run: BrokerRun, part: Bundle | Lane, executor: Executor) -> list[FunctionInfo]:
     known = executor.functions.setdefault(run.number, set())
     if len(known) == len(run.functions):
         return []
-    new = sorted(set(np.frombuffer(bundle.frames[3], np.int32).tolist()) - known)
+    new = sorted(set(np.frombuffer(part.frames[3], np.int32).tolist()) - known)
     known.update(new)
     return [run.functions[index][0] for index in new]
 
 
-def _options(run: BrokerRun, bundle: Bundle) -> list[TaskOptions]:
+def _options(run: BrokerRun, positions: Int32) -> list[TaskOptions]:
     if not run.options:
         return []
-    positions = bundle.positions
     if len(positions) < len(run.options):
         return [run.options[p] for p in positions.tolist() if p in run.options]
     first, last = int(positions[0]), int(positions[-1])

@@ -8,7 +8,7 @@ nanoseconds; whatever needs more is a `Special` entry and goes through `_run_spe
 import operator
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, repeat
 from time import monotonic_ns
@@ -36,6 +36,9 @@ RETRIES_MAX = 20
 
 # What the hot loop does with a result: HAND_OVER to its only user, or the sum of the others.
 HAND_OVER, USED, EXPORTED = 1, 2, 4
+
+Rows = Iterator[tuple[int, int, int, Callable[..., Any], Any, int, int]]
+"""Index, what becomes of the result, position, function, entry, begin and end of dependencies."""
 
 LONG_BUNDLE_NS = 100_000_000
 """A bundle that takes longer, because its tasks were never measured, ends there: what has ended is
@@ -124,11 +127,11 @@ class BundleRun:
         self.services = services
         self.status = status
         self.code = code
-        self.positions = _int32(frames[0])
-        self.indptr = _int32(frames[1])
-        self.deps = _int32(frames[2])
-        self.function_of = _int32(frames[3])
-        self.groups = _int32(frames[4])
+        self.positions = int32_list(frames[0])
+        self.indptr = int32_list(frames[1])
+        self.deps = int32_list(frames[2])
+        self.function_of = int32_list(frames[3])
+        self.groups = int32_list(frames[4])
         self.outcome = Outcome()
         self.values = Values(
             message.run,
@@ -165,16 +168,22 @@ class BundleRun:
         self._entries.clear()
 
     def run_tasks(self, codes: Sequence[int]) -> None:
-        """The hot loop; see `_codes` for `codes`. It keeps no value in a local name for long."""
+        """Run all tasks; see `_codes` for `codes`."""
+        self.run_rows(self.rows(codes), self.outcome.stamps[-1] + LONG_BUNDLE_NS)
+
+    def rows(self, codes: Sequence[int]) -> Rows:
+        """What the hot loop takes for each task."""
+        columns = (self.positions, self._functions, self._entries, self.indptr, self.indptr[1:])
+        return zip(count(), codes, *columns, strict=False)
+
+    def run_rows(self, rows: Rows, until: int) -> None:
+        """The hot loop, up to a time (monotonic ns). It keeps no value in a local name for long."""
         bundle, deps, broken = self.message.bundle, self.deps, self._broken
         once, many, raw = self.values.once, self.values.many, self.values.raw
         pop, take, clock = once.pop, self.values.take, monotonic_ns
         add_done, add_stamp = self.outcome.done.append, self.outcome.stamps.append
         status, state = self.status, self.services.state
         now = self.outcome.stamps[-1]
-        until = now + LONG_BUNDLE_NS
-        columns = (self.positions, self._functions, self._entries, self.indptr, self.indptr[1:])
-        rows = zip(count(), codes, *columns, strict=False)
         for index, code, position, function, entry, begin, end in rows:
             if status[STOP] == bundle or now > until:
                 self._defer_from(index)
@@ -235,7 +244,7 @@ class BundleRun:
     def _prepare(self) -> None:
         message = self.message
         self._functions = self.code.functions_of(self.function_of)
-        self._entries = self.code.entries_of(self.positions)
+        self._entries = self.entries()
         self.values.add_imports(message.imports, self._import_frames)
         if message.options or message.meta:
             place = dict(zip(self.positions, count(), strict=False))
@@ -249,15 +258,15 @@ class BundleRun:
                         self._entries[index], asked.retries, position in meta
                     )
 
+    def entries(self) -> list[Any]:
+        """The argument entries of all tasks."""
+        return self.code.entries_of(self.positions)
+
     def _codes(self) -> list[int]:
         """For each task what becomes of its result; 0: nobody needs it."""
         uses = Counter(self.deps)
         self._uses = uses
-        groups = iter(self.groups)
-        exported: set[int] = set()
-        for first, length in zip(groups, groups, strict=True):
-            exported.update(range(first, first + length))
-        self._exported = exported
+        self._exported = exported = self.exported()
         counts = map(uses.get, self.positions, repeat(0))
         codes = [USED if number > 1 else number for number in counts]
         if exported:
@@ -266,6 +275,14 @@ class BundleRun:
                 for position, code in zip(self.positions, codes, strict=True)
             ]
         return codes
+
+    def exported(self) -> set[int]:
+        """Tasks whose values leave the bundle."""
+        groups = iter(self.groups)
+        exported: set[int] = set()
+        for first, length in zip(groups, groups, strict=True):
+            exported.update(range(first, first + length))
+        return exported
 
     # --- one task that needs more -----------------------------------------------------------------
 
@@ -435,15 +452,23 @@ class BundleRun:
         groups = iter(self.groups)
         for first, length in zip(groups, groups, strict=True):
             exports.add_group(first, length)
-        if self.outcome.deferred:
-            for position in self._needed_by_deferred():
-                exports.add_extra(position)
+        self.add_more(exports)
         self.status[POSITION] = IDLE_POSITION
         self.outcome.infos, self.outcome.inline = exports.infos, exports.frames
 
+    def add_more(self, exports: Exports) -> None:
+        """Export what was not to leave the bundle, but is needed elsewhere after all."""
+        if self.outcome.deferred:
+            for position in self._needed_by_deferred():
+                exports.add_extra(position)
+
+    def ended_here(self) -> set[int]:
+        """Whose values are here."""
+        return set(self.outcome.done)
+
     def _needed_by_deferred(self) -> list[int]:
         """Positions that ended here, are not exported, and that a deferred task depends on."""
-        ended = set(self.outcome.done) - self._exported
+        ended = self.ended_here() - self._exported
         deferred = set(self.outcome.deferred)
         needed: set[int] = set()
         for position, begin, end in zip(self.positions, self.indptr, self.indptr[1:], strict=False):
@@ -453,6 +478,8 @@ class BundleRun:
 
     def _fail_export(self, position: int, error: Exception) -> None:
         """A task whose value can't leave the bundle has failed after all."""
+        if position not in self.outcome.done:
+            return  # another lane's: who needs it has it computed again
         self._fail_result(position, error, self.message.attempt)
         index = self.outcome.done.index(position)
         del self.outcome.done[index], self.outcome.stamps[index + 1]
@@ -492,7 +519,8 @@ def _call(function: Callable[..., Any], entry: Any, values: Sequence[object]) ->
     return function(*positional, **keywords)
 
 
-def _int32(frame: Frame) -> list[int]:
+def int32_list(frame: Frame) -> list[int]:
+    """The numbers of a little-endian int32 frame."""
     return memoryview(frame).cast("B").cast("i").tolist()
 
 

@@ -28,6 +28,8 @@ from dagsched.brokers.execution import (
     int32_frame,
     int64_frame,
 )
+from dagsched.brokers.handover import Handover
+from dagsched.brokers.lanes import LaneRun
 from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.reader import Key, Reader
 from dagsched.brokers.restoring import ProcessState
@@ -92,6 +94,8 @@ def executor_main(
     sock: socket.socket,
     status: memoryview,
     settings: ExecutorSettings,
+    slot: int = -1,
+    handover: Handover | None = None,
 ) -> NoReturn:
     """Run bundles until the broker says stop or is gone; never returns.
 
@@ -101,8 +105,10 @@ def executor_main(
         sock: connected to the broker, blocking.
         status: eight int64 words shared with the broker; see `dagsched.brokers.status`.
         settings: of the node.
+        slot: where other executors of the node reach this one; -1: they can't.
+        handover: reaches them.
     """
-    process = Executor(executor, incarnation, sock, status, settings)
+    process = Executor(executor, incarnation, sock, status, settings, slot, handover)
     code = 1
     try:
         process.start()
@@ -129,7 +135,11 @@ class Executor:
         sock: socket.socket,
         status: memoryview,
         settings: ExecutorSettings,
+        slot: int = -1,
+        handover: Handover | None = None,
     ) -> None:
+        self._slot = slot if handover is not None else -1
+        self._handover = handover
         self._incarnation = incarnation
         self._settings = settings
         self.env_token = settings.token
@@ -173,7 +183,8 @@ class Executor:
         gc.freeze()
         self._status[POSITION] = IDLE_POSITION
         fault("executor.before_hello")
-        self.send([Parcel(ExecutorHello(self._services.executor, self._incarnation, os.getpid()))])
+        number = self._services.executor
+        self.send([Parcel(ExecutorHello(number, self._incarnation, os.getpid(), self._slot))])
 
     def serve(self) -> None:
         """Handle messages until told to stop, or the broker is gone."""
@@ -234,6 +245,8 @@ class Executor:
                     self._services.arena.free(location)
             case ForgetRun():
                 self._code.pop(message.run, None)
+                if self._handover is not None:
+                    self._handover.forget(message.run)
             case Stop():
                 self.is_stopped = True
             case ValueReply():
@@ -246,7 +259,7 @@ class Executor:
         read_before, written_before = reader.read_bytes, arena.written_bytes
         status[RUNNING] = status[LATEST] = message.bundle
         code = self._code.setdefault(message.run, RunCode())
-        place = 5
+        own_count = place = 7 if message.slots else 5
         for chunk in message.chunks:
             code.add_chunk(chunk, frames[place])
             place += 1
@@ -256,7 +269,7 @@ class Executor:
         if self._is_taken_back(message.bundle):
             status[RUNNING] = 0
             return
-        bundle = BundleRun(message, frames[:5], frames[place:], code, self._services, status)
+        bundle = self._bundle_run(message, frames[:own_count], frames[place:], code)
         with self._resolver.serving():
             outcome = bundle.run()
             bundle.release()
@@ -287,6 +300,15 @@ class Executor:
         fault("executor.after_report")
         # Only now: if anything up to here ends the process, this bundle is the one to look at.
         status[RUNNING] = 0
+
+    def _bundle_run(
+        self, message: RunBundle, own: Sequence[Frame], imports: Sequence[Frame], code: RunCode
+    ) -> BundleRun:
+        if not message.slots:
+            return BundleRun(message, own, imports, code, self._services, self._status)
+        if self._handover is None:
+            raise InternalError("an executor that reaches no other got a lane of a gang")
+        return LaneRun(message, own, imports, code, self._services, self._status, self._handover)
 
     def _is_taken_back(self, bundle: int) -> bool:
         """Whether the broker has given the bundle to somebody else meanwhile."""

@@ -7,17 +7,26 @@ import numpy as np
 from msgspec.structs import replace
 
 from dagsched.brokers import bundling, dispatch
-from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Executor, Subtree
+from dagsched.brokers.state import (
+    BrokerRun,
+    Bundle,
+    BundleState,
+    Executor,
+    Int32,
+    Loss,
+    Report,
+    Subtree,
+)
 from dagsched.ids import Position, ProcessId
 from dagsched.protocol.asking import TaskRetried, shortened
 from dagsched.protocol.messages import (
     EXPORTED,
     TRACE_GAP,
     AskWhere,
-    BundleDone,
     ExitInfo,
     Failure,
     Frame,
+    ObjectInfo,
     Parcel,
     SubtreeDone,
     TaskExpanded,
@@ -40,26 +49,89 @@ class Ledger:
         self.core = core
         self.bundle_count = 0  # of all runs, ever: numbers of bundles
 
-    def settle(
-        self,
-        executor: Executor,
-        bundle: Bundle,
-        message: BundleDone,
-        frames: Sequence[Frame],
-    ) -> None:
-        """Book a bundle's results, then what it did not do, then who waited for it."""
-        if message.failures and self._is_tried_again(executor, bundle, message):
-            return
+    def settle(self, bundle: Bundle, reports: Sequence[Report]) -> None:
+        """Book a bundle's results, then what it did not do, then who waited for it.
+
+        Args:
+            bundle: that has ended.
+            reports: of its executor, or of those that did the lanes of a gang; a lane without one
+                was not begun.
+        """
         run, subtree = bundle.run, bundle.subtree
-        inline = iter(frames[2:])
-        deferred = np.sort(np.array(message.deferred, np.int32))
+        failures = [failure for report in reports for failure in report.message.failures]
+        if failures and self._is_tried_again(bundle, reports):
+            return
+        deferred = self._deferred(bundle, reports)
         if len(deferred):
-            _, deps = bundling.gather(subtree, deferred)
+            _, deps = bundling.gather(subtree, deferred, is_rising=False)
             bundling.add_uses(run, deps)  # the bundle's uses are booked off as a whole below
-        expanded = [position for position, _ in message.expanded]
+        expanded = [position for r in reports for position, _ in r.message.expanded]
         run.bundle_of[expanded] = bundling.RETURNED_GRAPH
-        for info in message.objects:
-            frame = bytes(next(inline)) if info.location is None else None
+        entered = self._enter_objects(bundle, reports)
+        if bundle.lanes and len(deferred):
+            deferred = self._with_unmade(bundle, deferred)
+        for report in reports:
+            self.count_bundle(report, bundle)
+        ended_count = len(bundle.positions) - len(deferred) - len(expanded)
+        subtree.remaining_count -= ended_count - len(failures)
+        run.done_count += ended_count - len(failures)
+        for report in reports:
+            for retried in report.message.retries:
+                self.core.tell_master(replace(retried, run=run.number))
+            self.tell_failures(bundle, report)
+        if failures:
+            self.stop_run(run)  # the master will say the same to the other nodes
+        for report in reports:
+            self._tell_expanded(bundle, report)
+        successors: list[Bundle] = []
+        if len(deferred) and not run.cancelled:
+            successors = self.rebundle(run, subtree, self.core.reclaimer.parts_of(bundle, deferred))
+        self._wake_dependents(bundle, successors, expanded)
+        self.retire(bundle)
+        self.core.table.consume(run, bundle.imports, bundle.import_counts)
+        if len(deferred):  # else all that was exported is needed
+            for first in entered:
+                stored = self.core.table.find(run, run.number, first)
+                if stored is not None:
+                    self.core.table.maybe_drop(run, stored)
+        if not subtree.remaining_count:
+            self.subtree_ended(run, subtree)
+
+    @staticmethod
+    def _deferred(bundle: Bundle, reports: Sequence[Report]) -> Int32:
+        """What a bundle did not do, rising."""
+        deferred = np.array([p for r in reports for p in r.message.deferred], np.int32)
+        if len(reports) < len(bundle.lanes):
+            ended = [np.frombuffer(report.frames[0], np.int32) for report in reports]
+            other = [p for r in reports for p, _ in r.message.expanded]
+            other += [failure.position for r in reports for failure in r.message.failures]
+            told = np.concatenate([deferred, *ended, np.array(other, np.int32)])
+            deferred = np.concatenate([deferred, np.setdiff1d(bundle.positions, told)])
+        return np.sort(deferred)
+
+    def _enter_objects(self, bundle: Bundle, reports: Sequence[Report]) -> list[int]:
+        """Take in what a bundle has made; the first position of each object.
+
+        What a lane has by handing over comes last, and only if its maker has not told it as well.
+        """
+        run, subtree = bundle.run, bundle.subtree
+        own: list[tuple[Report, ObjectInfo, bytes | None]] = []
+        foreign: list[tuple[Report, ObjectInfo, bytes | None]] = []
+        for report in reports:
+            inline = iter(report.frames[2:])
+            mine = set(report.message.deferred).union(
+                np.frombuffer(report.frames[0], np.int32).tolist() if bundle.lanes else ()
+            )
+            for info in report.message.objects:
+                frame = bytes(next(inline)) if info.location is None else None
+                is_own = not bundle.lanes or info.first in mine
+                (own if is_own else foreign).append((report, info, frame))
+        entered = []
+        for report, info, frame in own + foreign:
+            executor = report.executor
+            if bundle.lanes and run.object_of[info.first] >= 0:
+                self.core.table.discard([info], executor.id, executor.incarnation)
+                continue
             stored = self.core.table.add(
                 run, info, frame, broker=self.core.broker,
                 owner=executor.id if info.location is not None else None,
@@ -69,37 +141,49 @@ class Ledger:
                 local = info.first - subtree.lo
                 run.large_bytes[int(subtree.function_of[local])] = info.location.size_bytes
             self.core.exchange.available(run, stored)
-        self.count_bundle(executor, bundle, message, frames)
-        ended_count = len(bundle.positions) - len(deferred) - len(expanded)
-        subtree.remaining_count -= ended_count - len(message.failures)
-        run.done_count += ended_count - len(message.failures)
-        for retried in message.retries:
-            self.core.tell_master(replace(retried, run=run.number))
-        for failure in message.failures:
+            entered.append(info.first)
+        return entered
+
+    def _with_unmade(self, bundle: Bundle, deferred: Int32) -> Int32:
+        """What a gang did not do, with what has to be done again for it.
+
+        A value may have been on its way from lane to lane when both of them ended.
+        """
+        run, subtree = bundle.run, bundle.subtree
+        rest = set(deferred.tolist())
+        again: list[int] = []
+        for position in reversed(bundle.positions.tolist()):
+            if position not in rest:
+                continue
+            _, deps = bundling.gather(subtree, np.array([position], np.int32))
+            for dep in deps.tolist():
+                if run.bundle_of[dep] == bundle.number and run.object_of[dep] < 0:
+                    if dep not in rest:
+                        rest.add(dep)
+                        again.append(dep)
+        if again:
+            _, deps = bundling.gather(subtree, np.array(again, np.int32), is_rising=False)
+            bundling.add_uses(run, deps)
+        return np.array(sorted(rest), np.int32)
+
+    def tell_failures(self, bundle: Bundle, report: Report) -> None:
+        """Tell the master what failed in a bundle."""
+        objects = report.message.objects
+        frames = iter(report.frames[2 + sum(info.location is None for info in objects) :])
+        for failure in report.message.failures:
             has_frame = failure.kind in ("raised", "not_exception")
-            frame_list = [next(inline)] if has_frame else []
-            self.tell_failure(
-                run, Parcel(TaskFailed(run.number, subtree.epoch, failure), frame_list)
-            )
-        if message.failures:
-            self.stop_run(run)  # the master will say the same to the other nodes
+            told = TaskFailed(bundle.run.number, bundle.subtree.epoch, failure)
+            self.tell_failure(bundle.run, Parcel(told, [next(frames)] if has_frame else []))
+
+    def _tell_expanded(self, bundle: Bundle, report: Report) -> None:
+        """Tell the master which tasks returned graphs, and those."""
+        run, message = bundle.run, report.message
+        count = sum(frame_count for _, frame_count in message.expanded)
+        frames = iter(report.frames[len(report.frames) - count :])
         for position, frame_count in message.expanded:
-            plan: list[Frame] = [bytes(next(inline)) for _ in range(frame_count)]
+            plan: list[Frame] = [bytes(next(frames)) for _ in range(frame_count)]
             run.expansions[position] = plan
-            self.core.tell_master(TaskExpanded(run.number, subtree.epoch, position), plan)
-        successors: list[Bundle] = []
-        if len(deferred) and not run.cancelled:
-            successors = self.rebundle(run, subtree, self.core.reclaimer.parts_of(bundle, deferred))
-        self._wake_dependents(bundle, successors, expanded)
-        self.retire(bundle)
-        self.core.table.consume(run, bundle.imports, bundle.import_counts)
-        if len(deferred):  # else all that was exported is needed
-            for info in message.objects:
-                entered = self.core.table.find(run, run.number, info.first)
-                if entered is not None:
-                    self.core.table.maybe_drop(run, entered)
-        if not subtree.remaining_count:
-            self.subtree_ended(run, subtree)
+            self.core.tell_master(TaskExpanded(run.number, bundle.subtree.epoch, position), plan)
 
     def tell_failure(self, run: BrokerRun, parcel: Parcel) -> None:
         """Tell the master; the first one is kept, for a master that comes later."""
@@ -107,21 +191,23 @@ class Ledger:
             run.failures.append(parcel)
         self.core.tell_parcel(parcel)
 
-    def _is_tried_again(self, executor: Executor, bundle: Bundle, message: BundleDone) -> bool:
+    def _is_tried_again(self, bundle: Bundle, reports: Sequence[Report]) -> bool:
         """Whether a bundle had no room for a result, and runs again: that task alone on the node.
 
         By then others have ended, and what only they needed is free. Nothing of the bundle counts.
         """
         run = bundle.run
-        lacking = [f.position for f in message.failures if f.kind == "memory"]
+        failures = [failure for report in reports for failure in report.message.failures]
+        lacking = [f.position for f in failures if f.kind == "memory"]
         if not lacking or not run.hungry.isdisjoint(lacking):
             return False
-        self.core.table.discard(message.objects, executor.id, executor.incarnation)
+        for executor, message in ((report.executor, report.message) for report in reports):
+            self.core.table.discard(message.objects, executor.id, executor.incarnation)
         run.hungry.update(map(Position, lacking))
         run.counters.retry_count += len(lacking)
         positions = bundle.positions
         borders = np.flatnonzero(np.isin(positions, lacking))
-        self._break_up(bundle, np.split(positions, np.unique([*borders, *(borders + 1)])))
+        self.break_up(bundle, np.split(positions, np.unique([*borders, *(borders + 1)])))
         return True
 
     def _wake_dependents(
@@ -219,12 +305,13 @@ class Ledger:
         bundle.pins = []
         bundle.run.bundles.pop(bundle.number, None)
 
-    def count_bundle(
-        self, executor: Executor, bundle: Bundle, message: BundleDone, frames: Sequence[Frame]
-    ) -> None:
+    def count_bundle(self, report: Report, bundle: Bundle) -> None:
         """Book numbers and times of a bundle, whatever became of its run."""
-        run = bundle.run
-        self.core.accounts.bundle_ended(executor, bundle, message, len(frames[0]) // 4)
+        run, executor, frames = bundle.run, report.executor, report.frames
+        task_count = len(frames[0]) // 4
+        if bundle.lanes:
+            task_count -= np.frombuffer(frames[0], np.int32).tolist().count(TRACE_GAP)
+        self.core.accounts.bundle_ended(executor, bundle, report.message, task_count)
         if len(frames[0]):
             trace = TaskTrace(run.number, executor.id, bundle.attempt)
             run.traces.append(Parcel(trace, (bytes(frames[0]), bytes(frames[1]))))
@@ -312,26 +399,27 @@ class Ledger:
                 executor.queue.remove(bundle)
                 # Nothing more behind what it runs: it would be taken back as well.
                 executor.is_late, executor.seen_head = True, executor.queue[0].number
-                if bundle.run.cancelled:
+                if bundle.lanes:
+                    self.core.gangs.left_out(executor, bundle)
+                elif bundle.run.cancelled:
                     self.retire(bundle)
                 else:
                     self.requeue(bundle, is_new_attempt=False)
 
-    def blame(
-        self, bundle: Bundle, position: int, exit_info: ExitInfo, killed: bool, executor: int
-    ) -> None:
+    def blame(self, bundle: Bundle, loss: Loss) -> None:
         """Charge the task that ran; it is tried again alone, the others without it.
 
-        A `position` of -1 says that none did: the executor was unpickling, or packing results, of
+        A position of -1 says that none did: the executor was unpickling, or packing results, of
         several. Each of them is tried alone then, and which it was shows when it does it again.
         """
-        run = bundle.run
+        run, position, exit_info = bundle.run, loss.position, loss.exit_info
         if position < 0 and len(bundle.positions) > 1:
-            if killed:
+            if loss.was_killed:
                 self.requeue(bundle)
                 return
-            run.suspects.update(map(Position, bundle.positions.tolist()))
-            self._break_up(
+            mine = bundle.positions if loss.lane is None else loss.lane.positions
+            run.suspects.update(map(Position, mine.tolist()))
+            self.break_up(
                 bundle, [bundle.positions[i : i + 1] for i in range(len(bundle.positions))]
             )
             return
@@ -342,7 +430,7 @@ class Ledger:
             count = run.timeout_counts[key] = run.timeout_counts.get(key, 0) + 1
             limit = 1 + (options.retries if options is not None else 0)
             kind = "timeout"
-        elif killed:
+        elif loss.was_killed:
             self.requeue(bundle)
             return
         else:
@@ -353,18 +441,20 @@ class Ledger:
             limit = options.crash_limit if options is not None else self.core.config.crash_limit
             kind = "lost"
         if count >= limit:
-            failure = Failure(position, bundle.attempt, kind, executor=executor, exit=exit_info)
+            failure = Failure(
+                position, bundle.attempt, kind, executor=loss.executor, exit=exit_info
+            )
             self.tell_failure(run, Parcel(TaskFailed(run.number, bundle.subtree.epoch, failure)))
             self.retire(bundle)
             self.stop_run(run)
             return
-        self._tell_retried(bundle, position, kind, executor, exit_info)
+        self._tell_retried(bundle, position, kind, loss.executor, exit_info)
         bundle.timed_out = False
         if len(bundle.positions) == 1:
             self.requeue(bundle)
             return
         positions = bundle.positions
-        self._break_up(
+        self.break_up(
             bundle,
             [
                 positions[positions < position],
@@ -373,13 +463,21 @@ class Ledger:
             ],
         )
 
-    def _break_up(self, bundle: Bundle, parts: Sequence[np.ndarray]) -> None:
-        """Make several bundles of one that an executor took with it."""
+    def break_up(
+        self, bundle: Bundle, parts: Sequence[np.ndarray], *, is_new_attempt: bool = True
+    ) -> None:
+        """Make several bundles of one that has ended without having done anything that counts.
+
+        Args:
+            bundle: that an executor took with it, or that nobody has begun.
+            parts: its positions, each depending on earlier ones only.
+            is_new_attempt: whether it may have been begun.
+        """
         run = bundle.run
         bundling.add_uses(run, bundling.inner_deps(run, bundle, bundle.positions))
         successors = self.rebundle(run, bundle.subtree, parts)
         for successor in successors:
-            successor.attempt = bundle.attempt + 1
+            successor.attempt = bundle.attempt + is_new_attempt
         self._wake_dependents(bundle, successors, [])
         self.retire(bundle)
 

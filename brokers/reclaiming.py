@@ -72,11 +72,15 @@ class Reclaimer:
     def parts_of(self, bundle: Bundle, rest: Int32) -> list[Int32]:
         """The rest of a bundle, which had all its inputs, in parts for several executors."""
         count = sum(not executor.draining for executor in self.core.executors.values())
-        return bundling.cut_rest(bundle.run, bundle.subtree, rest, max(1, count), self.core.config)
+        return bundling.cut_rest(
+            bundle.run, bundle.subtree, rest, max(1, count), self.core.config,
+            by_levels=bool(bundle.lanes),
+        )  # fmt: skip
 
     @staticmethod
     def _is_free(bundle: Bundle) -> bool:
-        return not (bundle.run.cancelled or bundle.run.draining or bundle.solo)
+        is_alone = bundle.solo or bool(bundle.lanes)
+        return not (bundle.run.cancelled or bundle.run.draining or is_alone)
 
     def _is_divisible(self, bundle: Bundle) -> bool:
         return len(bundle.positions) > 1 and not bundle.is_stopped and self._is_free(bundle)

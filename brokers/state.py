@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from dagsched.errors import InternalError
 from dagsched.ids import BundleNo, Position, ProcessId, RunNo, SubtreeNo
-from dagsched.protocol.messages import Frame, FunctionInfo, ObjectInfo, Parcel, TaskOptions
+from dagsched.protocol.messages import (
+    BundleDone,
+    ExitInfo,
+    Frame,
+    FunctionInfo,
+    ObjectInfo,
+    Parcel,
+    TaskOptions,
+)
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -36,6 +44,15 @@ BUNDLE_MOVES = {
     BundleState.DISPATCHED: {BundleState.READY, BundleState.DONE},
     BundleState.DONE: set(),
 }
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """What one executor does of a bundle that is a gang: see `dagsched.partition.gangs`."""
+
+    positions: Int32  # rising
+    frames: tuple[bytes, ...]  # as a bundle's, in the order in which they run; awaited, handed
+    imports: Int32  # what it takes from outside the gang
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +85,11 @@ class Bundle:
     is_recalled: bool = False  # its executor is not to begin it
     is_stopped: bool = False  # .. or to leave what it hasn't begun; or that was not worth it
     pins: list["StoredObject"] = field(default_factory=list)  # inputs of an ended run, being read
+    lanes: Sequence[Lane] = ()  # of a gang, which goes to several executors at once
+    at: dict[ProcessId, Lane] = field(default_factory=dict)  # .. who have not said how theirs ended
+    reports: list["Report"] = field(default_factory=list)  # .. and who have
+    loss: "Loss | None" = None  # .. one of them has died
+    is_broken: bool = False  # .. its lanes are to end, for one of them did not do all that it had
 
     def move(self, state: BundleState) -> None:
         """Change the state; the only place that does.
@@ -81,6 +103,26 @@ class Bundle:
                 f"{self.positions[0]}) can't go from {self.state.name} to {state.name}"
             )
         self.state = state
+
+
+@dataclass(slots=True, eq=False)
+class Report:
+    """What an executor says of a bundle, or of its lane of a gang."""
+
+    executor: "Executor"
+    message: BundleDone
+    frames: Sequence[Frame]
+
+
+@dataclass(slots=True, eq=False)
+class Loss:
+    """How the executor died that had a bundle."""
+
+    executor: ProcessId
+    lane: Lane | None  # of a gang
+    position: int  # at which it was; see `dagsched.brokers.status`
+    exit_info: ExitInfo
+    was_killed: bool  # by us
 
 
 @dataclass(slots=True, eq=False)
@@ -254,6 +296,7 @@ class Executor:
     id: ProcessId
     incarnation: int = 1
     pid: int = 0  # 0: not there (yet)
+    slot: int = -1  # where others of its node reach it; -1: they can't
     queue: list[Bundle] = field(default_factory=list)  # the first one runs
     functions: dict[RunNo, set[int]] = field(default_factory=dict)
     chunks: dict[RunNo, set[int]] = field(default_factory=dict)

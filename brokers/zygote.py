@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from dagsched.brokers import processes
+from dagsched.brokers.handover import Handover, SlotSockets, open_slots
 from dagsched.brokers.launch import NODE_VARIABLE
 from dagsched.faults import fault
 
@@ -40,8 +41,8 @@ REPLY = struct.Struct("<4q")  # executor, incarnation, pid (0: could not fork), 
 EXIT_ORPHAN = 75
 """Exit code of an executor that found its broker gone before it began."""
 
-ExecutorMain = Callable[[int, int, socket.socket, memoryview, Any], object]
-"""Executor, incarnation, socket, status words, settings: see `executor.executor_main`."""
+ExecutorMain = Callable[[int, int, socket.socket, memoryview, Any, int, Any], object]
+"""Executor, incarnation, socket, status words, settings, slot, handover: see `executor_main`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,11 @@ class Zygote:
 
 
 def fork_zygote(
-    main: ExecutorMain, settings: object, node: str, private_fds: Sequence[int] = ()
+    main: ExecutorMain,
+    settings: object,
+    node: str,
+    private_fds: Sequence[int] = (),
+    slot_count: int = 0,
 ) -> Zygote:
     """Fork the zygote off this process, which must have one thread only.
 
@@ -64,6 +69,7 @@ def fork_zygote(
         node: value of the environment variable DAGSCHED_NODE in this process, by which whatever
             descends from it is found after its death.
         private_fds: descriptors that are this process's alone.
+        slot_count: executors that shall be able to hand values over to each other.
     """
     shared = memoryview(mmap.mmap(-1, SLOTS_MAX * STATUS_WORDS * 8)).cast("q")
     control, own_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -75,7 +81,8 @@ def fork_zygote(
         control.close()
         for fd in private_fds:
             os.close(fd)
-        _run_zygote(own_control, shared, broker_pid, main, settings, node)
+        slots = open_slots(slot_count)
+        _run_zygote(own_control, shared, broker_pid, main, settings, node, slots)
     own_control.close()
     control.setblocking(False)
     return Zygote(pid, control, shared)
@@ -88,6 +95,7 @@ def _run_zygote(
     main: ExecutorMain,
     settings: object,
     node: str,
+    slots: SlotSockets,
 ) -> NoReturn:
     """Serve requests until the broker is gone."""
     code = 1
@@ -101,7 +109,7 @@ def _run_zygote(
         processes.set_death_signal(signal.SIGTERM)
         _close_stdin()
         if os.getppid() == broker_pid:
-            _serve(control, status, broker_pid, main, settings, groups)
+            _serve(control, status, broker_pid, main, settings, groups, slots)
         # The death signal follows the end of the socket: it must not end the cleaning up.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         code = 0
@@ -145,6 +153,7 @@ def _serve(
     main: ExecutorMain,
     settings: object,
     groups: set[int],
+    slots: SlotSockets,
 ) -> None:
     while True:
         data, fds, _, _ = socket.recv_fds(control, REQUEST.size, 2)
@@ -155,7 +164,9 @@ def _serve(
             groups.discard(number)
             continue
         words = status[slot * STATUS_WORDS : (slot + 1) * STATUS_WORDS]
-        start = _Start(number, incarnation, words, fds[0], fds[1], broker_pid, main, settings)
+        start = _Start(
+            number, incarnation, words, fds[0], fds[1], broker_pid, main, settings, slot, slots
+        )
         try:
             fault("zygote.before_fork")
             pid, problem = _fork_twice(start, control), 0
@@ -183,6 +194,8 @@ class _Start:
     broker_pid: int
     main: ExecutorMain
     settings: object
+    slot: int
+    slots: SlotSockets
 
 
 def _fork_twice(start: _Start, control: socket.socket) -> int:
@@ -255,7 +268,13 @@ def _become_executor(start: _Start) -> NoReturn:
         sock = _take_descriptors(start)
         _reseed()
         faulthandler.enable()
-        start.main(start.executor, start.incarnation, sock, start.words, start.settings)
+        handover = None
+        if start.slot < len(start.slots.readers):
+            handover = Handover(start.slots.readers[start.slot], start.slots.writers)
+        start.main(
+            start.executor, start.incarnation, sock, start.words, start.settings, start.slot,
+            handover,
+        )  # fmt: skip
         code = 0
     except BaseException:  # noqa: BLE001 - it is the last thing that this process says
         traceback.print_exc()
@@ -269,12 +288,17 @@ def _become_executor(start: _Start) -> NoReturn:
 
 
 def _take_descriptors(start: _Start) -> socket.socket:
-    """Keep the socket and three standard streams, close everything else."""
+    """Keep the socket, those that lead to others and three standard streams, close the rest."""
     os.dup2(start.log_fd, 1)
     os.dup2(start.log_fd, 2)
     sock_fd = start.sock_fd
-    os.closerange(3, sock_fd)
-    os.closerange(sock_fd + 1, os.sysconf("SC_OPEN_MAX"))
+    kept = [sock_fd, *(writer.fileno() for writer in start.slots.writers)]
+    kept += [reader.fileno() for reader in start.slots.readers[start.slot :][:1]]
+    last = 2
+    for fd in sorted(kept):
+        os.closerange(last + 1, fd)
+        last = fd
+    os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
     # Line by line, so that a crash doesn't take the last ones with it; nothing can't be printed.
     sys.stdout, sys.stderr = _text_stream(1), _text_stream(2)
     return socket.socket(fileno=sock_fd)

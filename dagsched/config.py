@@ -48,6 +48,15 @@ class Config:
     overhead_s: float = 0.000_3
     """What handing a bundle to an executor and back costs; less work than that isn't split off."""
 
+    gang_s: float = 0.04
+    """So long may executors run levels that wait for each other hand in hand, at most."""
+
+    handover_s: float = 0.000_03
+    """What a level of these costs beside its tasks, where values change executors."""
+
+    hand_in_hand: bool = True
+    """Whether they do at all; without, such values go from executor to executor by the broker."""
+
     queue_slots_max: int = 2
     """Bundles that an executor holds at once (one runs), if they are short."""
 
@@ -155,7 +164,7 @@ class Config:
                 if value == "":
                     raise ValueError(f"{name} must not be empty")
                 continue
-            if name == "withhold_roots":
+            if name in ("withhold_roots", "hand_in_hand"):
                 if not isinstance(value, bool):
                     raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
                 continue

@@ -6,6 +6,7 @@ columns; subtrees then wait for each other both ways. A simulation of each on th
 which loses less; depth first has the benefit of the doubt.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -204,11 +205,13 @@ def _judged(task: _Task) -> tuple[Parts, float]:
 
 
 def _levels_s(task: _Task, order: Int64, starts: Int64, executors: int, hop_s: float) -> float:
-    """Estimated duration of a cut by levels."""
+    """Estimated duration of a cut by levels; executors of one node go hand in hand through them."""
     config = task.config
+    is_one_node = hop_s == 0.0 and config.hand_in_hand
     return levels_makespan_s(
-        task.weights_s, order, starts, executors, config.bundle_s, config.overhead_s, hop_s
-    )
+        task.weights_s, order, starts, executors, config.bundle_s, config.overhead_s, hop_s,
+        config.handover_s if is_one_node else math.inf,
+    )  # fmt: skip
 
 
 def _subtrees(task: _Task) -> Parts:

@@ -4,6 +4,7 @@ Pure. The estimates choose between cuts; they need to rank them, not to be right
 bounded by the number of parts they are given, not by a clock, so that a cut never depends on it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -120,6 +121,7 @@ def levels_makespan_s(
     bundle_s: float,
     overhead_s: float,
     hop_s: float,
+    handover_s: float = math.inf,
 ) -> float:
     """Estimated duration if each level is split among the executors and waits for the one before.
 
@@ -131,6 +133,8 @@ def levels_makespan_s(
         bundle_s: most work of a bundle.
         overhead_s: what a bundle costs; a level of less than twice that is not split.
         hop_s: what each level costs more for values that go to other nodes.
+        handover_s: what a level costs where executors hand values over to each other; infinite:
+            they don't.
     """
     ordered = weights_s[order]
     level_s = np.add.reduceat(ordered, starts)
@@ -141,4 +145,7 @@ def levels_makespan_s(
     slices = np.minimum(slices, widths)
     at_once = np.minimum(slices, executors)
     split_s = np.maximum(longest_s, level_s / at_once) + overhead_s * np.ceil(slices / executors)
-    return float((np.where(level_s < 2.0 * overhead_s, level_s, split_s) + hop_s).sum())
+    lasting_s = np.where(level_s < 2.0 * overhead_s, level_s, split_s)
+    lanes_s = np.maximum(longest_s, level_s / np.minimum(widths, executors)) + handover_s
+    lasting_s = np.where(longest_s < bundle_s, np.minimum(lasting_s, lanes_s), lasting_s)
+    return float((lasting_s + hop_s).sum())

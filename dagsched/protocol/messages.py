@@ -482,8 +482,10 @@ class RunBundle(Struct, frozen=True, tag="bundle"):
     """Run these tasks, in this order, and answer `BundleDone`.
 
     Frames: positions (k, rising), indptr (k + 1, from 0), deps (positions), function_of (k),
-    exports (pairs first, count: each becomes one object), then new chunks (`chunks`), then new
-    functions (`functions`), then the inline ones of `imports`.
+    exports (pairs first, count: each becomes one object); for a lane of a gang awaited (rows index
+    of the first user, position, uses here) and handed (rows index, lane that needs its value), both
+    int32 and rising; then new chunks (`chunks`), then new functions (`functions`), then the inline
+    ones of `imports`.
     ``options`` names only tasks that asked for something. ``meta`` are positions whose function
     gets Refs; for them `imports` bring size and type, and no bytes need be read.
     """
@@ -499,6 +501,8 @@ class RunBundle(Struct, frozen=True, tag="bundle"):
     ref_brokers: Sequence[tuple[int, int]]  # for meta: (position, broker id that has it)
     referenced: Sequence[int]  # exports whose ObjectInfo shall carry type_name and refs
     sources_from: int  # positions from here on are sources
+    slots: Sequence[int] = ()  # of a gang: where the executor of each lane is reached
+    lane: int = 0  # which of them this is
 
 
 class ForgetRun(Struct, frozen=True, tag="forget"):
@@ -535,6 +539,7 @@ class ExecutorHello(Struct, frozen=True, tag="executor_hello"):
     executor: int
     incarnation: int
     pid: int
+    slot: int = -1  # where other executors of its node reach it; -1: they can't
 
 
 class BundleDone(Struct, frozen=True, tag="bundle_done"):
@@ -545,7 +550,9 @@ class BundleDone(Struct, frozen=True, tag="bundle_done"):
     each of `failures` of kind ``raised`` or ``not_exception``; then the frames of each of
     `expanded` (position, frame count).
     ``deferred``: tasks not run, because the bundle was stopped or an input of theirs failed or was
-    expanded; values that they need from this bundle are among `objects`.
+    expanded; values that they need from this bundle are among `objects`. A lane of a gang tells of
+    its own tasks; its `objects` may be values that another lane has handed over, too. Where it
+    waited for one, positions have a gap, as in `TaskTrace`.
     ``held``/``dropped``: imported objects (run, first position) of which a view outlives its task,
     and such of before whose last view has died.
     """

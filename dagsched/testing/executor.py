@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dagsched.brokers.status import AWAITING_POSITION, IDLE_POSITION
 from dagsched.errors import InternalError
 from dagsched.ids import RunNo
 from dagsched.protocol.messages import (
@@ -29,6 +30,7 @@ from dagsched.protocol.messages import (
     Stop,
 )
 from dagsched.protocol.plans import encode_plan
+from dagsched.testing.gangs import SimGang, SimLane
 from dagsched.testing.graphs import SimTask, dumped, mixed
 
 if TYPE_CHECKING:
@@ -50,8 +52,11 @@ class _Bundle:
     exports: list[tuple[int, int]]
     inline: list[Frame]
     began_s: float
+    durations_s: list[float]
     ends_s: list[float]
     run_count: int  # tasks that will have run; the rest is deferred
+    lane: SimLane | None = None  # of a gang, which knows better when tasks begin and end
+    gang: SimGang | None = None
 
 
 @dataclass(slots=True)
@@ -63,6 +68,7 @@ class _Results:
     failures: list[Failure] = field(default_factory=list)
     expanded: list[tuple[int, list[Frame]]] = field(default_factory=list)
     deferred: list[int] = field(default_factory=list)
+    foreign: dict[int, int] = field(default_factory=dict)  # values that another lane has made
 
 
 class SimExecutor:
@@ -89,7 +95,7 @@ class SimExecutor:
 
     def _hello(self) -> None:
         if self.is_alive:
-            self._send(ExecutorHello(self.id, self.incarnation, self.pid))
+            self._send(ExecutorHello(self.id, self.incarnation, self.pid, self.id))
 
     def _send(self, message: ExecutorHello | BundleDone, frames: Sequence[Frame] = ()) -> None:
         self._node.from_executor(self, Parcel(message, frames))
@@ -126,7 +132,7 @@ class SimExecutor:
     def _begin(self, message: RunBundle, frames: list[Frame]) -> None:
         arrays = [np.frombuffer(frame, np.int32).tolist() for frame in frames[:5]]
         positions, indptr, flat, function_of, pairs = arrays
-        rest = iter(frames[5:])
+        rest = iter(frames[7:] if message.slots else frames[5:])
         for chunk in message.chunks:
             self._chunks[message.run, chunk] = pickle.loads(next(rest))
         for function in message.functions:
@@ -145,7 +151,7 @@ class SimExecutor:
             for position, index in zip(positions, function_of, strict=True)
         ]
         ends_s = [began_s + s for s in accumulate(durations_s)]
-        self._bundle = _Bundle(
+        bundle = self._bundle = _Bundle(
             message,
             positions,
             [flat[a:b] for a, b in pairwise(indptr)],
@@ -153,10 +159,38 @@ class SimExecutor:
             list(zip(pairs[::2], pairs[1::2], strict=True)),
             list(rest),
             began_s,
+            durations_s,
             ends_s,
             1 + sum(s <= began_s + LONG_BUNDLE_S for s in ends_s[:-1]),
         )
-        self._schedule_end()
+        if message.slots:
+            handed = np.frombuffer(frames[6], np.int32).tolist()[::2]
+            self._join(bundle, [positions[index] for index in dict.fromkeys(handed)])
+        else:
+            self._schedule_end()
+
+    def _join(self, bundle: _Bundle, handed: list[int]) -> None:
+        """Begin one lane of a gang."""
+        message = bundle.message
+
+        def task_of(position: int) -> SimTask:
+            return self._chunks[message.run, position // CHUNK_TASKS][position % CHUNK_TASKS]
+
+        is_known = self._is_known(message)
+        lane = bundle.lane = SimLane(
+            message, bundle.positions, bundle.deps, bundle.durations_s, handed, task_of,
+            self._imported(bundle) if is_known else {}, self._end_at,
+        )  # fmt: skip
+        gang = bundle.gang = self._node.gang_of(message)
+        if not is_known:
+            gang.is_broken = True
+        bundle.run_count = 0
+        gang.join(lane, self._node.clock.now)
+
+    def _is_known(self, message: RunBundle) -> bool:
+        """Whether the broker still has the bundle: else it has freed what that reads."""
+        run = self._node.core.runs.get(RunNo(message.run))
+        return run is not None and message.bundle in run.bundles
 
     def _duration_s(self, run: int, position: int, function: int) -> float:
         task = self._chunks[run, position // CHUNK_TASKS][position % CHUNK_TASKS]
@@ -167,15 +201,18 @@ class SimExecutor:
         bundle = self._bundle
         if bundle is None:
             raise InternalError(f"executor {self.id} runs nothing")
+        self._end_at(bundle.ends_s[bundle.run_count - 1] if bundle.run_count else bundle.began_s)
+
+    def _end_at(self, when_s: float) -> None:
+        """The present bundle ends then."""
         self._turn += 1
         turn = self._turn
-        ends_s = bundle.ends_s[bundle.run_count - 1] if bundle.run_count else bundle.began_s
 
         def end() -> None:
             if self.is_alive and turn == self._turn:
                 self._end()
 
-        self._node.clock.at(ends_s, lambda: self._node.take_in_executor(end))
+        self._node.clock.at(when_s, lambda: self._node.take_in_executor(end))
 
     # --- being stopped ----------------------------------------------------------------------------
 
@@ -183,11 +220,21 @@ class SimExecutor:
         """Bundle and position that run now; (0, -1): none."""
         bundle = self._bundle
         if bundle is None:
-            return 0, -1
+            return 0, IDLE_POSITION
+        if bundle.lane is not None:
+            return bundle.message.bundle, self._lane_position(bundle.lane)
         for position, end_s in zip(bundle.positions, bundle.ends_s, strict=True):
             if end_s > self._node.clock.now:
                 return bundle.message.bundle, position
-        return bundle.message.bundle, -1
+        return bundle.message.bundle, IDLE_POSITION
+
+    def _lane_position(self, lane: SimLane) -> int:
+        now = self._node.clock.now
+        spans = zip(lane.positions[: lane.run_count], lane.begins_s, lane.ends_s, strict=False)
+        for position, begin_s, end_s in spans:
+            if end_s > now:
+                return position if begin_s <= now else AWAITING_POSITION
+        return AWAITING_POSITION
 
     def running_since_s(self) -> float:
         """When the task that runs was begun."""
@@ -200,6 +247,9 @@ class SimExecutor:
         """Don't begin another task of that bundle."""
         bundle = self._bundle
         if bundle is not None and bundle.message.bundle == number:
+            if bundle.gang is not None:
+                bundle.gang.break_up(self._node.clock.now)
+                return
             now = self._node.clock.now
             begun = 1 + sum(end_s <= now for end_s in bundle.ends_s[:-1])
             if begun < bundle.run_count:
@@ -218,6 +268,8 @@ class SimExecutor:
         if self.is_alive:
             self.is_alive = False
             bundle, position = self.running()
+            if self._bundle is not None and self._bundle.gang and self._bundle.lane:
+                self._bundle.gang.died(self._bundle.lane, self._node.clock.now)
             self._node.executor_died(self, bundle, position, exit_code, signal)
 
     # --- results ----------------------------------------------------------------------------------
@@ -227,7 +279,10 @@ class SimExecutor:
         if bundle is None:
             raise InternalError(f"executor {self.id} ends nothing")
         message = bundle.message
-        results = self._results_of(bundle)
+        if bundle.gang is not None and bundle.lane is not None:
+            results = self._lane_results(bundle.gang, bundle.lane)
+        else:
+            results = self._results_of(bundle)
         ended = [p for p in bundle.positions if p in results.values]
         objects, object_frames = self._sealed(bundle, results)
         starts_ns = [round(bundle.began_s * 1e9)]
@@ -237,16 +292,12 @@ class SimExecutor:
             if position in results.values
         ]
         seconds: dict[int, tuple[int, float]] = {}
-        for position, index, begin_s, end_s in zip(
-            bundle.positions,
-            bundle.function_of,
-            [bundle.began_s, *bundle.ends_s],
-            bundle.ends_s,
-            strict=False,
+        for position, index, duration_s in zip(
+            bundle.positions, bundle.function_of, bundle.durations_s, strict=True
         ):
             if position in results.values:
                 calls, total_s = seconds.get(index, (0, 0.0))
-                seconds[index] = (calls + 1, total_s + end_s - begin_s)
+                seconds[index] = (calls + 1, total_s + duration_s)
         done = BundleDone(
             run=message.run,
             bundle=message.bundle,
@@ -276,8 +327,7 @@ class SimExecutor:
 
     def _results_of(self, bundle: _Bundle) -> _Results:
         run, results = bundle.message.run, _Results()
-        known = self._node.core.runs.get(RunNo(run))
-        if known is None or bundle.message.bundle not in known.bundles:
+        if not self._is_known(bundle.message):
             # The broker ended the run while this ran and has freed its inputs; whatever a real
             # executor would make of those bytes now is thrown away.
             results.deferred = list(bundle.positions)
@@ -297,12 +347,7 @@ class SimExecutor:
                 raise InternalError(f"run {run}, position {position} lacks inputs {lacks}")
             task = self._chunks[run, position // CHUNK_TASKS][position % CHUNK_TASKS]
             if task.fails:
-                results.failures.append(
-                    Failure(
-                        position, bundle.message.attempt, "raised",
-                        type_name="ValueError", text="as asked", executor=self.id,
-                    )
-                )  # fmt: skip
+                results.failures.append(self._failure(bundle.message, position))
             elif task.returns >= 0:
                 plan = self._node.returned_plan(task.returns)
                 results.expanded.append((position, encode_plan(plan)))
@@ -312,6 +357,37 @@ class SimExecutor:
             else:
                 inputs = [results.values[d] if d in results.values else imported[d] for d in deps]
                 results.values[position] = mixed(task.salt, inputs)
+        return results
+
+    def _failure(self, message: RunBundle, position: int) -> Failure:
+        return Failure(
+            position, message.attempt, "raised",
+            type_name="ValueError", text="as asked", executor=self.id,
+        )  # fmt: skip
+
+    def _lane_results(self, gang: SimGang, lane: SimLane) -> _Results:
+        """What one lane of a gang came to."""
+        results, message = _Results(), lane.message
+        lane.is_over = True
+        for index, position in enumerate(lane.positions):
+            task = lane.task(position)
+            if index >= lane.run_count:
+                results.deferred.append(position)
+            elif task.fails:
+                results.failures.append(self._failure(message, position))
+            elif task.returns >= 0:
+                plan = self._node.returned_plan(task.returns)
+                results.expanded.append((position, encode_plan(plan)))
+            else:
+                results.values[position] = gang.values[position]
+        if len(results.values) < len(lane.positions):
+            gang.is_broken = True
+        if gang.is_broken:
+            results.foreign = {p: gang.values[p] for p in lane.handed if p in results.values}
+        for deps in lane.deps[lane.run_count :]:
+            for dep in deps:
+                if gang.is_there(dep, self._node.clock.now):
+                    results.foreign[dep] = gang.values[dep]
         return results
 
     def _imported(self, bundle: _Bundle) -> dict[int, int]:
@@ -355,11 +431,12 @@ class SimExecutor:
             for dep in deps
             if dep in results.values
         }
-        groups += [[p] for p in sorted(needed - grouped)]
+        groups += [[p] for p in sorted((needed | results.foreign.keys()) - grouped)]
+        made = {**results.foreign, **results.values}
         objects: list[ObjectInfo] = []
         frames: list[Frame] = []
         for members in groups:
-            values = [results.values[p] for p in members]
+            values = [made[p] for p in members]
             size_bytes = self._size_bytes(run, members[0])
             data = dumped(values if len(members) > 1 else values[0], size_bytes)
             location = None
@@ -378,4 +455,6 @@ class SimExecutor:
         return objects, frames
 
     def _size_bytes(self, run: int, position: int) -> int:
+        if (run, position // CHUNK_TASKS) not in self._chunks:
+            return 0  # another lane's, whose value came with a message
         return self._chunks[run, position // CHUNK_TASKS][position % CHUNK_TASKS].size_bytes

@@ -54,6 +54,7 @@ class SimGraph:
     meta: frozenset[int] = frozenset()
     persisted: frozenset[int] = frozenset()
     options: dict[int, TaskOptions] = field(default_factory=dict)
+    is_measured: bool = False  # whether the client knows from earlier runs how long calls take
 
     @property
     def count(self) -> int:
@@ -204,8 +205,10 @@ def arranged(
         flags=_flags(graph, position_of, new_indptr, new_deps, subtree_starts, outputs),
         level_starts=np.asarray(level_starts, np.int32),
         functions=[
-            FunctionInfo(index, b"%016d" % index, f"f{index}", None)
-            for index in range(len(graph.function_s))
+            FunctionInfo(
+                index, b"%016d" % index, f"f{index}", seconds if graph.is_measured else None
+            )
+            for index, seconds in enumerate(graph.function_s)
         ],
         function_pickles=pickles,
         chunks=chunks,

@@ -158,6 +158,8 @@ def _graph_lines(name: str, graph: SimGraph, library: Sequence[str]) -> list[str
         f"outputs {name} " + " ".join(map(str, graph.outputs)),
         f"durations {name} " + " ".join(map(repr, graph.function_s)),
     ]
+    if graph.is_measured:
+        lines.append(f"measured {name}")
     if graph.function_of:
         lines.append(f"functions {name} " + " ".join(map(str, graph.function_of)))
     for source in graph.sources:
@@ -170,6 +172,8 @@ def _graph_lines(name: str, graph: SimGraph, library: Sequence[str]) -> list[str
             lines.append(f"task {name} {number} returns {library[task.returns]}")
         elif task.size_bytes:
             lines.append(f"task {name} {number} large {task.size_bytes}")
+        elif task.seconds is not None:
+            lines.append(f"task {name} {number} takes {task.seconds!r}")
     if graph.meta:
         lines.append(f"meta {name} " + " ".join(map(str, sorted(graph.meta))))
     return lines

@@ -25,6 +25,7 @@ from dagsched.protocol.messages import (
     ObjectInfo,
     Parcel,
     PlaceSubtree,
+    RunBundle,
     SetPeers,
     TransferChunk,
     TransferCredit,
@@ -32,6 +33,7 @@ from dagsched.protocol.messages import (
     Welcome,
 )
 from dagsched.testing.executor import SimExecutor
+from dagsched.testing.gangs import SimGang
 from dagsched.testing.links import SimPort
 from dagsched.testing.memory import SimMemory
 from dagsched.testing.network import Address
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from dagsched.testing.cluster import SimCluster
 
 RESPAWN_S = 0.005
+GANGS_MAX = 100
 SPILL_S = 0.002
 """Until an object has been copied to a file."""
 
@@ -96,6 +99,7 @@ class SimNode(SimProcess):
         self._generation = 0
         self.leave_at_s: float | None = None  # without a master: until when it waits for another
         self._held_by_executors: list[Action] = []
+        self._gangs: dict[tuple[int, int, int], SimGang] = {}
 
     def _port(
         self,
@@ -239,6 +243,13 @@ class SimNode(SimProcess):
     def note_executed(self, run: int, positions: Sequence[int]) -> None:
         """Tasks have been run."""
         self._cluster.note_executed(self, run, positions)
+
+    def gang_of(self, message: RunBundle) -> SimGang:
+        """The gang that a lane belongs to; of a run only the latest are remembered."""
+        key = (message.run, message.bundle, message.attempt)
+        while len(self._gangs) > GANGS_MAX:
+            del self._gangs[next(iter(self._gangs))]
+        return self._gangs.setdefault(key, SimGang())
 
     def returned_plan(self, index: int) -> RunPlan:
         """The plan of a graph in the library."""

@@ -13,7 +13,8 @@ A line is a command; ``#`` begins a comment. ``NAME`` names a graph and its run.
     outputs NAME 2 ..            tasks; by default those of the shape, or the last one
     durations NAME 0.01 ..       seconds of its functions
     functions NAME 0 1 ..        which function each task calls
-    task NAME ID fails | large BYTES | returns NAME2
+    task NAME ID fails | large BYTES | returns NAME2 | takes SECONDS
+    measured NAME                how long calls take is known before
     source NAME VALUE BYTES      a constant; tasks name them by the numbers after their own
     meta NAME ID ..              tasks that get Refs
     library NAME ..              graphs that tasks may return, in this order
@@ -153,6 +154,9 @@ class Scenario:
     def _do_functions(self, name: str, *words: str) -> None:
         self._graphs[name].function_of = _numbers(words)
 
+    def _do_measured(self, name: str) -> None:
+        self._graphs[name].is_measured = True
+
     def _do_source(self, name: str, value: str, size_bytes: str) -> None:
         self._graphs[name].sources.append(graphs.constant(int(value), int(size_bytes)))
 
@@ -171,6 +175,8 @@ class Scenario:
             if argument not in self._library:
                 self._library.append(argument)
             task = SimTask(number, returns=self._library.index(argument))
+        elif what == "takes":
+            task = SimTask(number, seconds=float(argument))
         self._graphs[name].tasks[number] = task
 
     def _do_submit(self, name: str, *words: str) -> None:

@@ -41,9 +41,14 @@ def drawn(seed: int, *, with_faults: bool = True) -> Story:
     library = [_random_graph(rng, small=True) for _ in range(rng.choice((0, 0, 2)))]
     for graph in library:
         graph.outputs = graph.outputs[-1:]
-    many = [_random_graph(rng, small=False) for _ in range(rng.choice((1, 1, 1, 3)))]
-    for graph in many:
-        _decorate(rng, graph, len(library))
+    if seed % 4 == 3:
+        few = sorted(nodes)[: rng.choice((1, 1, 1, 2))]
+        nodes = {broker: max(2, nodes[broker]) for broker in few}
+        many = [_woven_graph(rng, len(library)) for _ in range(rng.choice((1, 1, 2)))]
+    else:
+        many = [_random_graph(rng, small=False) for _ in range(rng.choice((1, 1, 1, 3)))]
+        for graph in many:
+            _decorate(rng, graph, len(library))
     for index, graph in enumerate(library[:-1]):
         if rng.random() < 0.5:
             graph.tasks[rng.randrange(graph.count)] = SimTask(7, returns=index + 1)
@@ -67,6 +72,27 @@ def _random_graph(rng: random.Random, *, small: bool) -> SimGraph:
         lambda: graphs.layered(rng, 1 + size // 12, rng.randint(1, 16), rng.randint(0, 4)),
     ]
     return rng.choice(shapes)()
+
+
+def _woven_graph(rng: random.Random, library_count: int) -> SimGraph:
+    """Levels of short tasks, measured before, that wait for each other: work for gangs."""
+    shapes: list[Callable[[], SimGraph]] = [
+        lambda: graphs.stencil(rng.randint(2, 8), rng.randint(3, 40)),
+        lambda: graphs.butterfly(1 << rng.randint(2, 4)),
+        lambda: graphs.layered(rng, rng.randint(3, 30), rng.randint(2, 8), 3),
+    ]
+    graph = rng.choice(shapes)()
+    graph.is_measured = rng.random() < 0.8
+    graph.function_s = [rng.choice((1e-4, 5e-4, 2e-3)) for _ in range(rng.randint(1, 2))]
+    graph.function_of = [rng.randrange(len(graph.function_s)) for _ in range(graph.count)]
+    share = rng.choice((0.0, 0.0, 0.01, 0.05))
+    for number in range(graph.count):
+        if rng.random() < share:
+            odd = [SimTask(number, size_bytes=LARGE_BYTES), SimTask(number, seconds=0.05)]
+            if library_count:
+                odd.append(SimTask(number, returns=rng.randrange(library_count)))
+            graph.tasks[number] = rng.choice(odd)
+    return graph
 
 
 def _decorate(rng: random.Random, graph: SimGraph, library_count: int) -> None:

@@ -31,7 +31,7 @@ WAIT_S = 20.0
 # --- what executors do in these tests -------------------------------------------------------------
 
 
-def obey(executor, incarnation, sock, words, settings):
+def obey(executor, incarnation, sock, words, settings, slot, handover):
     """Say hello, then do what each batch's first frame says."""
     sender, receiver = Sender(sock), Receiver(sock)
     sender.send_batch([b"hello", b"%d %d" % (executor, incarnation)])
@@ -107,7 +107,7 @@ def _pause_for_ever():
         signal.pause()
 
 
-def die_at_once(executor, incarnation, sock, words, settings):
+def die_at_once(executor, incarnation, sock, words, settings, slot, handover):
     print("no such module")
     os._exit(1)
 

@@ -23,6 +23,10 @@ from dagsched.protocol.messages import (
 from dagsched.protocol.session import Stamp
 
 
+LATER = PROTOCOL_VERSION + 1
+OPEN = b"\x98" + bytes([PROTOCOL_VERSION]) + b"\x01\x00\x00\x00\x00\x00"  # a header up to its items
+
+
 def _header(items, version=PROTOCOL_VERSION, epoch=1):
     return msgspec.msgpack.encode((version, epoch, 0, 0, 0, 0, 0, items))
 
@@ -77,7 +81,7 @@ def test_optional_parts_travel():
         ([b""], "can't be decoded"),
         ([b"\xc1"], "can't be decoded"),
         ([b"\x91" * 100_000], "can't be decoded"),
-        ([b"\x98\x02\x01\x00\x00\x00\x00\x00\xdd\xff\xff\xff\xff"], "can't be decoded"),
+        ([OPEN + b"\xdd\xff\xff\xff\xff"], "can't be decoded"),
         ([_header([(0, ("ping", 1))]) + b"x"], "can't be decoded"),
         ([_header([(0, ("no such kind", 1))])], "can't be decoded"),
         ([_header([(0, ("bundle", 1))])], "can't be decoded"),  # of another sender
@@ -97,11 +101,7 @@ def test_nonsense_is_refused(frames, text):
 
 
 def test_items_deeper_than_any_message_are_refused():
-    deep = (
-        b"\x98\x02\x01\x00\x00\x00\x00\x00\x91\x92\x00\x93\xa4ping\x01"
-        + b"\x91" * 200_000
-        + b"\xc0"
-    )
+    deep = OPEN + b"\x91\x92\x00\x93\xa4ping\x01" + b"\x91" * 200_000 + b"\xc0"
     with pytest.raises(ProtocolError):
         Decoder(MasterToBroker).decode_batch([deep])
 
@@ -138,15 +138,13 @@ def test_a_stamp_of_numbers_below_zero_is_refused(place):
 @pytest.mark.parametrize(
     ("frames", "text"),
     [
-        ([_header([(0, ("ping", 1))], version=3)], "version 3 of the protocol, this side 2"),
-        (
-            [msgspec.msgpack.encode((1, 1, [(0, ("ping", 1))]))],
-            "version 1 of the protocol, this side 2",
-        ),
-        ([_header([(0, ("later", 1))], version=3)], "version 3 of the protocol, this side 2"),
+        ([_header([(0, ("ping", 1))], version=LATER)], f"version {LATER} of the protocol"),
+        ([msgspec.msgpack.encode((1, 1, [(0, ("ping", 1))]))], "version 1 of the protocol"),
+        ([_header([(0, ("later", 1))], version=LATER)], f"version {LATER} of the protocol"),
     ],
 )
 def test_another_version_is_told(frames, text):
-    with pytest.raises(VersionMismatch, match=text) as caught:
+    match = f"{text}, this side {PROTOCOL_VERSION}"
+    with pytest.raises(VersionMismatch, match=match) as caught:
         Decoder(MasterToBroker).decode_batch(frames)
-    assert caught.value.protocol in (1, 3)
+    assert caught.value.protocol in (1, LATER)

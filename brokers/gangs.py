@@ -1,0 +1,233 @@
+"""Bundles that several executors run hand in hand, lane by lane. Pure.
+
+To the rest of the core a gang is one bundle: what it takes and leaves, and who waits for it, is
+booked once, when all its lanes have ended. Here it is told apart: sent to several executors in one
+turn, so that all of them have any two gangs in the same order, and put together again. If a lane
+does not do all that it had, the others are stopped, and what is left becomes bundles of one
+executor each. If an executor dies nothing counts of the whole gang.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dagsched.brokers import bundling, dispatch
+from dagsched.brokers.state import (
+    BrokerRun,
+    Bundle,
+    BundleState,
+    Executor,
+    Int32,
+    Lane,
+    Loss,
+    Report,
+    Subtree,
+)
+from dagsched.brokers.status import AWAITING_POSITION
+from dagsched.config import Config
+from dagsched.ids import BundleNo
+from dagsched.partition import Gang, cut_gang
+from dagsched.protocol.messages import META, REFERENCED, SOLO, ExitInfo
+
+if TYPE_CHECKING:
+    from dagsched.brokers.core import BrokerCore
+
+TASKS_MAX = 8_192
+
+
+class Gangs:
+    """Part of `BrokerCore`, which owns the state."""
+
+    def __init__(self, core: "BrokerCore") -> None:
+        self.core = core
+
+    def lanes_max(self) -> int:
+        """Executors that can hand values over to each other; below two there are no gangs."""
+        if not self.core.config.hand_in_hand:
+            return 0
+        executors = self.core.executors.values()
+        return sum(1 for e in executors if e.slot >= 0 and e.pid and not e.draining)
+
+    def dispatch(self, run: BrokerRun, bundle: Bundle, now: float) -> bool:
+        """Send a READY gang to executors, or break it up; False: it waits for them."""
+        core = self.core
+        chosen = dispatch.pick_executors(core.executors, len(bundle.lanes), core.config)
+        if chosen is None:
+            core.ledger.break_up(bundle, self._parts(bundle), is_new_attempt=False)
+            return True
+        if not chosen:
+            return False
+        bundle.reports, bundle.loss, bundle.is_broken = [], None, False
+        slots = [executor.slot for executor in chosen]
+        for executor, lane in zip(chosen, bundle.lanes, strict=True):
+            parcel = dispatch.bundle_parcel(run, bundle, executor, core.table, lane, slots)
+            bundle.at[executor.id] = lane
+            core.hand_over(bundle, executor, parcel, now)
+        return True
+
+    def reported(self, report: Report, bundle: Bundle) -> None:
+        """An executor has ended its lane."""
+        core, run, message = self.core, bundle.run, report.message
+        del bundle.at[report.executor.id]
+        if self._is_over(run):
+            self._discard(report)
+            core.ledger.count_bundle(report, bundle)
+        elif any(failure.kind != "memory" for failure in message.failures):
+            self._discard(report)
+            core.ledger.count_bundle(report, bundle)
+            core.ledger.tell_failures(bundle, report)
+            core.ledger.stop_run(run)
+            self.stop(bundle)
+        else:
+            bundle.reports.append(report)
+            if message.failures or message.deferred or message.expanded:
+                self.stop(bundle)
+        self._maybe_settle(bundle)
+
+    def lost(
+        self, executor: Executor, bundle: Bundle, position: int | None, exit_info: ExitInfo
+    ) -> None:
+        """An executor has died, at this position of its lane; None: it hadn't begun it."""
+        lane = bundle.at.pop(executor.id)
+        if bundle.loss is None or bundle.loss.position < 0:
+            at = AWAITING_POSITION if position is None else position
+            bundle.loss = Loss(executor.id, lane, at, exit_info, executor.killed)
+        self.stop(bundle)
+        self._maybe_settle(bundle)
+
+    def left_out(self, executor: Executor, bundle: Bundle) -> None:
+        """An executor won't begin its lane, which waited behind another bundle."""
+        del bundle.at[executor.id]
+        self.stop(bundle)
+        self._maybe_settle(bundle)
+
+    def stop(self, bundle: Bundle) -> None:
+        """Have the lanes end that are still under way."""
+        if bundle.is_broken:
+            return
+        bundle.is_broken = True
+        for executor_id in bundle.at:
+            pair = (int(executor_id), int(bundle.number))
+            if self.core.executors[executor_id].queue[0] is bundle:
+                self.core.actions.stop_bundles.append(pair)
+            elif pair not in self.core.actions.take_back:
+                self.core.actions.take_back.append(pair)
+
+    def begins(self, executor: Executor) -> None:
+        """An executor comes to its next bundle: a lane of what is broken ends at once."""
+        if executor.queue and executor.queue[0].is_broken:
+            pair = (int(executor.id), int(executor.queue[0].number))
+            self.core.actions.stop_bundles.append(pair)
+
+    def _is_over(self, run: BrokerRun) -> bool:
+        return self.core.runs.get(run.number) is not run or run.cancelled
+
+    def _discard(self, report: Report) -> None:
+        executor = report.executor
+        self.core.table.discard(report.message.objects, executor.id, executor.incarnation)
+
+    def _maybe_settle(self, bundle: Bundle) -> None:
+        """Book a gang of which no lane is under way any more."""
+        if bundle.at:
+            return
+        ledger, reports, loss = self.core.ledger, bundle.reports, bundle.loss
+        bundle.reports = []
+        if self._is_over(bundle.run):
+            for report in reports:
+                self._discard(report)
+                ledger.count_bundle(report, bundle)
+            ledger.retire(bundle)
+        elif loss is None:
+            ledger.settle(bundle, reports)
+        else:
+            for report in reports:
+                self._discard(report)
+            if loss.position == AWAITING_POSITION and not loss.was_killed:
+                ledger.break_up(bundle, self._parts(bundle))
+            else:
+                ledger.blame(bundle, loss)
+
+    def _parts(self, bundle: Bundle) -> list[Int32]:
+        return self.core.reclaimer.parts_of(bundle, bundle.positions)
+
+
+def gang_window(
+    run: BrokerRun, subtree: Subtree, lanes_max: int, config: Config
+) -> tuple[int, Gang] | None:
+    """A window at the subtree's cursor that is worth a gang: where it ends, and its lanes.
+
+    Only plain calls of functions that were measured, are short, and never made anything large; and
+    nothing from outside but what its first level needs.
+    """
+    start, lo, levels = subtree.cursor, subtree.lo, subtree.level_starts
+    if lanes_max < 2 or not len(levels) or subtree.members is not None or run.hungry:
+        return None
+    border = subtree.import_levels[subtree.import_levels > start][:1]
+    limit = min(subtree.hi, start + TASKS_MAX, *border.tolist())
+    function_of = subtree.function_of[start - lo : limit - lo]
+    weights_s = run.seconds[function_of]
+    unfit = ~(weights_s < config.bundle_s)
+    unfit |= (subtree.flags[start - lo : limit - lo] & (SOLO | META | REFERENCED)) != 0
+    if run.large_bytes:
+        unfit |= np.isin(function_of, list(run.large_bytes))
+    count = int(unfit.argmax()) if unfit.any() else len(unfit)
+    count = int(np.searchsorted(np.cumsum(weights_s[:count]), lanes_max * config.gang_s))
+    end = start + count
+    if end < subtree.hi:
+        end = int(levels[np.searchsorted(levels, end, side="right") - 1])
+    inner = levels[(levels > start) & (levels < end)] - np.int32(start)
+    weights_s = weights_s[: end - start]
+    if not len(inner) or float(weights_s.sum()) < 2 * config.handover_s * len(inner):
+        return None
+    offsets = subtree.indptr[start - lo : end - lo + 1]
+    deps = subtree.deps[offsets[0] : offsets[-1]] - np.int32(start)
+    deps[deps < 0] = -1
+    level_starts = np.concatenate((np.zeros(1, np.int32), inner)).astype(np.int32)
+    indptr = (offsets - offsets[0]).astype(np.int64)
+    gang = cut_gang(indptr, deps, weights_s, level_starts, lanes_max, config)
+    return None if gang is None else (end, gang)
+
+
+def make_gang(
+    run: BrokerRun, subtree: Subtree, start: int, end: int, gang: Gang, number: int
+) -> Bundle:
+    """Enter a window as one bundle of several lanes."""
+    parts = [np.sort(lane.tasks) + np.int32(start) for lane in gang.lanes]
+    whole = bundling.Parts.of(subtree, parts)
+    positions = np.arange(start, end, dtype=np.int32)
+    run.bundle_of[positions] = number
+    inside = run.bundle_of[whole.deps] == number
+    bundling.subtract_uses(run, whole.deps[inside])
+    exports, borders = bundling.exports_of(run, subtree, whole)
+    function_of = subtree.function_of[start - subtree.lo : end - subtree.lo]
+    bundle = Bundle(
+        BundleNo(number), run, subtree, positions, gang.seconds, solo=False,
+        frames=(b"", b"", b"", function_of.tobytes(), b""), attempt=subtree.attempt,
+    )  # fmt: skip
+    lanes = []
+    for index, (cut, rising) in enumerate(zip(gang.lanes, parts, strict=True)):
+        order = cut.tasks + np.int32(start)
+        counts, deps = bundling.gather(subtree, order, is_rising=False)
+        indptr = np.zeros(len(order) + 1, np.int32)
+        np.cumsum(counts, out=indptr[1:])
+        awaited = cut.awaited.copy()
+        awaited[:, 1] += start
+        frames = (
+            order.tobytes(), indptr.tobytes(), deps.tobytes(),
+            subtree.function_of[order - subtree.lo].tobytes(),
+            exports[borders[index] : borders[index + 1]].tobytes(),
+            awaited.tobytes(), cut.handed.tobytes(),
+        )  # fmt: skip
+        imports = np.unique(deps[run.bundle_of[deps] != number])
+        lanes.append(Lane(rising, frames, imports))
+    bundle.lanes = lanes
+    run.bundles[bundle.number] = bundle
+    subtree.open_bundle_count += 1
+    imports, bundle.import_counts = np.unique(whole.deps[~inside], return_counts=True)
+    bundle.imports = imports.astype(np.int32)
+    missing = bundle.imports[run.object_of[bundle.imports] < 0]
+    if len(missing):
+        bundling.enter_waits(run, [bundle], missing, np.zeros(len(missing), np.int64))
+    if not bundle.waiting_count:
+        bundle.move(BundleState.READY)
+    return bundle
