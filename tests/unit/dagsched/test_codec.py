@@ -22,7 +22,6 @@ from dagsched.protocol.messages import (
 )
 from dagsched.protocol.session import Stamp
 
-
 LATER = PROTOCOL_VERSION + 1
 OPEN = b"\x98" + bytes([PROTOCOL_VERSION]) + b"\x01\x00\x00\x00\x00\x00"  # a header up to its items
 
