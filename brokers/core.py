@@ -543,7 +543,10 @@ class BrokerCore:
     def take_actions(self) -> BrokerActions:
         """Decide what follows from all that was pushed, and pull it."""
         now = self._now
-        self.cutter.cut(now)
+        if self.gangs.is_next():
+            self.set_timer(now, "cut", 0)  # its executors wait, and cutting takes a while
+        else:
+            self.cutter.cut(now)
         self.pressure.hold_back(now)
         self._dispatch(now)
         self.pressure.let_in()

@@ -211,8 +211,8 @@ class BundleRun:
                     result = function(*map(take, deps[begin:end]))
                 elif type(entry) is tuple:
                     result = function(*entry)
-                elif type(entry) is list and width == 1:
-                    result = function(*self._filled(entry, deps[begin]))
+                elif type(entry) is list:
+                    result = function(*_filled(entry, list(map(take, deps[begin:end]))))
                 else:
                     result = self._run_special(function, entry, deps[begin:end])
                 if type(result) is Delayed:
@@ -285,14 +285,6 @@ class BundleRun:
         return exported
 
     # --- one task that needs more -----------------------------------------------------------------
-
-    def _filled(self, entry: Any, dependency: int) -> list[Any]:
-        """Positional arguments with the value of the only dependency in its places."""
-        args: list[Any] = list(entry[0])
-        value = self.values.take(dependency)
-        for place, _ in entry[1]:
-            args[place] = value
-        return args
 
     def _run_special(self, function: Callable[..., Any], entry: Any, deps: Sequence[int]) -> object:
         if isinstance(entry, SlowTask):
@@ -511,12 +503,17 @@ def _call(function: Callable[..., Any], entry: Any, values: Sequence[object]) ->
     if kind is tuple:
         return function(*entry)
     if kind is list:
-        args = list(entry[0])
-        for place, dependency in entry[1]:
-            args[place] = values[dependency]
-        return function(*args)
+        return function(*_filled(entry, values))
     positional, keywords = fill(entry, values)
     return function(*positional, **keywords)
+
+
+def _filled(entry: Any, values: Sequence[object]) -> list[Any]:
+    """Positional arguments, with the values of dependencies in their places."""
+    args: list[Any] = list(entry[0])
+    for place, dependency in entry[1]:
+        args[place] = values[dependency]
+    return args
 
 
 def int32_list(frame: Frame) -> list[int]:

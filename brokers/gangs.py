@@ -48,6 +48,13 @@ class Gangs:
         executors = self.core.executors.values()
         return sum(1 for e in executors if e.slot >= 0 and e.pid and not e.draining)
 
+    def is_next(self) -> bool:
+        """Whether there is a gang to be sent, and nobody has anything to do."""
+        if any(executor.queue for executor in self.core.executors.values()):
+            return False
+        heads = map(dispatch.peek_ready, self.core.runs.values())
+        return any(head is not None and bool(head.lanes) for head in heads)
+
     def dispatch(self, run: BrokerRun, bundle: Bundle, now: float) -> bool:
         """Send a READY gang to executors, or break it up; False: it waits for them."""
         core = self.core

@@ -48,7 +48,7 @@ class Config:
     overhead_s: float = 0.000_3
     """What handing a bundle to an executor and back costs; less work than that isn't split off."""
 
-    gang_s: float = 0.04
+    gang_s: float = 0.08
     """So long may executors run levels that wait for each other hand in hand, at most."""
 
     handover_s: float = 0.000_03
