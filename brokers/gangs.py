@@ -188,7 +188,7 @@ def gang_window(
         return None
     offsets = subtree.indptr[start - lo : end - lo + 1]
     deps = subtree.deps[offsets[0] : offsets[-1]] - np.int32(start)
-    deps[deps < 0] = -1
+    deps[(deps < 0) | (deps >= end - start)] = -1
     level_starts = np.concatenate((np.zeros(1, np.int32), inner)).astype(np.int32)
     indptr = (offsets - offsets[0]).astype(np.int64)
     gang = cut_gang(indptr, deps, weights_s, level_starts, lanes_max, config)
