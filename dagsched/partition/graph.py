@@ -41,6 +41,10 @@ GOOD_ENOUGH = 1.25
 CLEARLY_WORSE = 1.2
 """Levels must be faster by this factor to be chosen."""
 
+SLIGHTLY_WORSE = 1.05
+""".. or by this, where executors go hand in hand: parts of short tasks that wait for each other last
+longer than their schedule says, for a broker sees few at once and pays for each."""
+
 STRETCH_MAX = 1.3
 """Windows that last this much longer than their work shared evenly ask for an order by lanes."""
 
@@ -137,7 +141,9 @@ def _cut_for_one_node(task: _Task) -> Cut:
         if task.total_s < PARALLELISM_MIN * critical_s:
             return _whole(task.edges.task_count)
         order, starts = _by_level(levels)
-        if _levels_s(task, order, starts, executors, 0.0) * CLEARLY_WORSE < depth_first_s:
+        is_short = task.total_s < task.config.overhead_s * task.edges.task_count
+        factor = SLIGHTLY_WORSE if is_short and task.config.hand_in_hand else CLEARLY_WORSE
+        if _levels_s(task, order, starts, executors, 0.0) * factor < depth_first_s:
             return _whole_by_levels(order, starts)
     elif not _is_narrow(task, executors):
         return _whole(task.edges.task_count)
