@@ -64,6 +64,7 @@ def _serve(settings: BrokerSettings) -> int:
         token=settings.env_token,
         shape=ClusterShape(settings.nodes, settings.executors),
         spill_directory=str(spill),
+        profiled_broker=settings.broker if settings.profile else 0,
     )
     private = [settings.alive_fd] if settings.alive_fd >= 0 else []
     slot_count = min(SLOTS_MAX, max(SLOTS_MIN, 2 * settings.executors))

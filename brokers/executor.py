@@ -37,7 +37,9 @@ from dagsched.brokers.status import IDLE_POSITION, LATEST, POSITION, RUNNING, TA
 from dagsched.config import Config
 from dagsched.errors import ClosedError, InternalError, ObjectLost
 from dagsched.faults import fault
+from dagsched.ids import run_id_of
 from dagsched.plan import ClusterShape
+from dagsched.profiling import Profile
 from dagsched.protocol.codec import Decoder, encode_batch
 from dagsched.protocol.messages import (
     BrokerToExecutor,
@@ -76,6 +78,7 @@ class ExecutorSettings:
         token: of the environment; references carry it.
         shape: of the cluster, for graphs that tasks return.
         spill_directory: of objects for which shared memory has no room; empty: none.
+        profiled_broker: id of the node's broker, if a profile of each run is to be written.
     """
 
     name_prefix: str
@@ -86,6 +89,7 @@ class ExecutorSettings:
     token: str = ""
     shape: ClusterShape = field(default_factory=lambda: ClusterShape(1, 1))
     spill_directory: str = ""
+    profiled_broker: int = 0
 
 
 def executor_main(
@@ -151,6 +155,7 @@ class Executor:
         self._epoch = 0
         self._waiting: deque[Parcel] = deque()
         self._code: dict[int, RunCode] = {}
+        self._profiles: dict[int, Profile] = {}
         self._services = Services(
             executor,
             settings.config,
@@ -239,12 +244,16 @@ class Executor:
         message, frames = parcel
         match message:
             case RunBundle():
-                self._run_bundle(message, frames)
+                with self._profiled(message.run):
+                    self._run_bundle(message, frames)
             case FreeExtents():
                 for location in message.locations:
                     self._services.arena.free(location)
             case ForgetRun():
                 self._code.pop(message.run, None)
+                profile = self._profiles.pop(message.run, None)
+                if profile is not None:
+                    profile.write(run_id_of(message.run))
                 if self._handover is not None:
                     self._handover.forget(message.run)
             case Stop():
@@ -300,6 +309,22 @@ class Executor:
         fault("executor.after_report")
         # Only now: if anything up to here ends the process, this bundle is the one to look at.
         status[RUNNING] = 0
+
+    @contextlib.contextmanager
+    def _profiled(self, run: int) -> Iterator[None]:
+        broker = self._settings.profiled_broker
+        if not broker:
+            yield
+            return
+        number = self._services.executor
+        profile = self._profiles.get(run)
+        if profile is None:
+            profile = self._profiles[run] = Profile(self._settings.cwd, "executor", broker, number)
+        profile.start()
+        try:
+            yield
+        finally:
+            profile.pause()
 
     def _bundle_run(
         self, message: RunBundle, own: Sequence[Frame], imports: Sequence[Frame], code: RunCode

@@ -69,6 +69,9 @@ class BrokerSettings:
 
     config: Config = dataclasses.field(default_factory=Config)
     debug: bool = False
+    profile: bool = False
+    """Whether broker and executors write a profile of each run, below `cwd`."""
+
     master_address: str = ""
     """``tcp://HOST:PORT`` of the master; empty: it listens at `master_socket`."""
 

@@ -40,13 +40,15 @@ from dagsched.errors import (
     VersionMismatch,
 )
 from dagsched.faults import fault
-from dagsched.ids import ProcessId, RunNo
+from dagsched.ids import ProcessId, RunNo, run_id_of
 from dagsched.limits import raise_descriptor_limit
+from dagsched.profiling import Profile
 from dagsched.protocol.codec import PROTOCOL_VERSION, Decoder, encode_batch
 from dagsched.protocol.links import Links
 from dagsched.protocol.messages import (
     BrokerHello,
     BrokerToBroker,
+    EndRun,
     ExecutorHello,
     ExecutorToBroker,
     Failure,
@@ -95,7 +97,7 @@ class BrokerShell:
 
     def __init__(self, settings: BrokerSettings, forked: Zygote, lifeline_fd: int) -> None:
         self._settings = settings
-        self._config = settings.config
+        config = self._config = settings.config
         self._lifeline_fd = lifeline_fd
         self._core = BrokerCore(settings.broker, settings.host, settings.config)
         self._poller = Poller()
@@ -108,13 +110,10 @@ class BrokerShell:
         self._core.accounts.stale_batches = lambda: self._peer_links.counts["stale"]
         self._outgoing = OutgoingTransfers(settings.config)
         self._incoming = IncomingTransfers(self._arena)
-        number = time.monotonic_ns
-        config = settings.config
-        self._master_links = Links(
-            Decoder(MasterToBroker | Refused | Relayed, config), config, number
-        )
+        from_master = Decoder(MasterToBroker | Refused | Relayed, config)
+        self._master_links = Links(from_master, config, time.monotonic_ns)
         self._routes = Routes()
-        self._peer_links = Links(Decoder(BrokerToBroker, config), config, number)
+        self._peer_links = Links(Decoder(BrokerToBroker, config), config, time.monotonic_ns)
         self._from_executor = Decoder(ExecutorToBroker, settings.config)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._signals = Signals(self._poller, self._signal_came)
@@ -127,6 +126,7 @@ class BrokerShell:
         self._is_over = False
         self._tenancy = Tenancy(Path(settings.run_directory), alive_fd=settings.alive_fd)
         self._orphanage = Orphanage(self._tenancy.directory, settings.config)
+        self._profile = Profile(settings.cwd, "broker", settings.broker, settings.broker)
         self._is_deserted = False  # our client has died
         self._master_listens = True  # so last messages are worth waiting for
 
@@ -141,6 +141,8 @@ class BrokerShell:
         code = 0
         try:
             self._open()
+            if self._settings.profile:
+                self._profile.start()
             while not self._is_over:
                 self._turn()
         except (AuthenticationError, VersionMismatch) as error:
@@ -418,6 +420,9 @@ class BrokerShell:
             self._orphanage.adopted()
         self._orphanage.heed(message, now)
         self._core.receive_master(message, parcel.frames, now)
+        if isinstance(message, EndRun) and self._settings.profile:
+            self._profile.write(run_id_of(message.run))
+            self._profile.start()
 
     def _join(self, epoch: int) -> None:
         """This process is a node from now on, or another one than before."""

@@ -23,7 +23,7 @@ from dagsched.errors import ClosedError, DagschedError, GraphError, InternalErro
 from dagsched.ids import run_base
 from dagsched.launching import BrokerProcesses, kill_group
 from dagsched.nodes import NodeEnv
-from dagsched.profiling import MasterProfile
+from dagsched.profiling import MasterProfile, profile_name
 from dagsched.ref import Ref, register_environment, unregister_environment
 from dagsched.references import References
 from dagsched.roster import Roster
@@ -56,7 +56,7 @@ class Cluster:
         config: limits.
         nodes: checked.
         debug: log every decision.
-        profile: profile the master's thread.
+        profile: write a profile of each run: of the master's thread, brokers and executors.
         track: address of a listener to events, if there is one.
         listen: ``tcp://HOST`` for TCP between master and brokers; None: Unix sockets.
     """
@@ -76,7 +76,7 @@ class Cluster:
         self._config = config
         self._debug = debug
         self._tenancy = Tenancy(names.directory, is_new=True)
-        self._brokers = BrokerProcesses(names, config, debug=debug, listen=listen)
+        self._brokers = BrokerProcesses(names, config, debug=debug, profile=profile, listen=listen)
         self._listen = listen
         self._endpoint: MasterEndpoint | None = None  # of TCP
         self._roster = Roster(
@@ -195,9 +195,19 @@ class Cluster:
                 steps.callback(self._shell.stop, timeout_s)
             steps.callback(self._brokers.let_go)
             steps.callback(self._tell_closing)
+            if self._profile is not None:
+                steps.callback(self._wait_for_profiles)
             steps.callback(unregister_environment, self._names.token)
             if self._inheritance is not None:
                 steps.callback(self._inheritance.close_references)
+
+    def _wait_for_profiles(self) -> None:
+        names: list[str] = []
+        for node in self.nodes:
+            names.append(profile_name("broker", node.brokerid, node.brokerid))
+            names += [profile_name("executor", node.brokerid, n) for n in node.executorids]
+        if self._profile is not None:
+            self._profile.wait_for(names)
 
     def _tell_closing(self) -> None:
         self._references.close()

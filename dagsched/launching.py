@@ -95,11 +95,18 @@ class BrokerProcesses:
         names: of the environment.
         config: goes to each broker.
         debug: brokers log every decision.
+        profile: brokers and executors write a profile of each run.
         listen: ``tcp://HOST`` for TCP between master and brokers; None: Unix sockets.
     """
 
     def __init__(
-        self, names: RunNames, config: Config, *, debug: bool = False, listen: str | None = None
+        self,
+        names: RunNames,
+        config: Config,
+        *,
+        debug: bool = False,
+        profile: bool = False,
+        listen: str | None = None,
     ) -> None:
         self.are_resumable = False
         self.master_address = ""
@@ -110,6 +117,7 @@ class BrokerProcesses:
         self._names = names
         self._config = config
         self._debug = debug
+        self._profile = profile
         self._started: list[BrokerProcess] = []
         # The master's thread closes lifelines of brokers that end while all are being let go.
         self._lifelines = threading.Lock()
@@ -137,6 +145,7 @@ class BrokerProcesses:
             is_resumable=self.are_resumable,
             config=self._config,
             debug=self._debug,
+            profile=self._profile,
             master_address=self.master_address,
             listen=own_listen or self._listen,
             keys=self.keys,

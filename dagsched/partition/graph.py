@@ -42,8 +42,8 @@ CLEARLY_WORSE = 1.2
 """Levels must be faster by this factor to be chosen."""
 
 SLIGHTLY_WORSE = 1.05
-""".. or by this, where executors go hand in hand: parts of short tasks that wait for each other last
-longer than their schedule says, for a broker sees few at once and pays for each."""
+""".. or by this, where executors go hand in hand: parts of short tasks that wait for each other
+last longer than their schedule says, for a broker sees few at once and pays for each."""
 
 STRETCH_MAX = 1.3
 """Windows that last this much longer than their work shared evenly ask for an order by lanes."""

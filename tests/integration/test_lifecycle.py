@@ -400,10 +400,20 @@ def test_a_profile_of_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     with RunEnv(executors=1, metastore="memory://", profile=True) as env:
         assert repr(env).startswith("RunEnv [profile]\n")
-        run = submit(env, delayed(add)(1))
-        run.result(30)
-    path = tmp_path / f"profile-{run.run_id}" / "master_1_1.profile"
-    assert "function calls" in path.read_text()
+        runs = [submit(env, [delayed(add)(n) for n in range(50)]) for _ in range(2)]
+        for run in runs:
+            run.result(30)
+        ((broker, (executor,)),) = [(node.brokerid, node.executorids) for node in env.nodes]
+    for run in runs:
+        directory = tmp_path / f"profile-{run.run_id}"
+        assert {path.name for path in directory.iterdir()} == {
+            "master_1_1.profile",
+            f"broker_{broker}_{broker}.profile",
+            f"executor_{broker}_{executor}.profile",
+        }
+        for path in directory.iterdir():
+            assert "function calls" in path.read_text()
+        assert "(add)" in (directory / f"executor_{broker}_{executor}.profile").read_text()
 
 
 def test_a_log_of_every_decision() -> None:
