@@ -68,7 +68,7 @@ class RunEnv:
         metastore: of the journal: None for an embedded store, ``memory://``, ``redis://host:port/db``,
             ``rediss://...`` or ``unix:///path``.
         debug: log every decision (logger ``dagsched``; on standard error if nothing else is set).
-        profile: write profiles of master, brokers and executors: files of each run, below the working
+        profile: write profiles of master, brokers and executors, files of each run, to the working
             directory.
         remotetrack: send events as JSON lines to a listener: ``host:port``, ``unix:PATH``, or True
             for the address in ``DAGSCHED_TRACK``.
