@@ -184,7 +184,9 @@ def gang_window(
         end = int(levels[np.searchsorted(levels, end, side="right") - 1])
     inner = levels[(levels > start) & (levels < end)] - np.int32(start)
     weights_s = weights_s[: end - start]
-    if not len(inner) or float(weights_s.sum()) < 2 * config.handover_s * len(inner):
+    level_s = float(weights_s.sum()) / (len(inner) + 1)
+    # Of wider levels bundles are small beside them, and go to whoever has nothing to do.
+    if not len(inner) or not 2 * config.handover_s < level_s <= lanes_max * config.bundle_s:
         return None
     offsets = subtree.indptr[start - lo : end - lo + 1]
     deps = subtree.deps[offsets[0] : offsets[-1]] - np.int32(start)
