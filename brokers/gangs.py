@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from dagsched.brokers.core import BrokerCore
 
 TASKS_MAX = 8_192
+WAIT_S = 0.05
+"""A gang waits so long for executors that were to be free soon; then it is broken up."""
 
 
 class Gangs:
@@ -59,12 +61,16 @@ class Gangs:
         """Send a READY gang to executors, or break it up; False: it waits for them."""
         core = self.core
         chosen = dispatch.pick_executors(core.executors, len(bundle.lanes), core.config)
-        if chosen is None:
+        if not chosen and not bundle.waits_until_s:
+            bundle.waits_until_s = now + WAIT_S
+            core.set_timer(bundle.waits_until_s, "gang", 0)
+        if chosen is None or (not chosen and now >= bundle.waits_until_s):
             core.ledger.break_up(bundle, self._parts(bundle), is_new_attempt=False)
             return True
         if not chosen:
             return False
         bundle.reports, bundle.loss, bundle.is_broken = [], None, False
+        bundle.waits_until_s = 0.0
         slots = [executor.slot for executor in chosen]
         for executor, lane in zip(chosen, bundle.lanes, strict=True):
             parcel = dispatch.bundle_parcel(run, bundle, executor, core.table, lane, slots)

@@ -89,6 +89,7 @@ class Bundle:
     at: dict[ProcessId, Lane] = field(default_factory=dict)  # .. who have not said how theirs ended
     reports: list["Report"] = field(default_factory=list)  # .. and who have
     loss: "Loss | None" = None  # .. one of them has died
+    waits_until_s: float = 0.0  # .. so long for executors that are to be free soon; 0: for none
     is_broken: bool = False  # .. its lanes are to end, for one of them did not do all that it had
 
     def move(self, state: BundleState) -> None:
