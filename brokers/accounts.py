@@ -168,9 +168,8 @@ class Accounts:
         for bundle in run.bundles.values():
             for dependent in bundle.dependents:
                 waits[dependent.number] = waits.get(dependent.number, 0) + 1
-        for waiters in run.waiters.values():
-            for bundle in waiters:
-                waits[bundle.number] = waits.get(bundle.number, 0) + 1
+        for bundle, positions in run.waiters.items():
+            waits[bundle.number] = waits.get(bundle.number, 0) + len(positions)
         lined_up = {entry[2] for entry in run.ready}
         for bundle in run.bundles.values():
             is_waiting = bundle.state is BundleState.WAITING

@@ -149,8 +149,8 @@ class _Views:
             return self._bundled(position, bundle)
         if position in run.lacking:
             return TaskView(position, "lacking")
-        if position in run.sought:
-            return TaskView(position, "fetching", node=run.sought[position])
+        if run.sought[position]:
+            return TaskView(position, "fetching", node=int(run.sought[position]))
         subtree = self._subtree(position)
         if subtree is None:
             return TaskView(position, "awaited" if position >= run.total_tasks else "unknown")

@@ -251,6 +251,7 @@ class BrokerCore:
             left=np.zeros(total, np.int32),
             hold=np.zeros(total, np.uint8),
             asked=np.zeros(total, np.uint8),
+            sought=np.zeros(total, np.int32),
             started_s=now,
             total_tasks=total,
         )
@@ -340,7 +341,7 @@ class BrokerCore:
         self._now = max(self._now, now)
         match message:
             case FetchObjects():
-                positions = np.frombuffer(frames[0], np.int32).tolist()
+                positions = np.frombuffer(frames[0], np.int32)
                 self.exchange.fetch_asked(
                     ProcessId(peer), RunNo(message.run), message.epoch, positions, message.info_only
                 )
@@ -351,8 +352,8 @@ class BrokerCore:
                         RunNo(message.run), info, frame, ProcessId(peer), message.info_only
                     )
             case ObjectsMissing():
-                positions = np.frombuffer(frames[0], np.int32).tolist()
-                self.exchange.missing(RunNo(message.run), positions)
+                lost = np.frombuffer(frames[0], np.int32).tolist()
+                self.exchange.missing(RunNo(message.run), lost)
             case _:
                 raise InternalError(f"{type(message).__name__} is not for the core")
 

@@ -18,6 +18,7 @@ from dagsched.brokers.table import SMALL, ObjectTable
 from dagsched.config import Config
 from dagsched.errors import InternalError
 from dagsched.ids import BundleNo, ProcessId, RunNo
+from dagsched.partition.arrays import distinct
 from dagsched.protocol.messages import (
     CHUNK_TASKS,
     META,
@@ -213,7 +214,7 @@ def bundle_parcel(
 
 def _imported(run: BrokerRun, bundle: Bundle, imports: Int32) -> list[StoredObject]:
     if len(imports) > SMALL:
-        indices = np.unique(run.object_of[imports]).tolist()
+        indices = distinct(run.object_of[imports]).tolist()
     else:
         indices = list(dict.fromkeys(run.object_of[imports].tolist()))
     result = []
@@ -237,7 +238,7 @@ def _new_chunks(run: BrokerRun, positions: np.ndarray, executor: Executor) -> li
     if last - first + 1 == len(positions):
         touched = range(first >> CHUNK_SHIFT, (last >> CHUNK_SHIFT) + 1)
     else:
-        touched = np.unique(positions >> CHUNK_SHIFT).tolist()
+        touched = distinct(positions >> CHUNK_SHIFT).tolist()
     known = executor.chunks.setdefault(run.number, set())
     new = [chunk for chunk in touched if chunk not in known]
     known.update(new)

@@ -4,16 +4,16 @@ Who asks for a value that isn't there yet is written down and answered when it b
 all answers of a turn to one peer are one message.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dagsched.brokers import crowds
 from dagsched.brokers.bundling import RETURNED_GRAPH
-from dagsched.brokers.state import BrokerRun, Executor, Int32, StoredObject, Subtree
+from dagsched.brokers.state import BrokerRun, Executor, Fetcher, Int32, StoredObject, Subtree
 from dagsched.brokers.table import SMALL
 from dagsched.ids import ProcessId, RunNo
+from dagsched.partition.arrays import distinct
 from dagsched.protocol.messages import (
     EXPORTED,
     META,
@@ -55,9 +55,9 @@ class Exchange:
         self._lost_ids: set[ProcessId] = set()  # under which nodes were lost, and may be back
         self._data: dict[tuple[ProcessId, RunNo, bool], list[tuple[ObjectInfo, Frame]]] = {}
         self._missing: dict[tuple[ProcessId, RunNo], list[int]] = {}
-        self._wanted: dict[tuple[ProcessId, RunNo, bool], list[int]] = {}
+        self._wanted: dict[tuple[ProcessId, RunNo, bool], list[Int32]] = {}
         self._sending: dict[tuple[ProcessId, RunNo, int], StoredObject] = {}
-        self._early: dict[RunNo, list[tuple[ProcessId, int, Sequence[int], bool]]] = {}
+        self._early: dict[RunNo, list[tuple[ProcessId, int, Int32, bool]]] = {}
         self._early_stored: dict[RunNo, list[ObjectInfo]] = {}
         self._early_redirects: dict[RunNo, list[Redirect]] = {}
         self._redirects: dict[Key, list[tuple[RunNo, int]]] = {}
@@ -80,9 +80,7 @@ class Exchange:
             self._expect_bytes(run, np.concatenate([imports[data_only & ~remote], subtree.uncut()]))
         is_new = remote & data_only
         is_new[is_new] = (run.object_of[imports[is_new]] < 0) & (run.asked[imports[is_new]] == 0)
-        run.asked[imports[is_new]] = ASKED_DATA
-        for broker, positions in crowds.seek(run, imports[is_new], brokers[is_new]).items():
-            self._wanted.setdefault((broker, run.number, False), []).extend(positions)
+        self._seek(run, imports[is_new], brokers[is_new])
         for index in np.flatnonzero(remote & ~is_new).tolist():
             position, info_only = int(imports[index]), not data_only[index]
             self._want(run, position, ProcessId(int(brokers[index])), info_only)
@@ -91,7 +89,17 @@ class Exchange:
         for redirect in self._early_redirects.pop(run.number, ()):
             self.redirect(redirect)
         for peer, epoch, asked, info_only in self._early.pop(run.number, ()):
-            self.fetch_asked(peer, run.number, epoch, asked, info_only)
+            within = asked[asked < run.total]  # it came before anybody could tell
+            self.fetch_asked(peer, run.number, epoch, within, info_only)
+
+    def _seek(self, run: BrokerRun, positions: Int32, brokers: Int32) -> None:
+        """Ask for bytes of which nothing is here, and of nobody yet."""
+        run.asked[positions] = ASKED_DATA
+        run.sought[positions] = brokers
+        if run.lacking:
+            run.lacking.difference_update(positions.tolist())
+        for number in distinct(brokers).tolist():
+            self._ask(ProcessId(number), run.number, positions[brokers == number])
 
     def _want(self, run: BrokerRun, position: int, broker: ProcessId, info_only: bool) -> None:
         stored = self.core.table.find(run, run.number, position)
@@ -104,7 +112,7 @@ class Exchange:
             run.asked[position] = wanted
             run.sought[position] = broker
             run.lacking.discard(position)
-            self._wanted.setdefault((broker, run.number, info_only), []).append(position)
+            self._ask(broker, run.number, [position], info_only=info_only)
 
     def _expect_bytes(self, run: BrokerRun, positions: Int32) -> None:
         """What others had, and was known by size only, is to be computed here."""
@@ -126,7 +134,19 @@ class Exchange:
     def ask(self, broker: ProcessId, number: RunNo, positions: Sequence[int]) -> None:
         """Ask a node for objects that are to be held here for others."""
         if positions:
-            self._wanted.setdefault((broker, number, False), []).extend(positions)
+            self._ask(broker, number, positions)
+
+    def _ask(
+        self,
+        broker: ProcessId,
+        number: RunNo,
+        positions: Sequence[int] | Int32,
+        *,
+        info_only: bool = False,
+    ) -> None:
+        """Have `flush` ask a node."""
+        wanted = self._wanted.setdefault((broker, number, info_only), [])
+        wanted.append(np.asarray(positions, np.int32))
 
     def relocate(self, number: RunNo, positions: Sequence[int], brokers: Sequence[int]) -> None:
         """Values have, or will have, another holder: ask it for those that are needed here."""
@@ -138,17 +158,16 @@ class Exchange:
                 if holder == 0:
                     self.missing(number, [position])
                 elif broker != self.core.broker:
-                    self._wanted.setdefault((broker, number, False), []).append(position)
+                    self._ask(broker, number, [position])
                 else:
                     self._maybe_free_executor()
             if run is None or run.object_of[position] >= 0:
                 continue
             run.lacking.discard(position)
-            if not run.left[position] or run.sought.get(position) == broker:
+            if not run.left[position] or run.sought[position] == broker:
                 continue
             info_only = bool(run.asked[position] == ASKED_INFO)
-            run.asked[position] = 0
-            run.sought.pop(position, None)
+            run.asked[position] = run.sought[position] = 0
             if broker != self.core.broker:  # else it will be made here
                 self._want(run, position, broker, info_only)
 
@@ -171,17 +190,14 @@ class Exchange:
     def available(self, run: BrokerRun, stored: StoredObject) -> None:
         """Wake the bundles that wait for the object's positions, answer who asked for them."""
         info = stored.info
-        if run.sought:
-            for position in range(info.first, info.first + info.count):
-                run.sought.pop(position, None)
+        run.sought[info.first : info.first + info.count] = 0
         if run.lacking:
             run.lacking.difference_update(range(info.first, info.first + info.count))
         self.core.holder.arrived(run.number, info)
         if run.hold[info.first] & OUTPUT:
             run.outputs_ready.append(stored)
         if run.waiters:
-            ended = crowds.take_waiters(run, self._members(info, run.waiters))
-            for bundle, count in ended.items():
+            for bundle, count in run.waiters.take(info.first, info.count).items():
                 self.core.ledger.wait_over(bundle, count)
         if run.fetchers:
             self._answer_fetchers(run, stored)
@@ -197,20 +213,11 @@ class Exchange:
 
         They may not be where its task was given back, and its size is told by who computed it.
         """
-        answered: set[tuple[ProcessId, bool]] = set()
-        for position in self._members(stored.info, run.fetchers):
-            for peer, info_only in run.fetchers.pop(position):
-                if stored.storage is None and not info_only:
-                    run.fetchers.setdefault(position, []).append((peer, info_only))
-                elif (peer, info_only) not in answered:
-                    answered.add((peer, info_only))
-                    self._answer(peer, run.number, stored, info_only)
-
-    @staticmethod
-    def _members(info: ObjectInfo, table: Container[int]) -> list[int]:
-        if info.count == 1:
-            return [info.first] if info.first in table else []
-        return [p for p in range(info.first, info.first + info.count) if p in table]
+        has_bytes = stored.storage is not None
+        for peer, info_only in run.fetchers.take(
+            stored.info.first, stored.info.count, lambda fetcher: has_bytes or fetcher[1]
+        ):
+            self._answer(peer, run.number, stored, info_only)
 
     def arrived(
         self,
@@ -292,7 +299,7 @@ class Exchange:
         peer: ProcessId,
         number: RunNo,
         epoch: int,
-        positions: Sequence[int],
+        positions: Int32,
         info_only: bool,
     ) -> None:
         """Another node wants these: now, or as soon as they are there."""
@@ -302,21 +309,32 @@ class Exchange:
                 early = self._early.setdefault(number, [])
                 early.append((peer, epoch, positions, info_only))
             else:  # rather a clear answer than none
-                self._missing.setdefault((peer, number), []).extend(positions)
+                self._missing.setdefault((peer, number), []).extend(positions.tolist())
             return
-        answered: set[int] = set()
         if run is not None and len(positions) > SMALL:
-            positions = crowds.note_fetchers(run, positions, (peer, info_only))
-        for position in positions:
+            positions = self._answer_many(run, positions, (peer, info_only))
+        answered: set[int] = set()
+        for position in positions.tolist():
             stored = self.core.table.find(run, number, position)
             if stored is not None and stored.storage is not None:
                 if stored.info.first not in answered:
                     answered.add(stored.info.first)
                     self._answer(peer, number, stored, info_only)
             elif run is not None and not self._is_past(run, position):
-                run.fetchers.setdefault(position, []).append((peer, info_only))
+                run.fetchers.add(position, (peer, info_only))
             else:
                 self._missing.setdefault((peer, number), []).append(position)
+
+    def _answer_many(self, run: BrokerRun, positions: Int32, fetcher: Fetcher) -> Int32:
+        """Answer for those that are there, note those that will be made; returns the rest."""
+        held, positions = self.core.table.find_many(run, positions)
+        for stored in held:
+            self._answer(fetcher[0], run.number, stored, fetcher[1])
+        made_by = run.bundle_of[positions]
+        ended = [n for n in distinct(made_by[made_by >= 0]).tolist() if n not in run.bundles]
+        is_open = ~np.isin(made_by, ended)
+        run.fetchers.add_many(positions[is_open], fetcher)
+        return positions[~is_open]
 
     @staticmethod
     def _is_past(run: BrokerRun, position: int) -> bool:
@@ -327,7 +345,7 @@ class Exchange:
     def will_not_be_made(self, run: BrokerRun, positions: Int32) -> None:
         """Who waits for these is to ask the master where they will be."""
         for position in positions.tolist() if run.fetchers else ():
-            for peer, _ in run.fetchers.pop(position, ()):
+            for peer, _ in run.fetchers.take(position, 1):
                 self._missing.setdefault((peer, run.number), []).append(position)
 
     def _is_ahead(self, number: RunNo, epoch: int) -> bool:
@@ -377,7 +395,8 @@ class Exchange:
             self._redirect_holders.pop((number, position), None)
             for target, target_position in self._redirects.pop((number, position), ()):
                 self._lost(target, target_position)
-            if run is not None and run.sought.pop(position, None) is not None:
+            if run is not None and run.sought[position]:
+                run.sought[position] = 0
                 # The master thought otherwise: it finds out where the value is, or has it made.
                 run.lacking.add(position)
                 if run.object_of[position] < 0 and run.left[position] and not run.cancelled:
@@ -398,11 +417,10 @@ class Exchange:
         for sent in [sent for sent in self._sending if sent[0] == peer]:
             self.core.table.unpin(self._sending.pop(sent))
         for run in self.core.runs.values():
-            for position in list(run.fetchers):
-                run.fetchers[position] = [f for f in run.fetchers[position] if f[0] != peer]
-            for position in [p for p, broker in run.sought.items() if broker == peer]:
-                del run.sought[position]
-                run.lacking.add(position)
+            run.fetchers.drop(lambda fetcher: fetcher[0] == peer)
+            asked = np.flatnonzero(run.sought == peer)
+            run.sought[asked] = 0
+            run.lacking.update(asked.tolist())
         for key in [key for key, broker in self._redirect_holders.items() if broker == peer]:
             del self._redirect_holders[key]
             for number, position in self._redirects.pop(key, ()):
@@ -417,8 +435,9 @@ class Exchange:
 
     def forget_gone(self) -> None:
         """Who was asked for something but is no node is gone: that was told before it was asked."""
-        asked = {broker for run in self.core.runs.values() for broker in run.sought.values()}
-        asked.update(self._redirect_holders.values())
+        asked = set(self._redirect_holders.values())
+        for run in self.core.runs.values():
+            asked.update(map(ProcessId, distinct(run.sought[run.sought != 0]).tolist()))
         for peer in sorted(asked - self.peers.keys() - {self.core.broker}):
             self.peer_lost(peer)
 
@@ -452,7 +471,7 @@ class Exchange:
             run.lacking.discard(message.position)
             broker = ProcessId(message.source_broker)
             self._redirect_holders[key] = broker
-            self._wanted.setdefault((broker, source, False), []).append(message.source_position)
+            self._ask(broker, source, [message.source_position])
 
     def _alias(self, run: BrokerRun, position: int, source: StoredObject) -> None:
         if run.object_of[position] >= 0:
@@ -502,8 +521,7 @@ class Exchange:
         elif message.broker not in (0, self.core.broker):
             waiting = self._collecting.setdefault((number, position), [])
             if not waiting:
-                broker = ProcessId(message.broker)
-                self._wanted.setdefault((broker, number, False), []).append(position)
+                self._ask(ProcessId(message.broker), number, [position])
             waiting.append((executor, message.request))
         else:
             self._reply(executor, message.request, None)
@@ -553,9 +571,8 @@ class Exchange:
 
     def run_ended(self, run: BrokerRun) -> None:
         """Forget what was asked of the run; who still waits is told that it is lost."""
-        for position, fetchers in run.fetchers.items():
-            for peer, _ in fetchers:
-                self._missing.setdefault((peer, run.number), []).append(position)
+        for (peer, _), positions in run.fetchers.items():
+            self._missing.setdefault((peer, run.number), []).extend(positions)
         for key in [key for key in self._requests if key[0] == run.number]:
             for request in self._requests.pop(key):
                 self.core.tell_master(Value(request, None))
@@ -566,8 +583,8 @@ class Exchange:
 
     def flush(self, actions: "BrokerActions") -> None:
         """One message a peer and run for what this turn brought."""
-        for (peer, number, info_only), positions in sorted(self._wanted.items()):
-            frame = np.array(positions, np.int32).tobytes()
+        for peer, number, info_only in sorted(self._wanted):
+            frame = b"".join(wanted.tobytes() for wanted in self._wanted[peer, number, info_only])
             run = self.core.runs.get(number)
             epoch = run.epoch if run is not None else 0
             actions.send_peer(peer, Parcel(FetchObjects(number, epoch, info_only), (frame,)))

@@ -75,8 +75,7 @@ class Holder:
         for bundle in [b for b in run.bundles.values() if _is_free(run, b)]:
             pieces.setdefault(bundle.subtree.number, []).append(bundling.uncut(run, bundle))
             self.core.ledger.retire(bundle)
-        for position, bundles in list(run.waiters.items()):
-            run.waiters[position] = [b for b in bundles if b.state is not BundleState.DONE]
+        run.waiters.drop(lambda bundle: bundle.state is BundleState.DONE)
         for subtree in list(run.subtrees.values()):
             given = bundling.give_back(run, subtree, pieces.get(subtree.number, ()))
             if not len(given):
@@ -116,9 +115,8 @@ class Holder:
         for info in infos:
             run.hold[info.first : info.first + info.count] |= EXPORTED
         # What was asked of a living node too: that may have given up computing it.
-        lacking = sorted(
-            p for p in run.lacking | run.sought.keys() if run.object_of[p] < 0 and run.left[p]
-        )
+        wanted = run.lacking.union(np.flatnonzero(run.sought).tolist())
+        lacking = sorted(p for p in wanted if run.object_of[p] < 0 and run.left[p])
         awaited = sorted(run.expansions)
         unfinished, rows = [], []
         for subtree in run.subtrees.values():

@@ -18,6 +18,7 @@ from dagsched.brokers.state import (
     Subtree,
 )
 from dagsched.ids import Position, ProcessId
+from dagsched.partition.arrays import distinct
 from dagsched.protocol.asking import TaskRetried, shortened
 from dagsched.protocol.messages import (
     EXPORTED,
@@ -218,7 +219,7 @@ class Ledger:
             for successor in successors:
                 successor.dependents.append(dependent)
             for position in expanded:
-                bundle.run.waiters.setdefault(position, []).append(dependent)
+                bundle.run.waiters.add(position, dependent)
             dependent.waiting_count += len(successors) + len(expanded)
             self.wait_over(dependent)
         bundle.dependents = []
@@ -244,7 +245,7 @@ class Ledger:
             p for p in gone if p not in run.sized and run.bundle_of[p] != bundling.RETURNED_GRAPH
         ]
         for position in gone:
-            run.waiters.setdefault(position, []).append(bundle)
+            run.waiters.add(position, bundle)
             bundle.waiting_count += 1
         self._ask_for(run, gone)
         return bool(gone)
@@ -289,7 +290,7 @@ class Ledger:
         """The run ends: keep what its bundles in the executor may still read."""
         for bundle in executor.queue:
             if bundle.run is run:
-                for index in np.unique(run.object_of[bundle.imports]).tolist():
+                for index in distinct(run.object_of[bundle.imports]).tolist():
                     stored = run.objects[index] if index >= 0 else None
                     if stored is not None:
                         self.core.table.pin(stored)
@@ -330,13 +331,15 @@ class Ledger:
         """All its tasks have ended: say so, with what others may want of it."""
         local = np.flatnonzero(subtree.flags & EXPORTED)
         objects = run.object_of[local + subtree.lo]
-        held = [run.objects[i] for i in np.unique(objects[objects >= 0]).tolist()]
+        held = [run.objects[i] for i in distinct(objects[objects >= 0]).tolist()]
         infos = sorted((s.info.first, s.info.size_bytes) for s in held if s is not None)
         firsts = np.array([first for first, _ in infos], np.int32)
         sizes = np.array([size for _, size in infos], np.int64)
         if run.fetchers:
-            asked = [p for p in run.fetchers if subtree.has(p) and run.object_of[p] < 0]
-            self.core.exchange.will_not_be_made(run, np.array(asked, np.int32))
+            asked = run.fetchers.within(subtree.lo, subtree.hi)
+            if subtree.members is not None:
+                asked = asked[subtree.members[asked - subtree.lo]]
+            self.core.exchange.will_not_be_made(run, asked[run.object_of[asked] < 0])
         self.flush_traces(run)
         self.core.exchange.flush_outputs(run)
         self.core.tell_master(

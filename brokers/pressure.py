@@ -18,6 +18,7 @@ import numpy as np
 
 from dagsched.brokers.state import BrokerRun, Bundle, BundleState, StoredObject
 from dagsched.ids import BundleNo
+from dagsched.partition.arrays import distinct
 from dagsched.protocol.messages import Location
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ class Pressure:
         for bundle in bundles:
             run = bundle.run
             if len(bundle.imports) and run.objects:
-                indices = np.unique(run.object_of[bundle.imports])
+                indices = distinct(run.object_of[bundle.imports])
                 for index in indices[indices >= 0].tolist():
                     stored = run.objects[index]
                     if stored is not None:
@@ -252,7 +253,7 @@ class Pressure:
 def functions_of(bundle: Bundle) -> frozenset[int]:
     """The functions that a bundle calls; found once."""
     if not bundle.functions:
-        bundle.functions = frozenset(np.unique(np.frombuffer(bundle.frames[3], np.int32)).tolist())
+        bundle.functions = frozenset(distinct(np.frombuffer(bundle.frames[3], np.int32)).tolist())
     return bundle.functions
 
 

@@ -10,6 +10,7 @@ from enum import Enum, auto
 import numpy as np
 from numpy.typing import NDArray
 
+from dagsched.brokers.wants import Wants
 from dagsched.errors import InternalError
 from dagsched.ids import BundleNo, Position, ProcessId, RunNo, SubtreeNo
 from dagsched.protocol.messages import (
@@ -24,6 +25,8 @@ from dagsched.protocol.messages import (
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
+Fetcher = tuple[ProcessId, bool]
+"""Another node, and whether it wants size and type only."""
 
 
 class BundleState(Enum):
@@ -201,6 +204,7 @@ class BrokerRun:
     left: Int32  # tasks outside its own bundle, on this node, that still need its value
     hold: NDArray[np.uint8]  # flags for which the master must say when they end
     asked: NDArray[np.uint8]  # of another node: 1 size and type, 2 the bytes
+    sought: Int32  # of which node, as long as it isn't here; 0: of none
     objects: list[StoredObject | None] = field(default_factory=list)
     subtrees: dict[SubtreeNo, Subtree] = field(default_factory=dict)
     uncut: list[Subtree] = field(default_factory=list)  # see `uncut_subtrees`
@@ -208,14 +212,13 @@ class BrokerRun:
     ready: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # heap
     withheld: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # of it, in this turn
     large_bytes: dict[int, int] = field(default_factory=dict)  # by function: its last large result
-    waiters: dict[int, list[Bundle]] = field(default_factory=dict)  # by position
+    waiters: Wants[Bundle] = field(default_factory=Wants)
     gone: list[int] = field(default_factory=list)  # made here, dropped, waited for again
     sized: dict[int, StoredObject] = field(default_factory=dict)  # by position; bytes under way
-    sought: dict[int, ProcessId] = field(default_factory=dict)  # asked of another node, not here
-    lacking: set[int] = field(default_factory=set)  # the same, but that node is gone
+    lacking: set[int] = field(default_factory=set)  # sought of a node that is gone
     expansions: dict[int, Sequence[Frame]] = field(default_factory=dict)  # without a value yet
     failures: list[Parcel] = field(default_factory=list)  # as told to the master
-    fetchers: dict[int, list[tuple[ProcessId, bool]]] = field(default_factory=dict)
+    fetchers: Wants[Fetcher] = field(default_factory=Wants)
     functions: dict[int, tuple[FunctionInfo, Frame]] = field(default_factory=dict)
     chunks: dict[int, Frame] = field(default_factory=dict)
     options: dict[int, TaskOptions] = field(default_factory=dict)

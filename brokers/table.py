@@ -14,6 +14,7 @@ import numpy as np
 from dagsched.brokers.state import BrokerRun, Int32, Int64, Storage, StoredObject
 from dagsched.errors import InternalError
 from dagsched.ids import ProcessId, RunNo
+from dagsched.partition.arrays import distinct
 from dagsched.protocol.messages import Frame, Location, ObjectInfo
 
 SMALL = 48  # below this many elements Python loops beat numpy calls
@@ -142,6 +143,23 @@ class ObjectTable:
         index = int(run.object_of[position])
         return None if index < 0 else run.objects[index]
 
+    def find_many(self, run: BrokerRun, positions: Int32) -> tuple[list[StoredObject], Int32]:
+        """The objects whose bytes are here of these positions, and, rising, the other positions."""
+        positions = distinct(positions)
+        indices = run.object_of[positions]
+        is_other = indices < 0
+        held: list[StoredObject] = []
+        bare: list[int] = []
+        for index in distinct(indices[~is_other]).tolist():
+            stored = run.objects[index]
+            if stored is not None and stored.storage is not None:
+                held.append(stored)
+            else:
+                bare.append(index)
+        if bare:
+            is_other |= np.isin(indices, bare)
+        return held, positions[is_other]
+
     # --- no longer needed -------------------------------------------------------------------------
 
     def consume(self, run: BrokerRun, positions: Int32, counts: Int64) -> None:
@@ -173,7 +191,7 @@ class ObjectTable:
         if not len(positions):
             return
         indices = run.object_of[positions]
-        for index in np.unique(indices[indices >= 0]).tolist():
+        for index in distinct(indices[indices >= 0]).tolist():
             stored = run.objects[index]
             if stored is not None:
                 self.maybe_drop(run, stored)

@@ -20,6 +20,7 @@ from dagsched.containers import leaves, rebuild
 from dagsched.delayed import DEFAULTS, Delayed, Options, function_name
 from dagsched.entries import Entry, Slot, is_slot, slot
 from dagsched.errors import CycleError, GraphError
+from dagsched.partition.arrays import distinct
 from dagsched.plan import Int32, Int64
 from dagsched.ref import Ref
 
@@ -468,7 +469,7 @@ def _set_order(item: object) -> tuple[int, int]:
 
 def _drop_unused(sources: list[object], deps: Int32, outputs: Int32, count: int) -> list[object]:
     """Kept values that the graph needs; `deps` and `outputs` are renumbered in place."""
-    used = np.unique(np.concatenate((deps[deps >= count], outputs[outputs >= count])))
+    used = distinct(np.concatenate((deps[deps >= count], outputs[outputs >= count])))
     for ids in (deps, outputs):
         ids[ids >= count] = count + np.searchsorted(used, ids[ids >= count]).astype(np.int32)
     return [sources[index - count] for index in used.tolist()]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dagsched.errors import GraphError
 from dagsched.ids import ProcessId, RunNo, SubtreeNo
 from dagsched.master.state import SOURCE, MasterRun, Subtree, SubtreeState
+from dagsched.partition.arrays import distinct
 from dagsched.plan import Int32, Int64, RunPlan
 from dagsched.protocol.messages import (
     CHUNK_TASKS,
@@ -77,10 +78,10 @@ def subtrees_of(run: RunNo, plan: RunPlan, seconds: NDArray[np.float64]) -> list
         imports = producers = predecessors = _NO_POSITIONS
         if imports_anything:
             deps = plan.deps[bounds[number] : bounds[number + 1]]
-            imports = np.unique(deps[(deps < lo) | (deps >= hi)])
+            imports = distinct(deps[(deps < lo) | (deps >= hi)])
             if len(imports):
                 producers = producers_of(plan, imports)
-                predecessors = np.unique(producers[producers >= 0])
+                predecessors = distinct(producers[producers >= 0])
         functions, weight_s = _functions_of(plan.function_of[lo:hi], seconds)
         subtrees.append(
             Subtree(
@@ -266,7 +267,7 @@ def dependencies_of(plan: RunPlan, members: Int32) -> tuple[Int64, Int32]:
 def imports_of(plan: RunPlan, members: Int32) -> Int32:
     """What these tasks, rising, need from outside of them."""
     _, deps = dependencies_of(plan, members)
-    deps = np.unique(deps)
+    deps = distinct(deps)
     return deps[~np.isin(deps, members, assume_unique=True)]
 
 

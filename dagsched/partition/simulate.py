@@ -11,7 +11,7 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from dagsched.partition.arrays import Edges, Float64
+from dagsched.partition.arrays import Edges, Float64, distinct
 from dagsched.partition.intervals import Parts
 from dagsched.plan import Int64
 
@@ -34,7 +34,7 @@ def part_edges(edges: Edges, parts: Parts) -> tuple[list[int], list[int]]:
         marked[pairs] = True
         pairs = np.flatnonzero(marked)
     else:
-        pairs = np.unique(pairs)
+        pairs = distinct(pairs)
     sources, targets = pairs // count, pairs % count
     between = sources != targets
     return sources[between].tolist(), targets[between].tolist()

@@ -34,10 +34,10 @@ IMPURE = {
 
 PURE = [
     "dagsched.brokers.core",
-    "dagsched.brokers.crowds",
     "dagsched.brokers.entering",
     "dagsched.brokers.routes",
     "dagsched.brokers.objects.layout",
+    "dagsched.brokers.wants",
     "dagsched.config",
     "dagsched.containers",
     "dagsched.entries",

@@ -167,7 +167,7 @@ def test_who_asked_for_bytes_is_not_answered_with_a_size():
     actions = node.core.take_actions()
     assert not [p for p in actions.to_peers.get(7, ()) if isinstance(p.message, ObjectsData)]
     assert actions.transfers == []
-    assert run.fetchers == {0: [(7, False)]}
+    assert run.fetchers.items() == [((7, False), [0])]
 
 
 def test_who_could_not_be_asked_is_asked_again_and_who_was_gets_nothing_more():
