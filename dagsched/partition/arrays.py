@@ -1,8 +1,9 @@
 """Passes over a graph's arrays that every cut needs: edges, crossing values, levels, gathers.
 
 Pure. A graph is a CSR of dependencies whose ids are topological (each dependency is less than its
-task). What runs along paths is a plain scan over lists of edges: about 50 ns an edge whatever the
-depth, where a pass by frontiers costs microseconds a level and so fails on a chain.
+task). What runs along paths is a plain scan over lists of edges: about 100 ns an edge whatever the
+depth, where a pass by frontiers costs microseconds a level and so fails on a chain. Graphs of a few
+levels are gone through by whole passes instead, a tenth of that each (`SHALLOW_PASSES`).
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,12 @@ from numpy.typing import NDArray
 from dagsched.plan import Int32, Int64
 
 Float64 = NDArray[np.float64]
+SHALLOW_PASSES = 4
+"""Graphs of fewer levels are gone through by passes over all edges, one a level and one more."""
+
+SHALLOW_EDGES_MIN = 256
+"""For fewer edges lists are as fast."""
+
 Integers = TypeVar("Integers", bound=NDArray[np.signedinteger[Any]])
 
 
@@ -69,9 +76,9 @@ def cumulated(weights_s: Float64) -> Float64:
 def levels_of(edges: Edges, weights_s: Float64) -> tuple[Int32, float]:
     """Each task's level (longest path to it, in edges), and the critical path in seconds."""
     count = edges.task_count
-    chained = _levels_of_chains(edges, weights_s)
-    if chained is not None:
-        return chained
+    known = _levels_of_chains(edges, weights_s) or _levels_of_shallow(edges, weights_s)
+    if known is not None:
+        return known
     level = [0] * count
     start = [0.0] * count
     weights = weights_s.tolist()
@@ -100,10 +107,82 @@ def _levels_of_chains(edges: Edges, weights_s: Float64) -> tuple[Int32, float] |
     return (ids - first).astype(np.int32), longest_s
 
 
+def _levels_of_shallow(edges: Edges, weights_s: Float64) -> tuple[Int32, float] | None:
+    """The same, array-wise, where no path is long."""
+    if _has_long_path(edges):
+        return None
+    passes = _Passes(edges)
+    level = np.zeros(edges.task_count, dtype=np.int32)
+    start = np.zeros(edges.task_count, dtype=np.float64)
+    while passes.may_go_on:
+        if passes.raise_to(level, level[edges.deps] + np.int32(1)):
+            return level, float((start + weights_s).max())
+        start[passes.tasks] = passes.most((start + weights_s)[edges.deps])
+    return None
+
+
+def _has_long_path(edges: Edges) -> bool:
+    """Whether the path backwards from the last task that has one, by last dependencies, is long."""
+    edge, length = edges.count - 1, 0
+    while edge >= 0 and length < SHALLOW_PASSES:
+        length += 1
+        dep = edges.deps[edge]
+        edge = int(np.searchsorted(edges.tasks, dep, side="right")) - 1
+        if edge >= 0 and edges.tasks[edge] != dep:
+            return False
+    return length == SHALLOW_PASSES
+
+
+def staged(edges: Edges, crosses: NDArray[np.bool_]) -> Int64:
+    """For each task the most borders between intervals on a path to it.
+
+    Args:
+        edges: of all tasks.
+        crosses: by edge, whether its ends lie in different intervals.
+    """
+    passes = _Passes(edges)
+    stage = np.zeros(edges.task_count, dtype=np.int64)
+    while passes.may_go_on:
+        if passes.raise_to(stage, stage[edges.deps] + crosses):
+            return stage
+    first = int(crosses.argmax())  # all before is of stage 0
+    deps, tasks = edges.deps[first:].tolist(), edges.tasks[first:].tolist()
+    return np.array(
+        stages_of(deps, tasks, crosses[first:].tolist(), edges.task_count), dtype=np.int64
+    )
+
+
+class _Passes:
+    """Whole passes over all edges, until nothing changes; given up where paths seem to be long."""
+
+    def __init__(self, edges: Edges) -> None:
+        self.may_go_on = edges.count >= SHALLOW_EDGES_MIN
+        self._left = SHALLOW_PASSES
+        self._heads: Int64 = np.flatnonzero(_starts_of_runs(edges.tasks))
+        self.tasks = edges.tasks[self._heads]
+        """Those that depend on something."""
+        self._changed = len(self.tasks)
+
+    def most(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Of values by edge, the greatest for each task."""
+        return np.asarray(np.maximum.reduceat(values, self._heads))
+
+    def raise_to(self, reached: NDArray[Any], by_edge: NDArray[Any]) -> bool:
+        """Take the greatest of each task's edges; True: it was so already, everywhere."""
+        values = self.most(by_edge)
+        changed = int(np.count_nonzero(values != reached[self.tasks]))
+        reached[self.tasks] = values
+        self._left -= 1
+        is_first = self._left == SHALLOW_PASSES - 1
+        self.may_go_on = self._left > 0 and (is_first or changed <= 0.7 * self._changed)
+        self._changed = changed
+        return not changed
+
+
 def stages_of(
     deps: Sequence[int], tasks: Sequence[int], crosses: Sequence[bool], task_count: int
 ) -> list[int]:
-    """For each task the most borders between intervals on a path to it.
+    """The same by plain lists.
 
     Args:
         deps: an edge's dependency; edges come by rising task.

@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from dagsched.partition.arrays import Edges, Float64, crossing_counts, stable_order, stages_of
+from dagsched.partition.arrays import Edges, Float64, crossing_counts, stable_order, staged
 from dagsched.plan import Int64
 
 SLACK = 0.25
@@ -216,8 +216,7 @@ def staged_parts(edges: Edges, weights_s: Float64, starts: list[int]) -> Parts:
     lengths = np.diff(bounds)
     interval = np.repeat(np.arange(len(starts), dtype=np.int64), lengths)
     crosses = interval[edges.deps] != interval[edges.tasks]
-    first = int(crosses.argmax()) if edges.count else 0
-    if not edges.count or not crosses[first]:
+    if not crosses.any():
         seconds = np.add.reduceat(weights_s, bounds[:-1]).tolist()
         return Parts(None, bounds.tolist(), seconds, 1)
     if np.array_equal(edges.deps, edges.tasks - 1):  # chains, one after the other
@@ -225,14 +224,7 @@ def staged_parts(edges: Edges, weights_s: Float64, starts: list[int]) -> Parts:
         chain_first[edges.tasks] = 0
         stage = interval - interval[np.maximum.accumulate(chain_first)]
     else:
-        stage = np.array(
-            stages_of(
-                edges.deps[first:].tolist(),
-                edges.tasks[first:].tolist(),
-                crosses[first:].tolist(),
-                count,
-            )
-        )
+        stage = staged(edges, crosses)
     order = stable_order(stage)
     key = (stage * len(starts) + interval)[order]
     borders = np.flatnonzero(key[1:] != key[:-1]) + 1
