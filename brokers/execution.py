@@ -180,7 +180,8 @@ class BundleRun:
         """The hot loop, up to a time (monotonic ns). It keeps no value in a local name for long."""
         bundle, deps, broken = self.message.bundle, self.deps, self._broken
         once, many, raw = self.values.once, self.values.many, self.values.raw
-        pop, take, clock = once.pop, self.values.take, monotonic_ns
+        pop, take, take_all = once.pop, self.values.take, self.values.take_all
+        clock = monotonic_ns
         add_done, add_stamp = self.outcome.done.append, self.outcome.stamps.append
         status, state = self.status, self.services.state
         now = self.outcome.stamps[-1]
@@ -208,7 +209,7 @@ class BundleRun:
                         pop(e) if e in once else many[e] if e in many else take(e),
                     )
                 elif entry is None:
-                    result = function(*map(take, deps[begin:end]))
+                    result = function(*take_all(deps[begin:end]))
                 elif type(entry) is tuple:
                     result = function(*entry)
                 elif type(entry) is list:
@@ -264,9 +265,12 @@ class BundleRun:
 
     def _codes(self) -> list[int]:
         """For each task what becomes of its result; 0: nobody needs it."""
-        uses = Counter(self.deps)
+        # A task alone is nobody's dependency in its bundle, though it may take thousands of values.
+        uses = Counter(self.deps) if len(self.positions) > 1 else Counter[int]()
         self._uses = uses
         self._exported = exported = self.exported()
+        if not uses and len(exported) == len(self.positions):
+            return [EXPORTED] * len(exported)
         counts = map(uses.get, self.positions, repeat(0))
         codes = [USED if number > 1 else number for number in counts]
         if exported:

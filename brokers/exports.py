@@ -44,20 +44,26 @@ class Exports:
             if first in values.prepared or first in values.raw:
                 self.add_single(first)
             return
-        block: list[int] = []
-        for position in range(first, first + count):
+        positions = range(first, first + count)
+        if not values.prepared and not values.referenced:
+            plain = [values.raw[position] for position in positions if position in values.raw]
+            if len(plain) == count:
+                self._add_block(first, plain)
+                return
+        block: list[object] = []
+        for position in positions:
             prepared = values.prepared.get(position)
             is_alone = position in values.referenced or (
                 prepared is not None and prepared.location is not None
             )
             if not is_alone and (prepared is not None or position in values.raw):
-                block.append(position)
+                block.append(self._value(position))
                 continue
-            self._add_block(block)
+            self._add_block(position - len(block), block)
             block = []
             if is_alone and (prepared is not None or position in values.raw):
                 self.add_single(position)
-        self._add_block(block)
+        self._add_block(first + count - len(block), block)
 
     def add_single(self, position: int) -> None:
         """Export one value as an object of its own."""
@@ -89,14 +95,14 @@ class Exports:
         if location is None:
             self.frames.append(sealed.stream)
 
-    def _add_block(self, block: Sequence[int]) -> None:
-        """Export consecutive positions as one inline object, or as several where it is large."""
-        if len(block) <= 1:
-            for position in block:
+    def _add_block(self, first: int, items: list[object]) -> None:
+        """Export consecutive values as one inline object, or as several where it is large."""
+        count = len(items)
+        if count <= 1:
+            for position in range(first, first + count):
                 self.add_single(position)
             return
         self._status[POSITION] = IDLE_POSITION  # it may be any of them
-        items = [self._value(position) for position in block]
         try:
             with collecting_refs() as refs:
                 data = dumps(items)
@@ -105,16 +111,16 @@ class Exports:
         limit = self._values.inline_bytes_max
         if data is not None and len(data) <= limit:
             distinct = list(dict.fromkeys(refs))
-            self.infos.append(ObjectInfo(block[0], len(block), len(data), refs=distinct))
+            self.infos.append(ObjectInfo(first, count, len(data), refs=distinct))
             self.frames.append(data)
             return
-        parts = len(block) if data is None else -(-len(data) // limit)
-        if parts >= len(block):
-            self._add_pieces(block)
+        parts = count if data is None else -(-len(data) // limit)
+        if parts >= count:
+            self._add_pieces(range(first, first + count))
             return
-        step = -(-len(block) // parts)
-        for start in range(0, len(block), step):
-            self._add_block(block[start : start + step])
+        step = -(-count // parts)
+        for start in range(0, count, step):
+            self._add_block(first + start, items[start : start + step])
 
     def _value(self, position: int) -> object:
         prepared = self._values.prepared.get(position)

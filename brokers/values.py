@@ -160,9 +160,12 @@ class _InlineImport:
         while len(self.lists) <= use:
             values = self._load()
             if not self.lists:
-                for place, value in enumerate(values, self.first):
-                    if type(value) in ATOMIC_TYPES:
-                        self.many[place] = value
+                if ATOMIC_TYPES.issuperset(map(type, values)):
+                    self.many.update(enumerate(values, self.first))
+                else:
+                    for place, value in enumerate(values, self.first):
+                        if type(value) in ATOMIC_TYPES:
+                            self.many[place] = value
             self.lists.append(values)
         values, place = self.lists[use], position - self.first
         value, values[place] = values[place], None
@@ -228,8 +231,11 @@ class Values:
                 source = _MappedImport(self.reader, (self.run, info.first), info)
             else:
                 source = _InlineImport(info, next(inline), self.many)
-            for position in range(info.first, info.first + info.count):
-                self._sources[position] = source
+            if info.count == 1:
+                self._sources[info.first] = source
+            else:
+                positions = range(info.first, info.first + info.count)
+                self._sources.update(dict.fromkeys(positions, source))
 
     def take(self, position: int) -> object:
         """The value of a dependency for one use.
@@ -249,6 +255,13 @@ class Values:
         if not source.remaining:
             del self._sources[position]
         return value
+
+    def take_all(self, positions: Sequence[int]) -> list[object]:
+        """The values of a task's dependencies; of a reduction's thousands mostly from `many`."""
+        once, many, take = self.once, self.many, self.take
+        if once:
+            return list(map(take, positions))
+        return [many[p] if p in many else take(p) for p in positions]
 
     def copy(self, position: int) -> object:
         """A copy of a dependency's value, which counts as no use."""
