@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,15 +18,14 @@ from dagsched.entries import Slot, slot
 from dagsched.errors import DagschedError
 from dagsched.graph import TaskGraph
 from dagsched.pickling import dumps
-from dagsched.plan import Int32, Int64, RunPlan
+from dagsched.plan import Int32, RunPlan
 from dagsched.planning import permuted
+from dagsched.protocol.steps import Whole, pack_steps, unpack_steps
 from dagsched.run import RunShape
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+VERSION = 2
 
-VERSION = 1
-
+_ARRAYS = ("order", "function_of", "serials", "outputs")
 _WALL_S = struct.Struct("<d")
 
 
@@ -94,8 +93,10 @@ class HandleDumper:
         first = int(serials.min()) if len(serials) else 0
         values = self._values | {
             "first_serial": first,
-            "serials": _narrow(serials - first),
-            "function_of": _narrow(self._values["function_of"]),
+            "order": _packed(self._values["order"]),
+            "serials": _packed(serials - first),
+            "function_of": _packed(self._values["function_of"]),
+            "outputs": _packed(self._values["outputs"]),
             "function_names": list(self._values["function_names"]),
             "options": dict(self._values["options"]),
             "shape": _packed_shape(self._values["shape"]),
@@ -122,12 +123,13 @@ def load_handle(data: bytes | bytearray | memoryview, plan: RunPlan | None) -> H
         values: Mapping[str, Any] = pickle.loads(memoryview(data)[_WALL_S.size :])
         if values["version"] != VERSION:
             raise ValueError(f"a handle of version {values['version']}")
+        arrays = {name: unpack_steps(*values[name]) for name in _ARRAYS}
     except Exception as error:
         raise DagschedError(
             f"what it was asked for can't be loaded here ({type(error).__name__}: {error}); "
             "modules that it needs must be importable"
         ) from error
-    order: Int32 = values["order"]
+    order: Int32 = arrays["order"]
     count = len(order)
     names = values["function_names"]
     sources = [values["sources"].get(number) for number in range(values["source_count"])]
@@ -143,15 +145,15 @@ def load_handle(data: bytes | bytearray | memoryview, plan: RunPlan | None) -> H
     graph = TaskGraph(
         functions=[NamedFunction(name) for name in names],
         function_names=names,
-        function_of=values["function_of"].astype(np.int32),
+        function_of=arrays["function_of"],
         indptr=indptr,
         deps=deps,
         entries=[None] * count,
         plain=bytearray(count),
         sources=sources,
         options=values["options"],
-        serials=values["serials"].astype(np.int64) + values["first_serial"],
-        outputs=values["outputs"],
+        serials=arrays["serials"] + values["first_serial"],
+        outputs=arrays["outputs"],
         shape=_unpacked_shape(values["shape"]),
         persisted={},
     )
@@ -165,10 +167,10 @@ def submitted_wall_s(data: bytes | bytearray | memoryview) -> float | None:
     return _WALL_S.unpack_from(data)[0] if len(data) > _WALL_S.size else None
 
 
-def _narrow(numbers: "Int32 | Int64") -> "NDArray[Any]":
-    """The same numbers, none of them negative, in the least bytes."""
-    kind = np.min_scalar_type(int(numbers.max())) if len(numbers) else np.uint8
-    return numbers.astype(kind)
+def _packed(numbers: Whole) -> tuple[str, bytes, str]:
+    """Form, bytes and type of an array, as `unpack_steps` takes them."""
+    form, frame = pack_steps(np.ascontiguousarray(numbers))
+    return form, bytes(frame), numbers.dtype.str
 
 
 def _packed_shape(shape: object) -> object:

@@ -284,7 +284,7 @@ def find_journalled(
     from dagsched.handles import load_handle
     from dagsched.ids import run_base
     from dagsched.metastore.reading import read_run
-    from dagsched.protocol.plans import decode_plan
+    from dagsched.protocol.plans import unpack_plan
 
     found = split_run_id(run_id)
     if found is None:
@@ -305,7 +305,7 @@ def find_journalled(
     for path in place.note.sys_path:
         if path not in sys.path:
             sys.path.append(path)
-    plan = decode_plan(submitted.plan_frames) if submitted.plan_frames else None
+    plan = unpack_plan(submitted.plan_frames) if submitted.plan_frames else None
     handle = load_handle(submitted.client, plan)
     is_over = state.state not in ("open", "absent")
     return Journalled(

@@ -348,13 +348,13 @@ class Inheritance:
 def _plan_of(state: "JournalState") -> "RunPlan | None":
     """The plan in a run's journal; None: it was trimmed."""
     from dagsched.errors import StoreUnavailable
-    from dagsched.protocol.plans import decode_plan
+    from dagsched.protocol.plans import unpack_plan
 
     assert state.submitted is not None
     if not state.submitted.plan_frames:
         return None
     try:
-        return decode_plan(state.submitted.plan_frames)
+        return unpack_plan(state.submitted.plan_frames)
     except ProtocolError as error:
         raise StoreUnavailable(f"the plan in {state.stream} is damaged: {error}") from error
 

@@ -174,12 +174,12 @@ def _listed(
 
 def _progress(state: "JournalState") -> tuple[int, int]:
     """Tasks that have ended for sure, and tasks in all (0: the plan has gone)."""
-    from dagsched.protocol.plans import decode_plan
+    from dagsched.protocol.plans import unpack_plan
 
     assert state.submitted is not None
     if not state.submitted.plan_frames:
         return 0, 0
-    plan = decode_plan(state.submitted.plan_frames)
+    plan = unpack_plan(state.submitted.plan_frames)
     starts = plan.subtree_starts.tolist()
     if state.state == "done":
         return plan.task_count, plan.task_count

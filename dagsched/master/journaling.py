@@ -15,7 +15,7 @@ from dagsched.master.journal import (
     SubtreeEnded,
 )
 from dagsched.metastore import records
-from dagsched.protocol.plans import encode_plan
+from dagsched.protocol.plans import pack_plan
 
 OwnRecord = records.EnvironmentOpened | records.NodesChanged
 """What the environment itself writes down, in the store's form already."""
@@ -30,7 +30,7 @@ def stored_record(record: Record | OwnRecord) -> records.Record:
             return records.Submitted(
                 record.priority,
                 record.timeout_s,
-                () if record.plan is None else encode_plan(record.plan),
+                () if record.plan is None else pack_plan(record.plan),
                 record.parent,
                 record.client() if callable(record.client) else record.client,
             )

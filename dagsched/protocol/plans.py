@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from dagsched.errors import ProtocolError
 from dagsched.plan import ConstantSource, RefSource, RunPlan
 from dagsched.protocol.messages import CHUNK_TASKS, Frame, FunctionInfo, TaskOptions
+from dagsched.protocol.steps import RAW, pack_steps, unpack_steps
 from dagsched.protocol.structs import Struct
 
-VERSION = 1
+VERSION = 2
 """Changes with the meaning of the frames."""
 
 _ARRAYS = ("subtree_starts", "indptr", "deps", "function_of", "flags", "level_starts", "outputs")
@@ -24,7 +25,10 @@ _DTYPES = {"subtree_starts": "<i8", "indptr": "<i8", "flags": "u1"}  # of the ot
 
 
 class _Header(Struct, frozen=True, tag="plan"):
-    """First frame. `refs`: (run, position, bytes) of a reference, None for a constant's frame."""
+    """First frame. `refs`: (run, position, bytes) of a reference, None for a constant's frame.
+
+    `forms`: of each array, see `steps`; none: they are as they are.
+    """
 
     version: int
     interlocked: bool
@@ -32,6 +36,7 @@ class _Header(Struct, frozen=True, tag="plan"):
     functions: Sequence[FunctionInfo]
     options: Sequence[TaskOptions]
     refs: Sequence[tuple[int, int, int] | None]
+    forms: Sequence[str] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -40,6 +45,25 @@ _decoder = msgspec.msgpack.Decoder(_Header)
 
 def encode_plan(plan: RunPlan) -> list[Frame]:
     """Returns the frames of a plan: header, arrays, functions, chunks, constants."""
+    frames: list[Frame] = []
+    for name in _ARRAYS:
+        array = _plain(plan, name)
+        # A view: a plan is never changed, and its arrays are what a large graph mostly is.
+        frames.append(array.data.cast("B") if array.size else b"")
+    return _with_header(plan, frames, ())
+
+
+def pack_plan(plan: RunPlan) -> list[Frame]:
+    """The same in few bytes, for `unpack_plan`."""
+    packed = [pack_steps(_plain(plan, name)) for name in _ARRAYS]
+    return _with_header(plan, [frame for _, frame in packed], [form for form, _ in packed])
+
+
+def _plain(plan: RunPlan, name: str) -> NDArray[np.signedinteger]:
+    return np.ascontiguousarray(getattr(plan, name), _DTYPES.get(name, "<i4"))
+
+
+def _with_header(plan: RunPlan, arrays: Sequence[Frame], forms: Sequence[str]) -> list[Frame]:
     refs = [
         (source.run, source.position, source.size_bytes) if type(source) is RefSource else None
         for source in plan.sources
@@ -51,12 +75,9 @@ def encode_plan(plan: RunPlan) -> list[Frame]:
         plan.functions,
         list(plan.options.values()),
         refs,
+        forms,
     )
-    frames: list[Frame] = [_encoder.encode(header)]
-    for name in _ARRAYS:
-        array = np.ascontiguousarray(getattr(plan, name), _DTYPES.get(name, "<i4"))
-        # A view: a plan is never changed, and its arrays are what a large graph mostly is.
-        frames.append(array.data.cast("B") if array.size else b"")
+    frames: list[Frame] = [_encoder.encode(header), *arrays]
     frames.extend(plan.function_pickles)
     frames.extend(plan.chunks)
     frames.extend(source.data for source in plan.sources if isinstance(source, ConstantSource))
@@ -70,15 +91,36 @@ def decode_plan(frames: Sequence[Frame]) -> RunPlan:
         ProtocolError: They are not those of a plan, or its parts don't fit together.
     """
     header = _decoded_header(frames)
+    if header.forms:
+        raise ProtocolError("a plan is packed where none may be")
+    return _decoded(header, frames)
+
+
+def unpack_plan(frames: Sequence[Frame]) -> RunPlan:
+    """Returns the plan that frames of `pack_plan` hold.
+
+    Only for what this user has written: some bytes can stand for gigabytes.
+
+    Raises:
+        ProtocolError: They are not those of a plan, or its parts don't fit together.
+    """
+    header = _decoded_header(frames)
+    if len(header.forms) != len(_ARRAYS):
+        raise ProtocolError(f"a plan of {len(_ARRAYS)} arrays has {len(header.forms)} forms")
+    return _decoded(header, frames)
+
+
+def _decoded(header: _Header, frames: Sequence[Frame]) -> RunPlan:
     functions_from = 1 + len(_ARRAYS)
     chunks_from = functions_from + len(header.functions)
     constants_from = chunks_from + header.chunk_count
     expected = constants_from + list(header.refs).count(None)
     if len(frames) != expected:
         raise ProtocolError(f"a plan of {expected} frames came in {len(frames)}")
+    forms = header.forms or (RAW,) * len(_ARRAYS)
     arrays = {
-        name: _array(name, frame)
-        for name, frame in zip(_ARRAYS, frames[1:functions_from], strict=True)
+        name: _array(name, form, frame)
+        for name, form, frame in zip(_ARRAYS, forms, frames[1:functions_from], strict=True)
     }
     _check_arrays(header, arrays)
     constants = iter(frames[constants_from:])
@@ -116,9 +158,9 @@ def _decoded_header(frames: Sequence[Frame]) -> _Header:
     return header
 
 
-def _array(name: str, frame: Frame) -> NDArray[np.signedinteger]:
+def _array(name: str, form: str, frame: Frame) -> NDArray[np.signedinteger]:
     try:
-        return np.frombuffer(frame, _DTYPES.get(name, "<i4"))
+        return unpack_steps(form, frame, _DTYPES.get(name, "<i4"))
     except ValueError as error:
         raise ProtocolError(f"{name} of a plan is cut short: {error}") from error
 

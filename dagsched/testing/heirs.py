@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from dagsched.errors import InternalError
 from dagsched.master.journal import RunPast
 from dagsched.metastore.fold import JournalState, family_of, fold_entries
-from dagsched.protocol.plans import decode_plan
+from dagsched.protocol.plans import unpack_plan
 
 if TYPE_CHECKING:
     from dagsched.testing.cluster import SimCluster, SimOutcome
@@ -59,7 +59,7 @@ def _resume(cluster: "SimCluster", number: int, state: JournalState) -> None:
     submitted = state.submitted
     if submitted is None:
         raise InternalError(f"run {number} has no plan")
-    plan = decode_plan(submitted.plan_frames)
+    plan = unpack_plan(submitted.plan_frames)
     if state.dropped is not None:
         cluster.store.truncate(number, state.next_position)
     cluster.master.journal.resume(number, state.next_position)

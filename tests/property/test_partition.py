@@ -1,6 +1,7 @@
 """The cut on any graph, against plain definitions of what it promises."""
 
 import random
+from collections import Counter
 from itertools import pairwise
 from unittest import mock
 
@@ -9,8 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dagsched.config import Config
-from dagsched.partition import cut_graph, cut_window, window
-from dagsched.partition.arrays import crossing_counts, cumulated, edges_of, levels_of
+from dagsched.partition import arrays, cut_graph, cut_window, window
+from dagsched.partition.arrays import (
+    crossing_counts,
+    cumulated,
+    distinct,
+    distinct_counts,
+    edges_of,
+    levels_of,
+    staged,
+    stages_of,
+)
 from dagsched.partition.intervals import (
     cut_points,
     cut_points_small,
@@ -286,3 +296,30 @@ def test_levels(graph: tuple[Rows, np.ndarray]) -> None:
     levels, critical_s = levels_of(edges_of(*csr(rows)), weights_s)
     assert levels.tolist() == naive_levels(rows)
     assert abs(critical_s - max(ends)) < 1e-9
+
+
+@given(st.one_of(graphs(), large_graphs()), st.integers(0, 1 << 30))
+@settings(max_examples=200, deadline=None)
+def test_whole_passes_find_what_scans_do(graph: tuple[Rows, np.ndarray], seed: int) -> None:
+    rows, weights_s = graph
+    edges = edges_of(*csr(rows))
+    crosses = np.random.default_rng(seed).random(edges.count) < 0.2
+    columns = (edges.deps.tolist(), edges.tasks.tolist(), crosses.tolist())
+    level, critical_s = levels_of(edges, weights_s)
+    with mock.patch.object(arrays, "SHALLOW_EDGES_MIN", 1):
+        by_passes, longest_s = levels_of(edges, weights_s)
+        assert by_passes.tolist() == level.tolist() == naive_levels(rows)
+        assert abs(longest_s - critical_s) < 1e-9
+        if edges.count:
+            assert staged(edges, crosses).tolist() == stages_of(*columns, len(rows))
+
+
+@given(st.lists(st.integers(-9, 9), max_size=40), st.sampled_from([np.int32, np.int64]))
+def test_distinct_values(values: list[int], kind: type) -> None:
+    for numbers in (np.array(values, kind), np.array(sorted(values), kind)):
+        assert distinct(numbers).tolist() == sorted(set(values))
+        assert distinct(numbers).dtype == kind
+        if values:
+            names, counts = distinct_counts(numbers)
+            assert dict(zip(names.tolist(), counts.tolist(), strict=True)) == Counter(values)
+            assert names.tolist() == sorted(set(values))

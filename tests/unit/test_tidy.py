@@ -58,6 +58,7 @@ PURE = [
     "dagsched.protocol.links",
     "dagsched.protocol.messages",
     "dagsched.protocol.plans",
+    "dagsched.protocol.steps",
     "dagsched.protocol.session",
 ]
 """Pure, and so is whatever of ours they import."""

@@ -16,7 +16,7 @@ from dagsched.graph import build_graph
 from dagsched.plan import ClusterShape, ConstantSource, RefSource, RunPlan
 from dagsched.planning import make_plan
 from dagsched.protocol.messages import CHUNK_TASKS, FunctionInfo, TaskOptions
-from dagsched.protocol.plans import decode_plan, encode_plan
+from dagsched.protocol.plans import decode_plan, encode_plan, pack_plan, unpack_plan
 from dagsched.ref import Ref
 from tests import graphs
 
@@ -80,6 +80,7 @@ def plans(draw: st.DrawFn) -> RunPlan:
 def test_round_trip(plan: RunPlan, kind: Any) -> None:
     frames = [kind(frame) for frame in encode_plan(plan)]
     assert_same(decode_plan(frames), plan)
+    assert_same(unpack_plan([kind(frame) for frame in pack_plan(plan)]), plan)
 
 
 def real_plan() -> RunPlan:
@@ -110,8 +111,32 @@ def test_plans_of_another_version_are_refused() -> None:
     header = msgspec.msgpack.decode(frames[0])
     header[1] += 1
     frames[0] = msgspec.msgpack.encode(header)
-    with pytest.raises(ProtocolError, match="a plan is of version 2; this side reads 1"):
+    with pytest.raises(ProtocolError, match="a plan is of version 3; this side reads 2"):
         decode_plan(frames)
+
+
+def test_a_large_plan_is_packed() -> None:
+    dag = delayed(graphs.total)(*[delayed(abs)(number) for number in range(20_000)])
+    plan = make_plan(build_graph(dag, 500), ClusterShape(2, 4), Config(), {}).plan
+    frames = pack_plan(plan)
+    arrays = sum(map(len, frames[STARTS : OUTPUTS + 1]))
+    assert arrays < sum(map(len, encode_plan(plan)[STARTS : OUTPUTS + 1])) / 50
+    assert_same(unpack_plan(frames), plan)
+
+
+def test_packed_plans_are_refused_where_none_may_be() -> None:
+    """Some bytes can stand for gigabytes, and executors run anything."""
+    with pytest.raises(ProtocolError, match="packed where none may be"):
+        decode_plan(pack_plan(real_plan()))
+    with pytest.raises(ProtocolError, match="a plan of 7 arrays has 0 forms"):
+        unpack_plan(encode_plan(real_plan()))
+    frames = pack_plan(real_plan())
+    header = msgspec.msgpack.decode(frames[0])
+    header[-1][DEPS - 1] = "runs"
+    frames[0] = msgspec.msgpack.encode(header)
+    frames[DEPS] = b"x"
+    with pytest.raises(ProtocolError, match="deps of a plan"):
+        unpack_plan(frames)
 
 
 @pytest.mark.parametrize("header", [b"", b"\xc1", b"\x90", b"not msgpack", b"\x92\xa4task\x01"])
