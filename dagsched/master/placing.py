@@ -268,11 +268,10 @@ class Placer:
                     if place:
                         bytes_by_broker[place] = bytes_by_broker.get(place, 0.0) + size
             else:
-                brokers, index = np.unique(places, return_inverse=True)
-                sums = np.bincount(index, sizes[is_task])
-                for broker, there in zip(brokers.tolist(), sums.tolist(), strict=True):
+                sums = np.bincount(places, sizes[is_task])
+                for broker in np.flatnonzero(np.bincount(places)).tolist():
                     if broker:
-                        bytes_by_broker[ProcessId(broker)] = there
+                        bytes_by_broker[ProcessId(broker)] = float(sums[broker])
             for position in subtree.imports[~is_task].tolist():
                 source = run.plan.sources[position - run.plan.task_count]
                 if isinstance(source, RefSource):
