@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+from dagsched.brokers import bundling, dispatch, exchange, table, wants
 from dagsched.errors import InternalError
+from dagsched.partition import arrays
 from dagsched.testing.cluster import SimCluster
 from dagsched.testing.graphs import SimGraph, SimTask
 from dagsched.testing.memory import SimMemory
@@ -18,6 +20,20 @@ GROUP = 20
 
 @pytest.mark.parametrize("first", range(0, SEEDS, GROUP))
 def test_stories(first: int):
+    for seed in range(first, first + GROUP):
+        play(drawn(seed))
+
+
+@pytest.mark.parametrize("first", range(0, 2 * GROUP, GROUP))
+def test_stories_whose_few_values_are_taken_for_thousands(
+    first: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Their graphs are small, and what is done array by array wouldn't be met."""
+    monkeypatch.setattr(wants, "CROWD_MIN", 1)
+    monkeypatch.setattr(wants, "SPREAD_MAX", 1 << 30)
+    monkeypatch.setattr(arrays, "SHALLOW_EDGES_MIN", 1)
+    for module in (bundling, dispatch, exchange, table):
+        monkeypatch.setattr(module, "SMALL", 0)
     for seed in range(first, first + GROUP):
         play(drawn(seed))
 
