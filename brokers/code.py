@@ -128,12 +128,14 @@ class RunCode:
     def functions_of(self, indexes: Sequence[int]) -> list[Function]:
         """The function for each index; one that can't be loaded raises when it is called."""
         known = self._functions
-        try:
-            return [known[index] for index in indexes]
-        except KeyError:
-            for index in set(indexes) - known.keys():
+        if indexes and indexes.count(indexes[0]) == len(indexes):  # mostly they are all the same
+            index = indexes[0]
+            if index not in known:
                 known[index] = self._load_function(index)
-            return [known[index] for index in indexes]
+            return [known[index]] * len(indexes)
+        for index in set(indexes) - known.keys():
+            known[index] = self._load_function(index)
+        return [known[index] for index in indexes]
 
     def entries_of(self, positions: Sequence[int]) -> list[Any]:
         """The argument entries of rising positions."""
