@@ -50,7 +50,7 @@ def sum_all(*values: float) -> float:
     return sum(values)
 
 
-def take_place(_ref: object) -> None:
+def take_place(_array: object) -> None:
     """Keep an executor from being idle, for no time at all."""
 
 
@@ -61,7 +61,7 @@ def alternating_chain(steps: int, megabytes: int) -> tuple[Delayed, list[Delayed
         the graph, its steps, and its value.
     """
     step = delayed(raised, timeout=TIMEOUT_S)
-    place = delayed(take_place, meta=True, priority=1)
+    place = delayed(take_place, timeout=TIMEOUT_S, priority=1)
     arrays = [delayed(fresh, timeout=TIMEOUT_S)(megabytes)]
     places: list[Delayed] = []
     for number in range(1, steps + 1):
