@@ -4,6 +4,7 @@ Responsible for framing only; what frames mean is `dagsched.protocol.codec`. On 
 count (uint32), the frames' lengths (uint64 each), their bytes; little-endian.
 """
 
+import select
 import socket
 import struct
 from collections import deque
@@ -151,6 +152,12 @@ class Receiver:
             return self._cut()
         self._body_end += count
         return self._finish_body()
+
+    def can_receive(self, timeout_s: float) -> bool:
+        """Wait until there is something to read, or the peer has closed its side."""
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        return bool(poller.poll(timeout_s * 1000))
 
     def receive_batch(self) -> list[list[Frame]]:
         """Block until at least one batch is complete; empty: the peer has closed its side."""

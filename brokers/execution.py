@@ -17,6 +17,7 @@ from typing import Any
 from dagsched.brokers.code import ArgumentError, RunCode, Special
 from dagsched.brokers.exports import Exports
 from dagsched.brokers.objects.arena import Arena
+from dagsched.brokers.objects.nursery import Nursery
 from dagsched.brokers.objects.reader import Reader
 from dagsched.brokers.restoring import ProcessState
 from dagsched.brokers.status import IDLE_POSITION, POSITION, STARTED, STOP
@@ -60,6 +61,7 @@ class Services:
     config: Config
     reader: Reader
     arena: Arena
+    nursery: Nursery
     state: ProcessState
     shape: ClusterShape
     token: str
@@ -137,6 +139,7 @@ class BundleRun:
             message.run,
             services.reader,
             services.arena,
+            services.nursery,
             services.config.inline_bytes_max,
             frozenset(message.referenced),
         )
@@ -228,7 +231,8 @@ class BundleRun:
                     if code & EXPORTED:
                         raw[position] = result
                 elif code:
-                    self._keep(position, result)
+                    given, result = [result], None
+                    self._keep(position, given)
             except BaseException as error:  # noqa: BLE001 - user code may raise anything
                 self._fail(position, error)
                 now = clock()
@@ -360,10 +364,10 @@ class BundleRun:
 
     # --- results ----------------------------------------------------------------------------------
 
-    def _keep(self, position: int, result: object) -> None:
+    def _keep(self, position: int, given: list[object]) -> None:
         try:
             self.values.keep(
-                position, result, self._uses.get(position, 0), position in self._exported, self
+                position, given, self._uses.get(position, 0), position in self._exported, self
             )
         except Exception as error:
             raise ResultError from error

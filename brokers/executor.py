@@ -31,6 +31,7 @@ from dagsched.brokers.execution import (
 from dagsched.brokers.handover import Handover
 from dagsched.brokers.lanes import LaneRun
 from dagsched.brokers.objects.arena import Arena
+from dagsched.brokers.objects.nursery import Nursery
 from dagsched.brokers.objects.reader import Key, Reader
 from dagsched.brokers.restoring import ProcessState
 from dagsched.brokers.status import IDLE_POSITION, LATEST, POSITION, RUNNING, TAKEN_BACK
@@ -60,6 +61,9 @@ from dagsched.serialize import load_value
 
 COLLECTED_AT_ONCE_MAX = 256
 """Values that one `collect` asks for before it waits for answers."""
+
+WARM_S = 10.0
+"""Memory and mappings that nobody uses are kept so long for what may come."""
 
 GARBAGE_INTERVAL_S = 1.0
 """Views kept alive by reference cycles are looked for at most this often."""
@@ -156,16 +160,18 @@ class Executor:
         self._waiting: deque[Parcel] = deque()
         self._code: dict[int, RunCode] = {}
         self._profiles: dict[int, Profile] = {}
+        arena = Arena(
+            f"{settings.name_prefix}-{executor}-{incarnation}",
+            settings.config,
+            Path(settings.spill_directory) if settings.spill_directory else None,
+            settings.name_prefix,
+        )
         self._services = Services(
             executor,
             settings.config,
             Reader(),
-            Arena(
-                f"{settings.name_prefix}-{executor}-{incarnation}",
-                settings.config,
-                Path(settings.spill_directory) if settings.spill_directory else None,
-                settings.name_prefix,
-            ),
+            arena,
+            Nursery(arena),
             ProcessState(),
             settings.shape,
             settings.token,
@@ -173,6 +179,7 @@ class Executor:
         self._leftover: list[tuple[Key, Location]] = []
         self._collected_at = 0.0
         self._resolver = _Collector(self)
+        self._is_warm = False
         self.is_stopped = False
 
     def start(self) -> None:
@@ -183,6 +190,7 @@ class Executor:
         # What was pickled by value as part of the client's __main__ must not meet another one here.
         sys.modules["__main__"] = types.ModuleType("__main__")
         self._services.state.watch()
+        self._services.nursery.start()
         set_resolver(self._resolver)
         gc.collect()
         gc.freeze()
@@ -201,6 +209,8 @@ class Executor:
 
     def receive_more(self) -> bool:
         """Wait for messages and line them up; False: the broker is gone."""
+        if self._is_warm and not self._receiver.can_receive(WARM_S):
+            self._cool_down()
         batches = self._receiver.receive_batch()
         for frames in batches:
             self._epoch, parcels = self._decoder.decode_batch(frames)
@@ -248,7 +258,7 @@ class Executor:
                     self._run_bundle(message, frames)
             case FreeExtents():
                 for location in message.locations:
-                    self._services.arena.free(location)
+                    self._services.nursery.free(location)
             case ForgetRun():
                 self._code.pop(message.run, None)
                 profile = self._profiles.pop(message.run, None)
@@ -278,6 +288,7 @@ class Executor:
         if self._is_taken_back(message.bundle):
             status[RUNNING] = 0
             return
+        self._services.nursery.offer()
         bundle = self._bundle_run(message, frames[:own_count], frames[place:], code)
         with self._resolver.serving():
             outcome = bundle.run()
@@ -309,6 +320,17 @@ class Executor:
         fault("executor.after_report")
         # Only now: if anything up to here ends the process, this bundle is the one to look at.
         status[RUNNING] = 0
+        # Whoever needs the results is on its way already.
+        reader.tidy()
+        self._services.nursery.tend()
+        self._is_warm = bool(reader.file_count or arena.total_bytes)
+
+    def _cool_down(self) -> None:
+        """Nothing has come for a while: give back what is kept for being warm."""
+        self._is_warm = False
+        self._services.reader.close()
+        self._services.nursery.give_back()
+        self._services.arena.drop_empty()
 
     @contextlib.contextmanager
     def _profiled(self, run: int) -> Iterator[None]:
@@ -356,7 +378,7 @@ class Executor:
             kept = [item for item in self._leftover if reader.is_live(item[0])]
             for key, location in self._leftover:
                 if not reader.is_live(key):
-                    self._services.arena.free(location)
+                    self._services.nursery.free(location)
             self._leftover = kept
         return _of_runs(held), _of_runs(dropped)
 

@@ -148,7 +148,7 @@ class LaneRun(BundleRun):
         if uses == 1:
             self.values.once[position] = value
         else:
-            self.values.keep(position, value, uses, is_exported=False, items=self)
+            self.values.keep(position, [value], uses, is_exported=False, items=self)
 
     # --- to other lanes ---------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from dagsched.brokers.code import ArgumentError
 from dagsched.brokers.objects.arena import Arena
+from dagsched.brokers.objects.nursery import Nursery
 from dagsched.brokers.objects.reader import Key, Reader
 from dagsched.errors import InternalError, ObjectLost
 from dagsched.protocol.messages import Frame, Location, ObjectInfo
@@ -196,6 +197,7 @@ class Values:
         run: the run.
         reader: maps what lies in shared memory.
         arena: where large values are sealed.
+        nursery: where large arrays may lie already.
         inline_bytes_max: larger values count as large.
         referenced: exports that are described by type and contained references.
     """
@@ -205,12 +207,14 @@ class Values:
         run: int,
         reader: Reader,
         arena: Arena,
+        nursery: Nursery,
         inline_bytes_max: int,
         referenced: frozenset[int],
     ) -> None:
         self.run = run
         self.reader = reader
         self.arena = arena
+        self._nursery = nursery
         self.inline_bytes_max = inline_bytes_max
         self.referenced = referenced
         self.once: dict[int, Any] = {}
@@ -278,7 +282,7 @@ class Values:
     def keep(
         self,
         position: int,
-        value: object,
+        given: list[object],
         uses: int,
         is_exported: bool,
         items: ItemUsers,
@@ -287,7 +291,8 @@ class Values:
 
         Args:
             position: whose value it is.
-            value: the result.
+            given: holds the result, and nothing else of ours does; an array is taken out of it
+                where it can become an object without being copied.
             uses: tasks of this bundle that take it.
             is_exported: whether it becomes an object.
             items: finds uses that take one item only, and hands them theirs.
@@ -296,6 +301,14 @@ class Values:
             SerializationError: it can't be pickled.
             OutOfMemory: no shared memory is left for it.
         """
+        if self._is_array(given[0]) and self._is_large(given[0]):
+            name = type_name(given[0]) if position in self.referenced else ""
+            location = self._nursery.seal(given)
+            if location is not None:
+                sealed = Prepared(b"", location, name, ())
+                self._keep_sealed(position, sealed, _NOTHING, uses, is_exported)
+                return
+        value = given[0]
         if self._is_immutable(value):
             is_small = type(value) not in (str, bytes) or (
                 len(value) <= self.inline_bytes_max  # type: ignore[arg-type]
@@ -320,16 +333,23 @@ class Values:
             if users and self._hand_out(position, value, users, items, is_exported):
                 return
         sealed = self.seal(position, value)
+        original = value if uses == 1 or sealed.location is None else _NOTHING
+        self._keep_sealed(position, sealed, original, uses, is_exported)
+
+    def _keep_sealed(
+        self, position: int, sealed: Prepared, original: object, uses: int, is_exported: bool
+    ) -> None:
         if is_exported:
             self.prepared[position] = sealed
+        if not uses:
+            return
         if sealed.location is None:
-            self._sources[position] = _Pickled(sealed.stream, value, uses)
+            self._sources[position] = _Pickled(sealed.stream, original, uses)
             return
         key: Key = (self.run, position)
         if not is_exported:
             key = ("local", self.run, position, id(self))
             self.temporary.append((key, sealed.location))
-        original = value if uses == 1 else _NOTHING
         self._sources[position] = _Mapped(self.reader, key, sealed.location, original, uses)
 
     def seal(self, position: int, value: object) -> Prepared:

@@ -11,10 +11,16 @@ import errno
 import logging
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dagsched.brokers.objects.layout import PAGE_BYTES, ExtentMap, plan_layout, write_header
+from dagsched.brokers.objects.layout import (
+    PAGE_ALIGNED_MIN,
+    PAGE_BYTES,
+    ExtentMap,
+    plan_layout,
+    write_header,
+)
 from dagsched.brokers.objects.segments import (
     SHM_DIRECTORY,
     base_name,
@@ -77,7 +83,10 @@ class Arena:
         self._views: dict[int, memoryview] = {}
         self._maps: dict[int, mmap.mmap] = {}
         self._next = 0
+        self._fresh_fd = -1  # of the segment that was just made
         self.written_bytes = 0
+        self.spare: Callable[[], None] | None = None
+        """Frees what is kept here for later; called when room is needed."""
 
     @property
     def used_bytes(self) -> int:
@@ -107,13 +116,20 @@ class Arena:
         """
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         layout = plan_layout(len(stream), [len(view) for view in views])
-        location, target = self.write_raw(layout.size_bytes)
-        fault("arena.before_seal")
-        write_header(target, layout)
-        start = layout.stream_offset
-        target[start : start + len(stream)] = stream
-        for offset, view in zip(layout.offsets, views, strict=True):
-            target[offset : offset + len(view)] = view
+        try:
+            location, target = self._allocate(layout.size_bytes)
+            fault("arena.before_seal")
+            write_header(target, layout)
+            start = layout.stream_offset
+            target[start : start + len(stream)] = stream
+            for offset, view in zip(layout.offsets, views, strict=True):
+                if self._fresh_fd >= 0 and len(view) >= PAGE_ALIGNED_MIN:
+                    # Pages that aren't mapped yet are filled sooner by the kernel than mapped.
+                    _write_all(self._fresh_fd, view, location.offset + offset)
+                else:
+                    target[offset : offset + len(view)] = view
+        finally:
+            self._close_fresh()
         return location
 
     def write_raw(self, size_bytes: int) -> tuple[Location, memoryview]:
@@ -122,7 +138,17 @@ class Arena:
         Raises:
             OutOfMemory: neither shared memory nor the disk has room.
         """
+        try:
+            return self._allocate(size_bytes)
+        finally:
+            self._close_fresh()
+
+    def _allocate(self, size_bytes: int) -> tuple[Location, memoryview]:
+        """See `write_raw`; in a new segment, `_fresh_fd` is open afterwards."""
         extent = self._extents.allocate(size_bytes)
+        if extent is None and self.spare is not None and not self._has_room(size_bytes):
+            self.spare()
+            extent = self._extents.allocate(size_bytes)
         if extent is None:
             self._grow(size_bytes)
             extent = self._extents.allocate(size_bytes)
@@ -132,6 +158,17 @@ class Arena:
         self.written_bytes += size_bytes
         view = self._views[extent.segment][extent.offset : extent.offset + size_bytes]
         return Location(self._names[extent.segment], extent.offset, size_bytes), view
+
+    def try_reserve(self, size_bytes: int) -> tuple[Location, memoryview] | None:
+        """Room for what may become an object, in shared memory that's there; None: there's none."""
+        extent = self._extents.allocate(size_bytes)
+        if extent is None:
+            return None
+        if extent.segment in self._spilled:
+            self._extents.free(extent.segment, extent.offset)
+            return None
+        location = Location(self._names[extent.segment], extent.offset, size_bytes)
+        return location, self._views[extent.segment][extent.offset : extent.offset + size_bytes]
 
     def free(self, location: Location) -> None:
         """Use an object's bytes again; nobody reads them any more.
@@ -146,6 +183,11 @@ class Arena:
         self._extents.free(segment, location.offset)
         if self._extents.is_empty(segment):
             self._drop_cold()
+
+    def is_node_full(self) -> bool:
+        """Whether others of the node may soon want what is kept here for being warm."""
+        limit = self._config.store_bytes_max
+        return limit is not None and shared_bytes(self._node_prefix) > limit // 2
 
     def close(self) -> None:
         """Unmap all segments; they stay for others to read until they are unlinked."""
@@ -176,7 +218,7 @@ class Arena:
         usual = min(self._segment_bytes, max(FIRST_SEGMENT_BYTES, total))
         usual = (usual + PAGE_BYTES - 1) & -PAGE_BYTES
         if not self._has_room(max(usual, needed)):
-            self._drop_empty()
+            self.drop_empty()
         sizes = list(dict.fromkeys((max(usual, needed), needed)))
         if any(self._has_room(size) and self._try_add(size) for size in sizes):
             if self._is_spilling:
@@ -200,6 +242,11 @@ class Arena:
         # Two that grow at once may not see each other: one segment a process beyond, at most.
         return limit is None or shared_bytes(self._node_prefix) + size <= limit
 
+    def _close_fresh(self) -> None:
+        if self._fresh_fd >= 0:
+            os.close(self._fresh_fd)
+            self._fresh_fd = -1
+
     def _try_add(self, size: int, directory: Path | None = None) -> bool:
         """Create, reserve and map a segment; False, and nothing left of it, if there's no room.
 
@@ -222,12 +269,12 @@ class Arena:
             _reserve(fd, size)
             mapping = mmap.mmap(fd, size, flags=mmap.MAP_SHARED)
         except BaseException as error:
+            os.close(fd)
             unlink_segment(name)
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 return False
             raise
-        finally:
-            os.close(fd)
+        self._fresh_fd = fd
         if directory is not None:
             self._spilled.add(segment)
         self._names[segment] = name
@@ -249,7 +296,7 @@ class Arena:
         empty = [segment for segment in empty if segment not in self._spilled]
         large = [segment for segment in empty if sizes[segment] > usual]
         room, keep = usual, WARM_LARGE_SEGMENTS_MAX
-        if self._is_node_full():
+        if self.is_node_full():
             room = keep = 0
         cold += large[: max(0, len(large) - keep)]
         for segment in reversed(empty):
@@ -260,13 +307,8 @@ class Arena:
         for segment in cold:
             self._drop(segment)
 
-    def _is_node_full(self) -> bool:
-        """Whether others of the node may soon want what is kept here for being warm."""
-        limit = self._config.store_bytes_max
-        return limit is not None and shared_bytes(self._node_prefix) > limit // 2
-
-    def _drop_empty(self) -> None:
-        """Unlink all empty segments: room is needed elsewhere."""
+    def drop_empty(self) -> None:
+        """Unlink all empty segments: room is needed elsewhere, or nothing is done here any more."""
         for segment in self._extents.segments:
             if self._extents.is_empty(segment):
                 self._drop(segment)
@@ -315,3 +357,9 @@ def _reserve(fd: int, size: int) -> None:
             return
         except InterruptedError:
             continue
+
+
+def _write_all(fd: int, view: memoryview, offset: int) -> None:
+    while len(view):
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written

@@ -4,7 +4,8 @@ Pure. Responsible for the header that a reader trusts (after checking it) and fo
 allocation of page-aligned extents; knows nothing of files, mappings or pickles.
 
 An object is: header, pickle stream, then the out-of-band buffers, each aligned to 64 bytes (a
-cache line, and what array libraries like best).
+cache line, and what array libraries like best), or to a page where it is large: an array that is
+born where objects lie has the page before it for header and stream.
 """
 
 import struct
@@ -16,6 +17,8 @@ from dagsched.errors import InternalError
 
 PAGE_BYTES = 4096
 ALIGN_BYTES = 64
+PAGE_ALIGNED_MIN = 1 << 20
+"""Buffers from this size on are aligned to a page."""
 
 _MAGIC = 0x314F5344  # "DSO1": bytes that some other program put there are noticed
 _HEAD = struct.Struct("<IIQ")  # magic, buffer count, stream length
@@ -54,7 +57,8 @@ def plan_layout(stream_bytes: int, buffer_bytes: Sequence[int]) -> Layout:
     end = stream_offset + stream_bytes
     offsets: list[int] = []
     for length in buffer_bytes:
-        start = (end + ALIGN_BYTES - 1) & -ALIGN_BYTES
+        align = ALIGN_BYTES if length < PAGE_ALIGNED_MIN else PAGE_BYTES
+        start = (end + align - 1) & -align
         offsets.append(start)
         end = start + length
     return Layout(end, stream_offset, stream_bytes, offsets, list(buffer_bytes))

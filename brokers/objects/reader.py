@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 
 from dagsched.brokers.objects.layout import Layout, header_bytes, read_header
+from dagsched.brokers.objects.mappings import Mappings
 from dagsched.brokers.objects.segments import open_segment
 from dagsched.errors import InternalError, ObjectLost
 from dagsched.protocol.messages import Frame, Location
@@ -36,7 +37,8 @@ class Reader:
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, int] = OrderedDict()
-        self._live: dict[Key, list[weakref.ref[mmap.mmap]]] = {}
+        self._mappings = Mappings(self._files)
+        self._live: dict[Key, list[weakref.ref[object]]] = {}  # what lives as long as views of it
         self._held: set[Key] = set()
         self.read_bytes = 0
 
@@ -55,13 +57,7 @@ class Reader:
             return self._copy(location)
         fd = self._open(location.segment)
         try:
-            mapping = mmap.mmap(
-                fd,
-                location.size_bytes,
-                flags=mmap.MAP_PRIVATE,
-                prot=mmap.PROT_READ | mmap.PROT_WRITE,
-                offset=location.offset,
-            )
+            view, lease = self._mappings.map(location, fd)
         except OSError as error:
             # Each mapping takes a descriptor; a task with thousands of inputs gets copies then.
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
@@ -69,14 +65,10 @@ class Reader:
             raise
         except ValueError:
             raise _too_short(location) from None
-        view = memoryview(mapping)
         layout = read_header(view, location.size_bytes)
         if not layout.offsets:
-            value = load_value(_stream_of(view, layout), ())
-            view.release()
-            mapping.close()
-            return value
-        self._live.setdefault(key, []).append(weakref.ref(mapping))
+            return load_value(_stream_of(view, layout), ())
+        self._live.setdefault(key, []).append(lease)
         return load_value(_stream_of(view, layout), _buffers_of(view, layout))
 
     def copy_value(self, location: Location) -> object:
@@ -89,9 +81,9 @@ class Reader:
         return self._copy(location)
 
     def try_close(self) -> tuple[list[Key], list[Key]]:
-        """See which mappings are still in use, and let go of segments that were unlinked.
+        """See which objects are still in use.
 
-        A mapping ends by itself with the last view of it; this only looks.
+        Views end by themselves; this only looks.
 
         Returns:
             keys of objects now found to be in use, not told before; keys told before whose last
@@ -111,10 +103,15 @@ class Reader:
                 if key in self._held:
                     self._held.remove(key)
                     dropped.append(key)
+        return held, dropped
+
+    def tidy(self) -> None:
+        """Let go of segments that were unlinked, and make mappings ready for their next use."""
+        self._mappings.tidy()
         for name, fd in list(self._files.items()):
             if os.fstat(fd).st_nlink == 0:
+                self._mappings.drop(name)
                 os.close(self._files.pop(name))
-        return held, dropped
 
     def is_live(self, key: Key) -> bool:
         """Whether a mapping of the object was alive when `try_close` last looked."""
@@ -125,8 +122,17 @@ class Reader:
         """Objects of which a mapping was alive when last looked at."""
         return len(self._live)
 
+    @property
+    def file_count(self) -> int:
+        """Segments that are open."""
+        return len(self._files)
+
     def close(self) -> None:
-        """Close all descriptors; mappings in use stay with their views."""
+        """Close all descriptors, and mappings but those in use, which stay with their views.
+
+        What is loaded later is opened anew.
+        """
+        self._mappings.drop()
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -138,7 +144,9 @@ class Reader:
         fd = _open_segment(name)
         self._files[name] = fd
         if len(self._files) > FILES_MAX:
-            os.close(self._files.popitem(last=False)[1])
+            oldest, unused = self._files.popitem(last=False)
+            self._mappings.drop(oldest)
+            os.close(unused)
         return fd
 
     def _copy(self, location: Location) -> object:

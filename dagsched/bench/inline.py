@@ -25,6 +25,7 @@ from dagsched.brokers.core import BrokerCore
 from dagsched.brokers.entering import check_order
 from dagsched.brokers.execution import BundleRun, Services, int32_frame, int64_frame
 from dagsched.brokers.objects.arena import Arena
+from dagsched.brokers.objects.nursery import Nursery
 from dagsched.brokers.objects.reader import Reader
 from dagsched.brokers.objects.segments import unlink_segments
 from dagsched.brokers.restoring import ProcessState
@@ -131,8 +132,9 @@ class _Executor:
     def __init__(self, executor: int, prefix: str, config: Config, times: StageTimes) -> None:
         self.times = times
         self.inbox: deque[Batch] = deque()
+        arena = Arena(f"{prefix}-{executor}-1", config)
         self._services = Services(
-            executor, config, Reader(), Arena(f"{prefix}-{executor}-1", config), _AsItIs(),
+            executor, config, Reader(), arena, Nursery(arena), _AsItIs(),
             ClusterShape(1, len(EXECUTORS)), "",
         )  # fmt: skip
         self._shared = mmap.mmap(-1, 64)

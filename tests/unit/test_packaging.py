@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -90,9 +91,11 @@ def copy_of_checkout(target: Path) -> Path:
     return target
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, **environ: str) -> str:
     """Output of a command away from the checkout, which must succeed."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTHON")
+    } | environ
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -137,6 +140,8 @@ def test_an_installation_works_away_from_the_checkout(
     assert (version, command) == (__version__, "dagsched.cli:main")
     assert Path(file).is_relative_to(checkout if is_editable else tmp_path)
     assert (python.parent / "dagsched").is_file()
+    if shutil.which("cc") is not None:
+        run(python, "-c", "from dagsched.brokers.objects import _nursery", cwd=tmp_path)
 
 
 def test_a_wheel_has_each_file_once(checkout: Path, tmp_path: Path) -> None:
@@ -163,3 +168,18 @@ def test_a_wheel_has_each_file_once(checkout: Path, tmp_path: Path) -> None:
     assert {name.partition("/")[0] for name in ours} == {"dagsched"}
     assert "dagsched/py.typed" in ours
     assert any(name.startswith("dagsched/viz/fonts/") for name in ours)
+
+
+@pytest.mark.parametrize("has_compiler", [True, False])
+def test_the_compiled_part_is_left_out_where_there_is_no_compiler(
+    has_compiler: bool, checkout: Path, tmp_path: Path
+) -> None:
+    if has_compiler and shutil.which("cc") is None:
+        pytest.skip("there is no compiler")
+    environ = {} if has_compiler else {"CC": "/nowhere/cc", "LDSHARED": "/nowhere/cc"}
+    run(
+        sys.executable, "setup.py", "--quiet", "build", "--build-base", tmp_path,
+        cwd=checkout, **environ,
+    )  # fmt: skip
+    assert len(list(tmp_path.rglob("_nursery*.so"))) == has_compiler
+    assert list(tmp_path.rglob("nursery.py"))

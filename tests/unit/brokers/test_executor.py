@@ -66,6 +66,10 @@ def spoil(x: np.ndarray) -> float:
     return float(x.sum())
 
 
+def segments(prefix: str) -> list[str]:
+    return [path.name for path in SHM_DIRECTORY.iterdir() if path.name.startswith(prefix)]
+
+
 def inline(first: int, *values: Any) -> tuple[ObjectInfo, bytes]:
     data = dump_inline(values[0] if len(values) == 1 else list(values))
     return ObjectInfo(first, len(values), len(data)), data
@@ -283,6 +287,27 @@ class TestSharing:
             places.add((location.segment, location.offset))
             harness.send(Parcel(FreeExtents([location])))
         assert places == {(f"{harness.prefix}-3-1-0", 0)}
+
+    def test_what_is_kept_for_being_warm_is_given_back_when_nothing_comes(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dagsched.brokers.executor.WARM_S", 0.05)
+        with ExecutorHarness() as harness:
+            prefix = f"{harness.prefix}-3-1-"
+            maps = Path(f"/proc/{harness.pid}/maps")
+            for _ in range(2):
+                for _ in range(4):  # so that there are ranges for such arrays as well
+                    made = harness.run({0: Task(ones, (1_000_000,))}, exports=[(0, 1)])
+                    (info,) = made.message.objects
+                    read = harness.run(
+                        {1: Task(spoil, None, (0,))}, imports=[(info, None)], exports=[(1, 1)]
+                    )
+                    assert read.done == [1]
+                    harness.send(Parcel(FreeExtents([info.location])))
+                deadline_s = time.monotonic() + 10
+                while prefix in maps.read_text() or segments(prefix):
+                    assert time.monotonic() < deadline_s, "segments are kept for nobody"
+                    time.sleep(0.01)
 
 
 class TestFailures:

@@ -95,6 +95,7 @@ def test_unlinked_segment_is_lost_and_let_go(arena: Arena, reader: Reader) -> No
     assert list(reader._files) == [location.segment]
     arena.unlink_all()
     assert reader.try_close() == ([], [])
+    reader.tidy()
     assert list(reader._files) == []
     with pytest.raises(ObjectLost, match=location.segment):
         reader.load("k", location)
