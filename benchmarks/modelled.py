@@ -16,7 +16,7 @@ from heft import BANDWIDTH_BYTES_S, LATENCY_S
 from simulated import BUNDLE_S, LOCAL_S, TASK_S, Result, plan_of, quiet_config
 from workflows import Float64, Graph, Int32
 
-from dagsched.brokers.exchange import PROGRESS_RATE_MAX, PROGRESS_S
+from dagsched.brokers.accounts import PROGRESS_RATE_MAX, PROGRESS_S
 from dagsched.brokers.ledger import TRACES_MAX
 from dagsched.master.core import MasterCore, own_version
 from dagsched.master.events import OutputsComplete
@@ -61,13 +61,14 @@ class Model:
         self._is_complete = False
         self._progress_s = max(PROGRESS_S, nodes / PROGRESS_RATE_MAX)
 
-    def run(self, graph: Graph, known_s: Float64) -> Result:
+    def run(self, graph: Graph, known_s: Float64 | None) -> Result:
         """Run a graph to its end; what client and master take tasks to last is `known_s`."""
         begun_s = time.thread_time()
         plan, order = plan_of(graph, known_s, self._shape, self.config)
         self.result.cut_s = time.thread_time() - begun_s
         self.result.subtree_count, self.result.is_interlocked = plan.subtree_count, plan.interlocked
-        self._prepare(graph, known_s, order, plan)
+        guessed_s = np.full(graph.count, self.config.unknown_task_s)
+        self._prepare(graph, guessed_s if known_s is None else known_s, order, plan)
         self._join()
         self.result.master_s = 0.0
         self._tell(lambda: self._master.submit(1, plan, self._now))

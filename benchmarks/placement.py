@@ -25,13 +25,14 @@ from workflows import RECIPES, SHAPES, Float64, Graph
 EXECUTORS = 4
 HEFT_TASKS_MAX = 20_000
 
-MODELLED_FROM = 100
-"""From so many nodes on they are those of `modelled`."""
+MODELLED_FROM = 1_000
+"""From so many nodes on they are those of `modelled`, which tell no durations."""
+
+RANDOM_BELOW = 100
+"""From so many nodes on subtrees aren't placed at random, which takes minutes to simulate."""
 
 LONG = [shape for shape in SHAPES if "1 ms" not in shape]
 """Short tasks are none of the model's business: it knows no windows and no bundles."""
-
-UNKNOWN_S = 0.001
 
 LARGE = ("wide", "stencil", "layered", "tree", "fft")
 SETS: dict[str, list[tuple[str, int, int]]] = {
@@ -72,7 +73,9 @@ def measured(shape: str, count: int, nodes: int, seed: int) -> Row:
     graph = SHAPES[shape](count, nodes * EXECUTORS, seed)
     is_small = graph.count <= HEFT_TASKS_MAX
 
-    def own(known_s: Float64, of: Graph = graph, homes: random.Random | None = None) -> Result:
+    def own(
+        known_s: Float64 | None, of: Graph = graph, homes: random.Random | None = None
+    ) -> Result:
         if nodes >= MODELLED_FROM:
             return Model(nodes, EXECUTORS).run(of, known_s)
         return Simulation(nodes, EXECUTORS, homes=homes).run(of, known_s)
@@ -90,14 +93,14 @@ def measured(shape: str, count: int, nodes: int, seed: int) -> Row:
         own_told_s=own(graph.seconds, graph.as_told()).makespan_s
         if is_small and has_several
         else None,
-        own_first_s=own(np.full(graph.count, UNKNOWN_S)).makespan_s if is_small else None,
+        own_first_s=own(None).makespan_s if is_small and nodes < MODELLED_FROM else None,
         heft_s=heft(graph, nodes, EXECUTORS).makespan_s if is_small else None,
         heft_means_s=followed_s(graph, heft(graph.as_expected(), nodes, EXECUTORS))
         if is_small
         else None,
         random_tasks_s=random_s(graph, nodes, EXECUTORS, seed, BUNDLE_S),
         random_subtrees_s=own(graph.expected_s(), homes=random.Random(seed)).makespan_s
-        if is_small and 1 < nodes < MODELLED_FROM
+        if is_small and 1 < nodes < RANDOM_BELOW
         else None,
         master_s=known.master_s,
         cut_s=known.cut_s,

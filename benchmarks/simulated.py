@@ -20,6 +20,7 @@ import numpy as np
 from heft import BANDWIDTH_BYTES_S, LATENCY_S
 from workflows import Float64, Graph, Int32
 
+from dagsched.brokers.answers import Look
 from dagsched.brokers.core import BrokerCore
 from dagsched.config import Config
 from dagsched.master import lives, placing
@@ -82,17 +83,18 @@ class Result:
 
 
 def plan_of(
-    graph: Graph, known_s: Float64, shape: ClusterShape, config: Config
+    graph: Graph, known_s: Float64 | None, shape: ClusterShape, config: Config
 ) -> tuple[RunPlan, Int32]:
     """The plan that the client would make, empty for executors; the task at each position.
 
     Args:
         graph: what is to run.
-        known_s: what the client takes each task to last.
+        known_s: what the client takes each task to last; None: nothing is known.
         shape: of the cluster.
         config: limits.
     """
-    cut = cut_graph(graph.indptr, graph.deps, known_s, shape, config)
+    guessed_s = np.full(graph.count, config.unknown_task_s) if known_s is None else known_s
+    cut = cut_graph(graph.indptr, graph.deps, guessed_s, shape, config)
     count, order = graph.count, cut.order
     position_of = np.empty(count, np.int32)
     position_of[order] = np.arange(count, dtype=np.int32)
@@ -105,9 +107,11 @@ def plan_of(
     flags[deps[subtree_of[deps] != owners]] |= EXPORTED
     function_of = graph.function_of[order]
     expected = np.zeros(int(graph.function_of.max()) + 1)
-    expected[graph.function_of] = known_s
+    expected[graph.function_of] = guessed_s
     functions = [
-        FunctionInfo(index, b"%016d" % index, f"f{index}", float(seconds))
+        FunctionInfo(
+            index, b"%016d" % index, f"f{index}", None if known_s is None else float(seconds)
+        )
         for index, seconds in enumerate(expected)
     ]
     return RunPlan(
@@ -160,12 +164,12 @@ class Simulation:
         self.seconds: list[float] = []  # by position, as the executors see it
         self.sizes: list[int] = []
 
-    def run(self, graph: Graph, known_s: Float64) -> Result:
+    def run(self, graph: Graph, known_s: Float64 | None) -> Result:
         """Run a graph to its end, on nodes that have all joined.
 
         Args:
             graph: what is to run.
-            known_s: what client and master take each task to last.
+            known_s: what client and master take each task to last; None: nothing is known.
         """
         begun_s = time.thread_time()
         plan, order = plan_of(graph, known_s, self.shape, self.config)
@@ -319,12 +323,16 @@ class Simulation:
                 self._executors[executor].enqueue(self._now + LOCAL_S, bundles)
         for executor in actions.start:
             self._executors[executor] = _Executor(self, broker, executor)
+            core.look = self._look
             hello = Parcel(ExecutorHello(executor, 1, executor))
             self.at(self._now + LOCAL_S, partial(self.from_executor, broker, executor, hello))
         for executor, number in actions.take_back:
-            if self._executors[executor].take_back(number):
-                core.ledger.taken_back(executor, number)
+            is_left_out = self._executors[executor].take_back(number)
+            core.ledger.taken_back(executor, number, is_left_out=is_left_out)
+            if is_left_out:
                 self.at(self._now, partial(self._turn, broker))
+        for executor, number in actions.stop_bundles:
+            self._executors[executor].stop_bundle(number)
         if actions.to_master:
             size = sum(len(frame) for parcel in actions.to_master for frame in parcel.frames)
             arrive = partial(self._at_master, broker, actions.to_master)
@@ -359,6 +367,14 @@ class Simulation:
 
         self.at(self._arrival_s(broker, peer, info.size_bytes), arrive)
 
+    def _look(self, executor: int) -> Look | None:
+        return self._executors[executor].look()
+
+    @property
+    def now(self) -> float:
+        """Simulated seconds."""
+        return self._now
+
     @property
     def inline_bytes_max(self) -> int:
         """Values up to this size travel in messages."""
@@ -371,6 +387,16 @@ def _size_of(parcel: Parcel) -> int:
     return sum(map(len, parcel.frames)) + sum(info.size_bytes for info in objects)
 
 
+@dataclass(slots=True)
+class _Running:
+    """A bundle that an executor runs: its tasks, when it began, and when each of them ends."""
+
+    parcel: Parcel
+    positions: list[int]
+    begun_s: float
+    ends_s: list[float]
+
+
 class _Executor:
     """Takes bundles one after the other, and lets their time go by."""
 
@@ -380,7 +406,7 @@ class _Executor:
         self._number = number
         self._queue: list[Parcel] = []
         self._free_s = 0.0
-        self._running: int | None = None
+        self._running: _Running | None = None
 
     def enqueue(self, when_s: float, bundles: Sequence[Parcel]) -> None:
         """Bundles that arrive then."""
@@ -396,10 +422,29 @@ class _Executor:
                 return True
         return False
 
+    def stop_bundle(self, number: int) -> None:
+        """Begin no further task of a bundle."""
+        running, now = self._running, self._simulation.now
+        if running is not None and running.parcel.message.bundle == number:
+            begun = 1 + sum(end_s <= now for end_s in running.ends_s[:-1])
+            if begun < len(running.ends_s):
+                del running.ends_s[begun:]
+                self._await_end(running)
+
+    def look(self) -> Look | None:
+        """What it does at this moment."""
+        running, now = self._running, self._simulation.now
+        if running is None:
+            return Look(-1, now, is_stopped=False)
+        ended = sum(end_s <= now for end_s in running.ends_s)
+        if ended == len(running.ends_s):
+            return Look(-1, now, is_stopped=False)
+        since_s = [running.begun_s, *running.ends_s][ended]
+        return Look(running.positions[ended], since_s, is_stopped=False)
+
     def _begin(self, when_s: float) -> None:
-        message, frames = self._queue.pop(0)
-        self._running = message.bundle
-        positions = np.frombuffer(frames[0], np.int32).tolist()
+        parcel = self._queue.pop(0)
+        positions = np.frombuffer(parcel.frames[0], np.int32).tolist()
         seconds = self._simulation.seconds
         begun_s = max(when_s, self._free_s) + BUNDLE_S
         end_s, ends_s = begun_s, []
@@ -408,19 +453,22 @@ class _Executor:
                 break
             end_s += seconds[position] + TASK_S
             ends_s.append(end_s)
-        self._free_s = end_s
-        act = partial(self._end, message, frames, positions, begun_s, ends_s)
+        self._running = _Running(parcel, positions, begun_s, ends_s)
+        self._await_end(self._running)
+
+    def _await_end(self, running: _Running) -> None:
+        end_s = self._free_s = running.ends_s[-1]
+
+        def act() -> None:
+            if self._running is running and running.ends_s[-1] == end_s:
+                self._end(running)
+
         self._simulation.at(end_s, act)
 
-    def _end(
-        self,
-        message: RunBundle,
-        frames: Sequence[Any],
-        positions: list[int],
-        begun_s: float,
-        ends_s: list[float],
-    ) -> None:
+    def _end(self, running: _Running) -> None:
         """The bundle is done, or as much of it as was begun; its answer arrives a little later."""
+        message, frames = running.parcel
+        positions, begun_s, ends_s = running.positions, running.begun_s, running.ends_s
         count = len(ends_s)
         done, deferred = positions[:count], positions[count:]
         objects = self._objects(frames, done, deferred)
