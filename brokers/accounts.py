@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dagsched.brokers import bundling, dispatch
+from dagsched.brokers import bundling, dispatch, paces
 from dagsched.brokers.state import (
     BrokerRun,
     Bundle,
@@ -46,6 +46,7 @@ class Accounts:
         mine.read_bytes += message.read_bytes
         mine.written_bytes += message.written_bytes
         counters.retry_count += message.retry_count
+        paces.note(executor, run, message.seconds)
         for index, call_count, seconds in message.seconds:
             mine.busy_s += seconds
             calls = counters.seconds.setdefault(index, [0, 0.0])
@@ -75,7 +76,7 @@ class Accounts:
         for run in self.core.runs.values():
             is_later = run.done_count != run.told_count
             news = (idle_count, False) if idle_count else (0, _has_spare(run))
-            if not is_later and (news == run.told_news or not _is_unfinished(run)):
+            if not is_later and (news == run.told_news or not run.is_unfinished()):
                 continue
             # That somebody is idle is no news when a run has just begun.
             last_s = run.told_at_s if is_later else max(run.told_at_s, run.started_s)
@@ -207,7 +208,3 @@ class Accounts:
 def _has_spare(run: BrokerRun) -> bool:
     """Whether tasks are ready that no executor is free for."""
     return not run.cancelled and dispatch.peek_ready(run) is not None
-
-
-def _is_unfinished(run: BrokerRun) -> bool:
-    return any(subtree.remaining_count for subtree in run.subtrees.values())

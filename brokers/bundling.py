@@ -78,11 +78,15 @@ def make_subtree(message: PlaceSubtree, arrays: Sequence[Int32], flags: bytes) -
 
 
 def count_uses(run: BrokerRun, subtree: Subtree) -> None:
-    """Count every dependency of the subtree as a use, and take its holds."""
+    """Enter a subtree: count every dependency of it as a use, and take its holds."""
     lo, hi, deps = subtree.lo, subtree.hi, subtree.deps
     add_uses(run, deps)
     # A piece's flags are 0 where it computes nothing; what is held there already stays so.
     run.hold[lo:hi] |= subtree.flags & HOLDS
+    if subtree.members is not None:  # what was made here before, and is gone, will be made again
+        again = np.flatnonzero(subtree.members) + lo
+        again = again[(run.object_of[again] < 0) & (run.bundle_of[again] >= 0)]
+        run.bundle_of[again] = -1
     for local in np.flatnonzero(subtree.flags & META).tolist():
         # What a Ref may name is kept until the run ends, constants among it.
         run.hold[deps[subtree.indptr[local] : subtree.indptr[local + 1]]] |= REFERENCED
@@ -131,13 +135,25 @@ def window_end(run: BrokerRun, subtree: Subtree, executors: int, config: Config)
 
 
 def task_seconds(run: BrokerRun, function_of: Int32, config: Config) -> np.ndarray:
-    """Expected seconds of each call; a function not measured yet counts as `unknown_task_s`."""
+    """Expected seconds of each call; see `unknown_s` for functions not measured yet."""
     if len(run.seconds) == 1:
         seconds = float(run.seconds[0])
         known = seconds == seconds  # not nan
-        return np.full(len(function_of), seconds if known else config.unknown_task_s)
+        return np.full(len(function_of), seconds if known else config.bundle_s)
     weights = run.seconds[function_of]
-    return np.where(np.isnan(weights), config.unknown_task_s, weights)
+    is_unknown = np.isnan(weights)
+    return np.where(is_unknown, unknown_s(run, config), weights) if is_unknown.any() else weights
+
+
+def unknown_s(run: BrokerRun, config: Config) -> float:
+    """What a call of a function is taken to last that was never measured.
+
+    A bundle's work, so that it is a bundle alone: were it long, nothing else should have to wait
+    for it. Where others have been measured, as long as those, but `unknown_task_s` at least.
+    """
+    known = run.seconds[~np.isnan(run.seconds)]
+    mean_s = float(known.mean()) if len(known) else config.bundle_s
+    return min(max(mean_s, config.unknown_task_s), config.bundle_s)
 
 
 def cut_next_window(

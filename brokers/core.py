@@ -27,6 +27,7 @@ from dagsched.brokers.holdings import Holder
 from dagsched.brokers.ledger import Ledger
 from dagsched.brokers.pressure import Pressure
 from dagsched.brokers.reclaiming import Reclaimer
+from dagsched.brokers.routes import peers_after
 from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Executor, Loss, Report
 from dagsched.brokers.table import ObjectTable
 from dagsched.config import Config
@@ -118,6 +119,7 @@ class BrokerCore:
         self._timers: list[tuple[float, int, str, int]] = []  # heap: when, tie, what, number
         self._timer_count = 0
         self._looks_for_late = False
+        self._left_until_s = 0.0  # the timer that is set last for a bundle left by a slow executor
 
     # --- from the master --------------------------------------------------------------------------
 
@@ -152,7 +154,8 @@ class BrokerCore:
             case DrainRun():
                 self.holder.drain(message)
             case SetPeers():
-                self.exchange.set_peers({peer: epoch for peer, epoch, _ in message.peers})
+                come = {ProcessId(peer): epoch for peer, epoch, _ in message.peers}
+                self.exchange.set_peers(peers_after(self.exchange.peers, message, come))
             case SetExecutors():
                 self._set_executors(message.executors)
             case AskStats():
@@ -222,6 +225,7 @@ class BrokerCore:
         if run is None:
             run = self.open_run(number, message.epoch, message.priority, message.total, now)
         run.priority = message.priority
+        run.told_news = (0, False)  # the master takes nobody to be idle now
         if SubtreeNo(message.subtree) in run.subtrees or run.cancelled:
             run.counters.stale_count += 1
             return
@@ -231,6 +235,7 @@ class BrokerCore:
         subtree = bundling.make_subtree(message, arrays, bytes(frames[4]))
         run.subtrees[subtree.number] = subtree
         run.uncut.append(subtree)
+        run.open.append(subtree)
         run.counters.received_count += 1
         self._take_definitions(run, message, frames)
         bundling.count_uses(run, subtree)
@@ -480,8 +485,11 @@ class BrokerCore:
                 if not self.gangs.dispatch(run, bundle, now):
                     return
                 continue
-            executor = dispatch.pick_executor(self.executors, bundle, self.config)
+            executor = dispatch.pick_executor(self.executors, bundle, self.config, now)
             if executor is None:
+                if now < bundle.left_until_s != self._left_until_s:
+                    self._left_until_s = bundle.left_until_s
+                    self.set_timer(bundle.left_until_s, "left", bundle.number)
                 return
             parcel = dispatch.bundle_parcel(run, bundle, executor, self.table)
             self.hand_over(bundle, executor, parcel, now)

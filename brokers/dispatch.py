@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from dagsched.brokers import paces
 from dagsched.brokers.state import (
     BrokerRun,
     Bundle,
@@ -87,16 +88,26 @@ def next_run(
 
 
 def pick_executor(
-    executors: Mapping[ProcessId, Executor], bundle: Bundle, config: Config
+    executors: Mapping[ProcessId, Executor], bundle: Bundle, config: Config, now: float
 ) -> Executor | None:
-    """An idle executor; else one whose short bundle will end soon; else None."""
+    """An idle executor; else one whose short bundle will end soon; else None.
+
+    One that is much slower than the others of the node is left idle if those end earlier with it;
+    not for longer than the slow one would have taken.
+    """
     short: Executor | None = None
+    slow: Executor | None = None
+    fast_count = 0
     for executor in executors.values():
         if not executor.pid or executor.draining or executor.killed:
             continue
         queue = executor.queue
+        if paces.slowness(executor) > 1.0:
+            slow = slow or (None if queue else executor)
+            continue
         if not queue:
             return executor
+        fast_count += 1
         if (
             short is None
             and not bundle.solo
@@ -106,6 +117,12 @@ def pick_executor(
             and queue[0].weight_s + bundle.weight_s <= 4 * config.bundle_s
         ):
             short = executor
+    if slow is not None:
+        slow_s = bundle.weight_s * paces.slowness(slow)
+        bundle.left_until_s = bundle.left_until_s or now + slow_s
+        is_left = now < bundle.left_until_s
+        if not is_left or not paces.is_better_left(bundle, slow_s, fast_count, config):
+            return slow
     return short
 
 

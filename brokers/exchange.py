@@ -287,12 +287,12 @@ class Exchange:
 
     # --- other nodes ask --------------------------------------------------------------------------
 
-    def set_peers(self, peers: Mapping[int, int]) -> None:
+    def set_peers(self, peers: Mapping[ProcessId, int]) -> None:
         """These are the other nodes now, with their epochs; those before of another are gone."""
         for peer, epoch in list(self.peers.items()):
             if peers.get(peer) != epoch:
                 self.peer_lost(peer)
-        self.peers = {ProcessId(peer): epoch for peer, epoch in peers.items()}
+        self.peers = dict(peers)
 
     def fetch_asked(
         self,

@@ -4,8 +4,31 @@ A network may keep two nodes apart that both reach the master. Sessions make of 
 are one link, so a way is only a guess: batches that go both ways are taken once. Pure.
 """
 
+from collections.abc import Mapping
+from typing import TypeVar
+
+from dagsched.protocol.messages import SetPeers
+
+Peer = TypeVar("Peer", bound=int)
+Known = TypeVar("Known")
+
 DIRECT_EVERY_S = 1.0
 """While batches go through the master, one in so long also goes directly, to find that it can."""
+
+
+def peers_after(
+    before: Mapping[Peer, Known], message: SetPeers, come: Mapping[Peer, Known]
+) -> dict[Peer, Known]:
+    """What is known of the other nodes after a message of the master.
+
+    Args:
+        before: what was known of each.
+        message: of the master.
+        come: what is to be known of those that the message names.
+    """
+    gone = message.gone
+    kept = {} if gone is None else {peer: of for peer, of in before.items() if peer not in gone}
+    return {**kept, **come}
 
 
 class Routes:

@@ -27,7 +27,7 @@ from dagsched.brokers.objects.segments import SPILL_NAME, unlink_segments
 from dagsched.brokers.orphanage import Orphanage
 from dagsched.brokers.poller import Poller
 from dagsched.brokers.pool import Pool
-from dagsched.brokers.routes import Routes
+from dagsched.brokers.routes import Routes, peers_after
 from dagsched.brokers.signals import Signals
 from dagsched.brokers.spilling import Spiller
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
@@ -118,7 +118,7 @@ class BrokerShell:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._signals = Signals(self._poller, self._signal_came)
         self._epoch = 0
-        self._peer_epochs: dict[int, int] = {}
+        self._peers: dict[int, tuple[int, str]] = {}  # epoch and address
         self._link_fds: list[int] = []
         self._master_ready = False
         self._peers_ready = False
@@ -235,9 +235,9 @@ class BrokerShell:
             self._is_over = True
             return
         logger.warning("the master of broker %d is gone", self._settings.broker)
-        for peer in list(self._peer_epochs):
+        for peer in list(self._peers):
             self._lose_peer(peer, now)
-        self._peer_epochs = {}
+        self._peers = {}
         self._close_data()
         self._peer_links.start_anew()
         self._epoch = self._peer_links.epoch = 0
@@ -335,7 +335,7 @@ class BrokerShell:
 
     def _send_batches(self, now: float) -> None:
         for peer, frames in self._peer_links.take_batches(now):
-            is_unanswered = peer in self._peer_epochs and self._peer_links.is_unanswered(peer)
+            is_unanswered = peer in self._peers and self._peer_links.is_unanswered(peer)
             direct, relayed = self._routes.ways(peer, is_unanswered=is_unanswered, now=now)
             if direct:
                 self._data.send(peer, frames)  # or it isn't known yet: `send_again` will follow
@@ -442,22 +442,23 @@ class BrokerShell:
         self._peers_ready = True
 
     def _set_peers(self, message: SetPeers, now: float) -> None:
-        epochs = {peer: epoch for peer, epoch, _ in message.peers}
-        for peer, epoch in self._peer_epochs.items():
-            if epochs.get(peer) != epoch:
+        come = {peer: (epoch, address) for peer, epoch, address in message.peers}
+        peers, known = peers_after(self._peers, message, come), self._peers
+        for peer, (epoch, _) in known.items():
+            if peer not in peers or peers[peer][0] != epoch:
                 self._lose_peer(peer, now)
                 self._peer_links.remove(peer, epoch)
-        known, self._peer_epochs = self._peer_epochs, epochs
+        self._peers = peers
         for fd in self._link_fds:
             self._poller.remove(fd)
-        self._data.set_peers({peer: address for peer, _, address in message.peers})
+        self._data.set_peers({peer: address for peer, (_, address) in peers.items()})
         self._link_fds = self._data.link_fds
         for fd in self._link_fds:
             self._poller.add(fd, self._data.flush)
         # A descriptor may have been ready for the last time before it was listened to.
         self._data.flush()
-        for peer, epoch in epochs.items():
-            if known.get(peer) != epoch:
+        for peer in come:
+            if known.get(peer) != peers[peer]:
                 # It may have asked us before the master told us of it, and has been answered.
                 self._peer_links.send_again(peer, now)
 

@@ -75,6 +75,7 @@ class Bundle:
     dependents: list["Bundle"] = field(default_factory=list)
     attempt: int = 1
     begun_s: float = 0.0  # when it came first in its executor's queue
+    left_until_s: float = 0.0  # until then it waits for a fast executor, if a slow one is idle
     imports: Int32 = field(
         default_factory=lambda: NO_POSITIONS
     )  # what it takes from outside itself ..
@@ -208,6 +209,7 @@ class BrokerRun:
     objects: list[StoredObject | None] = field(default_factory=list)
     subtrees: dict[SubtreeNo, Subtree] = field(default_factory=dict)
     uncut: list[Subtree] = field(default_factory=list)  # see `uncut_subtrees`
+    open: list[Subtree] = field(default_factory=list)  # see `is_unfinished`
     bundles: dict[BundleNo, Bundle] = field(default_factory=dict)  # all not DONE
     ready: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # heap
     withheld: list[tuple[int, int, BundleNo]] = field(default_factory=list)  # of it, in this turn
@@ -251,6 +253,12 @@ class BrokerRun:
         ):
             self.uncut = [s for s in self.uncut if s.cursor < s.hi and s.remaining_count]
         return self.uncut
+
+    def is_unfinished(self) -> bool:
+        """Whether some subtree has tasks to end; ended ones aren't looked at again and again."""
+        while self.open and not self.open[-1].remaining_count:
+            self.open.pop()
+        return bool(self.open)
 
     def owner_of(self, position: int) -> Subtree | None:
         """The subtree that has a task to end: the latest, for a piece does again what was done."""
@@ -309,6 +317,9 @@ class Executor:
     killed: bool = False  # by us: nobody is charged
     seen_head: int = 0  # the bundle that it ran when last looked at
     is_late: bool = False  # it has run that for longer than anybody should have to wait behind it
+    call_count: float = 0.0  # calls measured, the latest; what they took, and should have
+    took_s: float = 0.0
+    expected_s: float = 0.0
     restart_count: int = 0
     rss_peak_bytes: int = 0
 

@@ -51,6 +51,7 @@ class Members:
         self._ping_number = 0
         self._peers_changed = False
         self._removed: set[ProcessId] = set()  # in this turn
+        self._told: dict[ProcessId, int] = {}  # who was there when nodes were told last
         self._orphans_expected: int | None = None  # None: orphans aren't taken in
 
     # --- what is wanted ---------------------------------------------------------------------------
@@ -167,12 +168,12 @@ class Members:
             self.reasons[broker] = reason
         self._outbox.tell(NodeRemoved(broker, reason))
 
-    def executor_changed(self, broker: ProcessId, message: ExecutorChanged, now: float) -> bool:
-        """An executor of a node came or went; whether it is the first that the node has."""
+    def executor_changed(self, broker: ProcessId, message: ExecutorChanged, now: float) -> None:
+        """An executor of a node came or went."""
         node = self.nodes[broker]
-        is_first = bool(message.pid) and self._unproven.pop(broker, None) is not None
         executor = ProcessId(message.executor)
         if message.pid:
+            self._unproven.pop(broker, None)
             node.pid_by_executor[executor] = message.pid
             if not self._settled and self._settle_by_s is None:
                 self._settle_by_s = now + SETTLE_S
@@ -180,7 +181,6 @@ class Members:
             node.pid_by_executor.pop(executor, None)
             node.last_end = end_in_words(executor, message.end)
         self._outbox.tell(ExecutorMoved(broker, executor, message.pid, message.restarts))
-        return is_first
 
     def remove(self, broker: ProcessId, reason: str, now: float, *, is_lost: bool) -> None:
         """Take a node out: it was lost, or it leaves as it was told to."""
@@ -196,7 +196,7 @@ class Members:
         self._note_emptiness(now)
 
     def tell_peers(self) -> None:
-        """Tell all nodes who is there, if that has changed: once a turn, however many came.
+        """Tell all nodes who came and went, and new ones who is there: once a turn.
 
         Before all else of the turn, for that may speak of new nodes. But what was decided earlier
         in it may mean a node that has been lost since, and is back under its id with nothing.
@@ -206,12 +206,18 @@ class Members:
         self._peers_changed = False
         returned = self._removed & self.nodes.keys()
         self._removed.clear()
+        told, self._told = self._told, {node.broker: node.epoch for node in self.nodes.values()}
         everybody = [(node.broker, node.epoch, node.address) for node in self.nodes.values()]
-        for broker in self.nodes:
-            peers = [peer for peer in everybody if peer[0] != broker]
-            self._outbox.send_early(broker, SetPeers([p for p in peers if p[0] not in returned]))
+        came = [peer for peer in everybody if told.get(ProcessId(peer[0])) != peer[1]]
+        gone = [broker for broker in told if self._told.get(broker) != told[broker]]
+        for broker, epoch in self._told.items():
+            is_new = told.get(broker) != epoch
+            peers = [peer for peer in (everybody if is_new else came) if peer[0] != broker]
+            now_there = [peer for peer in peers if peer[0] not in returned]
+            self._outbox.send_early(broker, SetPeers(now_there, None if is_new else gone))
             if returned - {broker}:
-                self._outbox.send(broker, SetPeers(peers))
+                back = [peer for peer in peers if peer[0] in returned]
+                self._outbox.send(broker, SetPeers(back, []))
 
     def _note_emptiness(self, now: float) -> None:
         if self._awaited or any(not node.leaving for node in self.nodes.values()):

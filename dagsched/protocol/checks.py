@@ -175,6 +175,7 @@ def _set_peers(message: m.SetPeers, frames: Sequence[Frame], _total_of: TotalOf)
     for peer, epoch, address in message.peers:
         _need(peer > 0 and epoch > 0, f"peer {peer} of epoch {epoch}")
         _need(address.startswith(("ipc://", "tcp://")), f"address {address!r}")
+    _need(all(peer > 0 for peer in message.gone or ()), "a peer's id below 1")
 
 
 def _set_executors(message: m.SetExecutors, frames: Sequence[Frame], _total_of: TotalOf) -> None:

@@ -64,9 +64,10 @@ class Relayed(Struct, frozen=True, tag="relayed"):
 
 
 class SetPeers(Struct, frozen=True, tag="peers"):
-    """All nodes but the receiver: (broker id, epoch, data address). The rest are gone."""
+    """Nodes that came: (id, epoch, data address), and ids of the `gone`; without: all others."""
 
     peers: Sequence[tuple[int, int, str]]
+    gone: Sequence[int] | None = None
 
 
 class SetExecutors(Struct, frozen=True, tag="executors"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dagsched.brokers.actions import BrokerActions
 from dagsched.brokers.answers import Look
 from dagsched.brokers.core import BrokerCore
+from dagsched.brokers.routes import peers_after
 from dagsched.brokers.transfers import IncomingTransfers, OutgoingTransfers
 from dagsched.config import Config
 from dagsched.master.core import own_version
@@ -183,7 +184,8 @@ class SimNode(SimProcess):
                     self.core.receive_peer(peer, known, frames, self.now)
 
     def _set_peers(self, message: SetPeers) -> None:
-        epochs = {peer: epoch for peer, epoch, _ in message.peers}
+        come = {peer: epoch for peer, epoch, _ in message.peers}
+        epochs = peers_after(self._peer_epochs, message, come)
         for peer, epoch in self._peer_epochs.items():
             if epochs.get(peer) != epoch:
                 self._lose_peer(peer)

@@ -162,7 +162,8 @@ class Brokers:
             case TellOutputs():
                 self.tell_outputs(broker, message.run, arrays[0])
             case SetPeers():
-                self.peers[broker] = {peer for peer, _, _ in message.peers}
+                stay = set() if message.gone is None else self.peers[broker] - {*message.gone}
+                self.peers[broker] = stay | {peer for peer, _, _ in message.peers}
             case DrainRun():
                 self.share(broker, message.run).draining = True
                 self.answer(broker, Drained(message.run))

@@ -7,6 +7,7 @@ from dagsched.brokers.core import BrokerActions, BrokerCore
 from dagsched.brokers.state import Bundle, BundleState
 from dagsched.config import Config
 from dagsched.errors import InternalError
+from dagsched.ids import RunNo, SubtreeNo
 from dagsched.protocol.asking import TaskRetried
 from dagsched.protocol.messages import (
     EXPORTED,
@@ -460,6 +461,39 @@ def test_a_node_that_will_never_have_a_value_says_so():
     node.core.receive_peer(7, FetchObjects(1, 1), [int32([0])], node.now)
     [parcel] = node.turn().to_peers[7]
     assert parcel.message == ObjectsMissing(1)
+
+
+def test_what_was_made_here_and_will_be_made_again_is_not_said_to_be_missing():
+    node = Node(executors=(3,))
+    node.place([[] for _ in range(40)], flags=[0] * 40, seconds=0.02, total=80)
+    while sent := bundles_of(node.turn()):
+        for executor, bundle in sent:
+            node.done(executor, bundle)
+    members, rows = int32(range(20, 40)), int32([0] * 41)
+    message = PlaceSubtree(
+        1, 1, 7, 1, 0, 40, 80, 0, [(FunctionInfo(0, b"d" * 16, "f", 0.02), False)], ()
+    )
+    flags = bytes([0] * 20 + [EXPORTED] * 20)
+    node.tell(message, members, rows, b"", int32([0] * 40), flags, b"", b"", b"", b"chunk")
+    node.core.runs[RunNo(1)].seconds[0] = 0.02
+    node.turn()
+    assert node.core.runs[RunNo(1)].subtrees[SubtreeNo(7)].cursor < 40, "the last is in no bundle"
+    node.core.receive_peer(9, FetchObjects(1, 1), (int32([39]),), node.now)
+    assert node.turn().to_peers == {}
+
+
+def test_an_idle_executor_is_told_of_anew_when_more_was_placed():
+    node = Node(executors=(3, 4))
+    node.place([[], [0]], seconds=0.5, total=4)
+    node.turn()
+    node.now = 0.2
+    node.core.handle_timer(node.now)
+    said = [p.idle_count for p in messages(node.turn().to_master, Progress)]
+    node.place([[1], [2]], lo=2, subtree=1, total=4, imports={1: 9}, seconds=0.5)
+    node.now = 0.5
+    node.core.handle_timer(node.now)
+    said += [p.idle_count for p in messages(node.turn().to_master, Progress)]
+    assert said == [1, 1]
 
 
 def test_a_meta_task_gets_references_and_no_bytes_move():

@@ -126,6 +126,7 @@ PLACED = replace(INFO, location=m.Location("name", 0, 100))
         (m.Ping(1), []),
         (m.AskWhere(1, 9), []),
         (m.SetPeers(((3, 1, "ipc://x"),)), []),
+        (m.SetPeers((), (3,)), []),
     ],
 )
 def test_honest_messages(message, frames):
@@ -167,6 +168,7 @@ def test_honest_messages(message, frames):
         (m.SetExecutors((3, 3)), []),
         (m.SetExecutors((0,)), []),
         (m.SetPeers(((3, 0, "ipc://x"),)), []),
+        (m.SetPeers((), (0,)), []),
         (m.SetPeers(((3, 1, "inproc://x"),)), []),
         (m.Holdings(1, 1, ()), [b""] * 5),
         (m.Holdings(1, 1, ()), [b"", b"", b"1234", b"", b"", b""]),
