@@ -222,7 +222,8 @@ class Run:
             ``bundle_count``; ``retry_count``, of which ``exception_retry_count``,
             ``crash_retry_count`` (its executor died) and ``timeout_retry_count``;
             ``node_loss_count`` (nodes that it needed), ``recovery_count`` (of what they had),
-            ``recomputed_count`` (tasks), ``moved_count`` (values, off nodes that were to leave),
+            ``recomputed_count`` (tasks that had been executed), ``moved_count`` (values, off nodes
+            that were to leave),
             ``stall_count`` (times that nothing moved for `Config.stall_warning_s`).
         """
         from dagsched.stats import run_stats

@@ -97,7 +97,7 @@ class MasterCore:
         self._estimates: dict[bytes, float] = {}
         self._lives = Lives(config, self._members, self._kept, self._outbox, self._estimates, base)
         self._paces = Paces()
-        self._balance = Balance(self._members, self._lives)
+        self._balance = Balance(self._members, self._lives, self._estimates)
         self._watch = Watch(config, self._members, self._lives, self._outbox)
         self._resumed: set[RunNo] = set()
         self._fetches: dict[int, ProcessId] = {}  # by request: the broker that was asked
@@ -393,11 +393,9 @@ class MasterCore:
         return run
 
     def _executor_changed(self, broker: ProcessId, message: ExecutorChanged, now: float) -> None:
-        is_new = self._members.executor_changed(broker, message, now)
+        self._members.executor_changed(broker, message, now)
         self._lives.departures.step(now)  # a node may be able to take over now
         self._lives.place_all(now)
-        if is_new:
-            self._lives.recoveries.spread(now)
         self._lives.departures.step(now)  # who leaves may have waited for another node
         self._balance.maybe_idle(now)
 
@@ -472,6 +470,9 @@ class MasterCore:
             if digest not in self._estimates and len(self._estimates) >= ESTIMATES_MAX:
                 del self._estimates[next(iter(self._estimates))]
             self._estimates[digest] = known_s + ESTIMATE_SHARE * (mean_s - known_s)
+        if seconds:
+            run.is_measured = True
+            self._balance.maybe_long(run, self._outbox.now)
 
     def _release_imports(self, run: MasterRun, subtree: Subtree) -> None:
         """What nobody else imports is no longer held for others by those who have it."""
@@ -521,6 +522,8 @@ class MasterCore:
         share.idle_count, share.has_spare = message.idle_count, message.has_spare
         if message.idle_count or message.has_spare:
             self._balance.maybe_idle(now)
+        if message.idle_count and (run.is_dealt or run.queued_count):
+            self._placer.place_at(run, broker, now)
         if message.done_count > share.done_count:
             root.progress_count += message.done_count - share.done_count
             share.done_count = message.done_count

@@ -30,6 +30,7 @@ from dagsched.master.slices import (
     importer_counts,
     subtrees_of,
     successors_of,
+    unknown_count,
 )
 from dagsched.master.state import (
     UNFINISHED,
@@ -141,12 +142,7 @@ class Lives:
             self._start(run, now)
 
     def resume(
-        self,
-        number: RunNo,
-        plan: RunPlan,
-        past: RunPast,
-        now: float,
-        terms: RunTerms,
+        self, number: RunNo, plan: RunPlan, past: RunPast, now: float, terms: RunTerms
     ) -> None:
         """Take in a run whose master is gone; it goes on once its brokers have told what they have.
 
@@ -175,8 +171,8 @@ class Lives:
         if number in self.runs:
             raise InternalError(f"run {number} exists already")
         check_plan(plan)
-        seconds = function_seconds(plan, self._estimates, self._config.unknown_task_s)
-        subtrees = subtrees_of(number, plan, seconds)
+        unknown_s = self._config.unknown_task_s
+        subtrees = subtrees_of(number, plan, function_seconds(plan, self._estimates, unknown_s))
         run = MasterRun(
             number=number,
             plan=plan,
@@ -219,6 +215,7 @@ class Lives:
         """Place the run's subtrees; nothing of it is anywhere."""
         self._begin_counts(run)
         run.is_dealt = is_dealt(run.plan, run.subtrees, len(self._members.wanted))
+        run.unknown_count = unknown_count(run.plan, self._estimates)
         self.placer.begin(run)
         self.placer.place(run, now)
         self.maybe_announce(run, now)
@@ -488,6 +485,7 @@ class Lives:
     def _forget_share(self, run: MasterRun, broker: ProcessId) -> bool:
         """Whoever comes back under this id knows nothing of the run; whether it had a part."""
         run.closing.discard(broker)
+        run.note_lost(broker)
         if run.state is RunState.RUNNING:
             for subtree in run.subtrees:
                 if subtree.home == broker and subtree.state is SubtreeState.PLACED:
@@ -501,7 +499,6 @@ class Lives:
         took_part, share.took_part = share.took_part, False
         share.functions.clear()
         share.sources.clear()
-        share.done_count = 0
         return took_part
 
     def recovered(self, root: MasterRun, now: float) -> None:

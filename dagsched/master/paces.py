@@ -6,7 +6,7 @@ by moving work (`balancing`).
 """
 
 from dagsched.ids import ProcessId
-from dagsched.master.state import Node
+from dagsched.master.state import Measure, Node
 
 CALLS_MIN = 8.0
 CALLS_MAX = 50.0
@@ -17,6 +17,8 @@ SLOWNESS_MAX = 20.0
 FUNCTIONS_MAX = 100
 """Of a node; and a hundred times as many of which it is known who does them best."""
 
+NOTHING = Measure()
+
 
 class Paces:
     """The best that any node needs for a call, by digest of the function."""
@@ -25,26 +27,38 @@ class Paces:
         self._best: dict[bytes, tuple[float, ProcessId]] = {}  # mean seconds, and whose
 
     def note(self, node: Node, digest: bytes, call_count: int, seconds: float) -> None:
-        """A node has measured calls of a function: change its `slowness`."""
-        mine = node.measured.setdefault(digest, (0.0, 0.0))
-        share = 0.5 if mine[0] > CALLS_MAX else 1.0
-        calls, took_s = mine[0] * share + call_count, mine[1] * share + seconds
-        node.measured[digest] = calls, took_s
-        if len(node.measured) > FUNCTIONS_MAX:
-            del node.measured[next(iter(node.measured))]
+        """A node has measured calls of a function: change its `slowness`.
+
+        What the best node needs for its other functions is looked up when those are noted.
+        """
+        before = node.measured.get(digest, NOTHING)
+        share = 0.5 if before.call_count > CALLS_MAX else 1.0
+        calls, took_s = before.call_count * share + call_count, before.took_s * share + seconds
         best_s, whose = self._best.get(digest, (took_s / calls, node.broker))
         if whose == node.broker or took_s / calls < best_s:
-            self._best[digest] = (took_s / calls, node.broker)
+            best_s = took_s / calls
+            self._best[digest] = (best_s, node.broker)
             if len(self._best) > 100 * FUNCTIONS_MAX:
                 del self._best[next(iter(self._best))]
-        node.slowness = self._slowness(node)
+        mine = node.measured[digest] = Measure(calls, took_s, calls * best_s)
+        node.measured_in_all = _with(_with(node.measured_in_all, mine), before, -1)
+        if len(node.measured) > FUNCTIONS_MAX:
+            oldest = node.measured.pop(next(iter(node.measured)))
+            node.measured_in_all = _with(node.measured_in_all, oldest, -1)
+        node.slowness = _slowness(node.measured_in_all)
 
-    def _slowness(self, node: Node) -> float:
-        calls = took_s = best_s = 0.0
-        for digest, (call_count, seconds) in node.measured.items():
-            calls += call_count
-            took_s += seconds
-            best_s += call_count * self._best.get(digest, (seconds / call_count,))[0]
-        if calls < CALLS_MIN or took_s < PACE_MIN * best_s:
-            return 1.0
-        return min(took_s / best_s, SLOWNESS_MAX) if best_s else 1.0
+
+def _with(total: Measure, part: Measure, sign: int = 1) -> Measure:
+    """The sums with one part more, or less."""
+    return Measure(
+        total.call_count + sign * part.call_count,
+        total.took_s + sign * part.took_s,
+        total.best_s + sign * part.best_s,
+    )
+
+
+def _slowness(measured: Measure) -> float:
+    is_little = measured.call_count < CALLS_MIN or measured.best_s <= 0.0
+    if is_little or measured.took_s < PACE_MIN * measured.best_s:
+        return 1.0
+    return min(measured.took_s / measured.best_s, SLOWNESS_MAX)

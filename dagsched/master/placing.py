@@ -5,8 +5,10 @@ home by `placement`, waits in the home's queue for credit, and goes. A broker wi
 a run takes from the end of the longest queue, where that ends the run earlier.
 """
 
+import math
 from bisect import insort
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -72,10 +74,10 @@ class Placer:
         if not nodes or run.state is not RunState.RUNNING or run.recovering:
             return
         placements: list[tuple[int, int, int]] = []
-        if run.is_interlocked:
-            self._place_all(run, nodes, placements)
-        elif run.is_dealt:
+        if run.is_dealt:
             self._deal(run, nodes, placements)
+        elif run.is_interlocked:
+            self._place_all(run, nodes, placements)
         else:
             hosts = self._hosts(run, nodes)
             while run.homeless:
@@ -211,7 +213,7 @@ class Placer:
         subtree.move(SubtreeState.READY)
         subtree.ready_s = self._outbox.now
         if run.is_dealt:
-            insort(run.homeless, subtree.number)
+            insort(run.homeless, subtree.number, key=partial(_turn_of, run))
         else:
             run.homeless.append(subtree.number)
 
@@ -304,8 +306,9 @@ class Placer:
 
         Afterwards nothing is ready, or nobody idle.
         """
+        self._hurry_deals(run, placements)
         for node in nodes:
-            run.idle[node.broker] = len(node.executors) - run.share(node.broker).unfinished_tasks
+            run.idle[node.broker] = _idle_executors(run.share(node.broker), node)
             if run.idle[node.broker] <= 0:
                 del run.idle[node.broker]
         while run.homeless and run.idle:
@@ -327,6 +330,18 @@ class Placer:
             subtree.home = broker
             self._send(run, subtree, placements)
 
+    def _hurry_deals(self, run: MasterRun, placements: list[tuple[int, int, int]]) -> None:
+        """Place what placed subtrees wait for, whether somebody is idle or not."""
+        while run.homeless and run.subtrees[run.homeless[0]].urgent:
+            nodes = [node for node in self._members.nodes.values() if node.is_usable]
+            if not nodes:
+                return
+            free = {n.broker: 1 for n in sorted(nodes, key=lambda node: node.load_s / node.speed)}
+            subtree = run.subtrees[run.homeless.popleft()]
+            turn = Turn(self._candidate(run, subtree), math.inf)
+            _, subtree.home = next_deal([turn], free)
+            self._send(run, subtree, placements)
+
     def _has_credit(self, share: Share, node: Node) -> bool:
         """Enough subtrees to keep it busy while the next is on its way, and no more.
 
@@ -337,6 +352,8 @@ class Placer:
         executors, limit = len(node.executors), self._config.placed_subtrees_max
         if self._members.is_single or share.unfinished_tasks < 2 * executors:
             return True
+        if share.idle_count:
+            return True  # what it has waits for others
         if share.unfinished_count >= min(2 if node.slowness == 1.0 else 1, limit):
             return share.unfinished_count < limit and share.unfinished_s < AHEAD_S * node.speed
         return True
@@ -509,6 +526,23 @@ class Placer:
             if abs(node.load_s - load_s[broker]) > 1e-6 * (1 + load_s[broker]):
                 wrong.append(f"node {broker} has a load of {node.load_s}, not {load_s[broker]}")
         return wrong
+
+
+def _turn_of(run: MasterRun, number: SubtreeNo) -> tuple[bool, int]:
+    """Subtrees of a dealt run come in this order."""
+    return not run.subtrees[number].urgent, number
+
+
+def _idle_executors(share: Share, node: Node) -> int:
+    """Executors of a node that have no task of a dealt run.
+
+    Of what a node had before the run was dealt it says only when all of it has ended: meanwhile
+    what it tells of its executors is taken.
+    """
+    idle_count = len(node.executors) - share.unfinished_tasks
+    if share.unfinished_tasks > share.unfinished_count:
+        return max(idle_count, share.idle_count)
+    return idle_count
 
 
 def _wrong_in(run: MasterRun) -> list[str]:

@@ -2,7 +2,7 @@
 
 Brokers give back what no executor has (`AskHoldings.give_back`); a recovery finds it missing, and
 it is placed anew in parts that suit the nodes there are now. When that is worth it is said here;
-who looks, and when, in `recovery` (a node came) and `balancing` (one has nothing left).
+who looks, and when, in `balancing`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dagsched.ids import ProcessId, RunNo
+from dagsched.ids import ProcessId
 from dagsched.master.slices import imports_of
 from dagsched.master.state import MasterRun, Node, Told
 from dagsched.plan import Int32, RunPlan
@@ -35,20 +35,6 @@ TASKS_LOOKED_AT = 20_000
 
 BEGINNINGS_MIN = 16
 """So large a graph is wide if so many tasks depend on nothing: it is no row of a few chains."""
-
-
-def only_givers(family: Sequence[MasterRun], nodes: Sequence[Node]) -> list[RunNo]:
-    """Runs of a family of which its only node shall give something back; mostly none.
-
-    Where several nodes work for it, what isn't placed yet goes to whoever comes.
-    """
-    busy = [node for node in nodes if not _is_idle(node, family)]
-    if len(busy) != 1 or len(nodes) == 1:
-        return []
-    only = busy[0]
-    if any(run.brokers() not in ([], [only.broker]) for run in family):
-        return []
-    return [run.number for run in family if _has_plenty(only, run) and _is_wide(run)]
 
 
 def gives(
@@ -89,11 +75,6 @@ def part_count(nodes: Iterable[Node], parts_a_node: int) -> int:
     # So that there is a part for the slowest as well, if it isn't much slower than all.
     count = max(len(speeds), min(PARTS_MAX, int(sum(speeds) / min(speeds, default=1.0))))
     return max(1, count * parts_a_node)
-
-
-def _is_idle(node: Node, family: Sequence[MasterRun]) -> bool:
-    shares = [run.shares[node.broker] for run in family if node.broker in run.shares]
-    return not any(share.unfinished_count or share.queue for share in shares)
 
 
 def _has_plenty(node: Node, run: MasterRun) -> bool:

@@ -173,6 +173,8 @@ class MasterRun:
     state: RunState = RunState.RUNNING
     epoch: int = 1
     is_dealt: bool = False  # its subtrees are single long tasks, placed as executors get free
+    unknown_count: int = 0  # functions of which nobody knew, when last looked, how long they take
+    is_measured: bool = False  # brokers have told how long some of its calls took
     idle: dict[ProcessId, int] = field(default_factory=dict)  # if dealt: executors without a task
     recovering: bool = False  # brokers have been asked what they hold; nothing is placed meanwhile
     producer_of: Int32 | None = None  # subtree that computes each task; None: as in the plan
@@ -180,6 +182,7 @@ class MasterRun:
     lacking: dict[int, list[ProcessId]] = field(default_factory=dict)  # wait for an unplaced task
     told_where: set[tuple[ProcessId, int]] = field(default_factory=set)  # who asked, for what
     loss_counts: NDArray[np.uint16] | None = None  # how often each value was lost
+    lost_done_count: int = 0  # tasks that lost brokers had told as ended, of unfinished subtrees
     shares: dict[ProcessId, Share] = field(default_factory=dict)
     homeless: deque[SubtreeNo] = field(default_factory=deque)  # READY, without a broker
     queued_count: int = 0  # subtrees in queues of `shares`
@@ -211,12 +214,17 @@ class MasterRun:
     @property
     def is_interlocked(self) -> bool:
         """Its subtrees wait for each other both ways."""
-        return self.plan.interlocked
+        return self.plan.interlocked and not self.is_dealt
 
     @property
     def awaited_states(self) -> tuple[SubtreeState, ...]:
         """A subtree waits while one of its predecessors is in one of these."""
         return UNFINISHED if self.is_dealt else UNPLACED
+
+    @property
+    def is_unmeasured(self) -> bool:
+        """Of some functions nobody knows how long they take, and no call of any has ended."""
+        return bool(self.unknown_count) and not self.is_measured
 
     def move(self, state: RunState) -> None:
         """Change the state; the only place that does.
@@ -238,6 +246,15 @@ class MasterRun:
         if share is None:
             share = self.shares[broker] = Share()
         return share
+
+    def note_lost(self, broker: ProcessId) -> None:
+        """A broker is gone: remember how many tasks of its unfinished subtrees it had ended."""
+        share = self.shares.get(broker)
+        if share is not None:
+            mine = (s for s in self.subtrees if s.home == broker)
+            known = sum(s.task_count for s in mine if s.state is SubtreeState.DONE)
+            self.lost_done_count += max(0, share.done_count - known)
+            share.done_count = 0
 
     def producer(self, position: int) -> Subtree:
         """The subtree that computes a task's value, or did so last."""
@@ -262,9 +279,9 @@ class MasterRun:
             all_homes = np.array([subtree.home or 0 for subtree in self.subtrees], np.int32)
             brokers = np.where(producers >= 0, all_homes[producers], 0).astype(np.int32)
         else:
-            brokers = np.zeros(len(positions), np.int32)
-            for number in np.unique(producers[producers >= 0]).tolist():
-                brokers[producers == number] = self.subtrees[number].home or 0
+            numbers, index = np.unique(producers, return_inverse=True)
+            homes = [self.subtrees[n].home or 0 if n >= 0 else 0 for n in numbers.tolist()]
+            brokers = np.array(homes, np.int32)[index]
         if self.holder_of is not None:
             held = self.holder_of[positions]
             brokers = np.where(held != 0, held, brokers).astype(np.int32)
@@ -273,6 +290,14 @@ class MasterRun:
     def brokers(self) -> list[ProcessId]:
         """Those that know it, by rising id."""
         return sorted(broker for broker, share in self.shares.items() if share.took_part)
+
+
+class Measure(NamedTuple):
+    """Calls that a node has measured: how many, what they took, and would have on the best."""
+
+    call_count: float = 0.0
+    took_s: float = 0.0
+    best_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -288,7 +313,8 @@ class Node:
     pid_by_executor: dict[ProcessId, int] = field(default_factory=dict)  # those that are there
     load_s: float = 0.0  # work of PLACED subtrees of all runs
     slowness: float = 1.0  # how much longer calls take there than on the best: see `paces`
-    measured: dict[bytes, tuple[float, float]] = field(default_factory=dict)  # calls, seconds
+    measured: dict[bytes, Measure] = field(default_factory=dict)  # by digest of the function
+    measured_in_all: Measure = field(default_factory=Measure)  # the sums of these
     leaving: bool = False  # no longer wanted; goes when nothing that it has is needed
     is_orphan: bool = False  # of another master that is gone: leaves with the runs it brought
     foreign_runs: set[RunNo] = field(default_factory=set)  # of an orphan: not resumed here

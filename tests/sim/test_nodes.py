@@ -39,8 +39,11 @@ def least_again(cluster: SimCluster, outcome: SimOutcome, lost: int) -> tuple[se
         for bundle in known.bundles.values():
             active |= set(bundle.positions.tolist())
         wanted += [p for p in range(plan.task_count) if known.left[p]]
-    missing = cluster.core._lives.runs[run].missing
-    wanted += [p for p in range(plan.task_count) if missing[p]]
+    known_run = cluster.core._lives.runs[run]
+    wanted += [p for p in range(plan.task_count) if known_run.missing[p]]
+    for broker, info, _ in known_run.objects:  # large outputs, which the client hasn't copied yet
+        if broker == lost and info.location is not None:
+            wanted += range(info.first, info.first + info.count)
     needed: set[int] = set()
     while wanted:
         position = wanted.pop()

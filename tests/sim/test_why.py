@@ -175,7 +175,6 @@ def test_a_subtree_withheld_for_credit() -> None:
     cluster = SimCluster({2: 1, 3: 1}, config=Config(subtrees_a_node=20, placed_subtrees_max=1))
     run = cluster.submit(SimGraph([[] for _ in range(80)], list(range(80)), function_s=[0.5]))
     cluster.step_until(lambda: bool(running(cluster)))
-    cluster.let_pass(1.0)
     states = {explained(cluster, position).task.state for position in range(80)}
     assert "withheld" in states
     place = next(

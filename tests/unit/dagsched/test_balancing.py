@@ -1,6 +1,7 @@
 """When work moves between nodes, and how fast nodes are taken to be."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -158,3 +159,28 @@ def test_measures_on_the_way_tell_how_slow_a_node_is():
     nodes = driver.core._members.nodes
     assert [nodes[ProcessId(b)].slowness for b in (2, 5)] == [1.0, pytest.approx(10.0)]
     assert np.isclose(nodes[ProcessId(5)].speed, 0.1)
+
+
+def test_while_no_task_has_ended_it_is_asked_ever_more_rarely():
+    driver = ready({2: 1, 5: 1})
+    driver.submit(1, plan_of([[] for _ in range(80)], [0, 78, 80], range(80)))  # never measured
+    asked_at = []
+    for step in range(1, 400):
+        driver.receive(5, Progress(1, 0, 1))
+        driver.receive(2, Progress(1, 0, 0, True))
+        wait(driver, 0.02 * step)
+        if driver.sent(2, AskHoldings):
+            asked_at.append(driver.now)
+            number = driver.sent(2, AskHoldings)[0].message.number
+            run = driver.core._lives.runs[1]
+            for broker in (2, 5):
+                works = [
+                    (int(s.number), s.attempt, s.positions().tolist())
+                    for s in run.subtrees
+                    if s.state.name == "PLACED" and s.home == broker
+                ]
+                driver.tell(broker, 1, number, works=works)
+    assert 5 <= len(asked_at) <= 9
+    gaps = np.diff([0.0, *asked_at])
+    assert all(later >= 0.9 * before for before, later in pairwise(gaps)), gaps
+    assert gaps[-1] >= 2.0

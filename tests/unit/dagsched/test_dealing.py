@@ -5,7 +5,7 @@ import pytest
 
 from dagsched.config import Config
 from dagsched.ids import ProcessId, SubtreeNo
-from dagsched.master.dealing import Turn, next_deal
+from dagsched.master.dealing import Turn, dealt_order, next_deal
 from dagsched.master.events import TaskExplained
 from dagsched.master.explaining import words
 from dagsched.master.placement import Candidate
@@ -13,7 +13,7 @@ from dagsched.partition import cut_graph
 from dagsched.partition.arrays import edges_of
 from dagsched.partition.singles import dealing_order, is_dealt
 from dagsched.plan import ClusterShape, RunPlan
-from dagsched.protocol.messages import PlaceSubtree
+from dagsched.protocol.messages import AskHoldings, PlaceSubtree, Progress
 from tests.unit.dagsched.test_master_core import Driver, plan_of, ready
 
 MB = 1_000_000
@@ -180,3 +180,69 @@ def test_it_is_told_why_a_task_waits():
         "task 4 is not placed yet: it is dealt to the first executor that gets free; 1 go before it"
     )
     assert "is not placed yet: its subtree 5 needs values of" in words_for(5)
+
+
+# --- runs that turn out to be long ----------------------------------------------------------------
+
+
+def begun(*means_s: float, tasks: int = 24) -> Driver:
+    """A run of unknown functions on nodes 2 and 5; 2 has told how long some calls took."""
+    driver = ready({2: 1, 5: 1})
+    driver.submit(1, plan_of([[] for _ in range(tasks)], [0, tasks // 2, tasks], range(tasks)))
+    assert driver.placed() == {2: [0], 5: [1]}
+    driver.now = 1.0
+    for count, mean_s in enumerate(means_s, 1):
+        driver.receive(2, Progress(1, count, 0, False, [(0, 1, mean_s)]))
+    driver.now = 1.1
+    driver.core.handle_timer(driver.now)
+    driver.take()
+    return driver
+
+
+def test_what_is_left_of_a_run_whose_tasks_are_long_is_dealt_one_by_one():
+    driver = begun(1.0)
+    [asked] = driver.sent(2, AskHoldings)
+    assert asked.message.give_back == [1]
+    driver.tell(2, 1, 1, has=[0], works=[(0, 1, [1])])
+    driver.tell(5, 1, 1, works=[(1, 1, [12])])
+    run = driver.core._lives.runs[1]
+    assert run.is_dealt
+    assert driver.placed() == {}, "both executors have something to do"
+    assert len(run.homeless) == 21
+    driver.done(2, 1, 0)
+    [(broker, [number])] = driver.placed().items()
+    assert (broker, run.subtrees[number].positions().tolist()) == (2, [2])
+
+
+@pytest.mark.parametrize("means_s", [(), (1e-5,)], ids=["nothing is known", "they are short"])
+def test_a_run_is_not_dealt_on_a_guess(means_s: tuple[float, ...]):
+    assert begun(*means_s).sent(2, AskHoldings) == []
+
+
+def test_it_is_looked_at_once_for_each_function_that_becomes_known():
+    driver = begun(1e-5, 100.0)
+    driver.now = 3.0
+    driver.receive(2, Progress(1, 3, 0, False, [(0, 1, 100.0)]))
+    driver.now = 3.1
+    driver.core.handle_timer(driver.now)
+    driver.take()
+    assert driver.sent(2, AskHoldings) == []
+
+
+def test_what_is_left_is_dealt_from_the_start_of_the_longest_path():
+    # Six alone, and a chain of four behind 0, which is there: the chain comes first if others help.
+    rows: list[list[int]] = [[], *([] for _ in range(6)), [0], [7], [8], [9]]
+    plan = plan_of(rows, [0, 11], range(11))
+    needed = np.arange(1, 11, dtype=np.int32)
+    assert dealt_order(plan, needed, np.array([1.0]), 1).tolist() == needed.tolist()
+    assert dealt_order(plan, needed, np.array([1.0]), 2).tolist()[:3] == [7, 8, 9]
+
+
+def test_subtrees_that_wait_for_each_other_are_dealt_so_that_each_task_follows_what_it_needs():
+    # Rows 0, 1, 2 of one node and 3, 4, 5 of another; each needs both of the row before.
+    rows: list[list[int]] = [[], [0, 3], [1, 4], [], [0, 3], [1, 4]]
+    plan = plan_of(rows, [0, 3, 6], range(6), interlocked=True)
+    order = dealt_order(plan, np.arange(6, dtype=np.int32), np.array([1.0]), 2).tolist()
+    assert [sorted(order[at : at + 2]) for at in (0, 2, 4)] == [[0, 3], [1, 4], [2, 5]]
+    for few in ([], [4]):
+        assert dealt_order(plan, np.array(few, np.int32), np.array([1.0]), 2).tolist() == few

@@ -246,8 +246,26 @@ def test_a_broker_is_welcomed_and_told_of_executors_and_peers():
     }
     assert actions.events == [NodeJoined(2)]
     actions = driver.hello(5)
-    assert actions.to_brokers[2] == [Parcel(SetPeers([(5, 2, "at 5")]))]
+    assert actions.to_brokers[2] == [Parcel(SetPeers([(5, 2, "at 5")], []))]
     assert actions.to_brokers[5][1] == Parcel(SetPeers([(2, 1, "at 2")]))
+
+
+def test_of_a_node_that_comes_all_others_are_told_that_alone():
+    driver = Driver(dict.fromkeys(range(2, 32), 1))
+    for broker in range(2, 31):
+        driver.hello(broker)
+    actions = driver.hello(31)
+    said = {broker: parcels for broker, parcels in actions.to_brokers.items() if broker != 31}
+    assert said == {b: [Parcel(SetPeers([(31, 30, "at 31")], []))] for b in range(2, 31)}
+    assert len(actions.to_brokers[31][1].message.peers) == 29
+
+
+def test_a_node_that_is_back_within_a_turn_is_gone_first():
+    driver = ready({2: 1, 3: 1})
+    driver.hello(2)
+    assert [parcel.message for parcel in driver.sent(3, SetPeers)] == [
+        SetPeers([], [2]), SetPeers([(2, 3, "at 2")], []),
+    ]  # fmt: skip
 
 
 def test_another_version_is_refused_with_both_named():
@@ -276,7 +294,7 @@ def test_nodes_are_pinged_and_lost_when_silent_for_the_lease():
     assert driver.events(NodeRemoved) == [NodeRemoved(2, "node 2 was silent for 2.5 s")]
     assert actions.disconnect == [2]
     assert 2 not in actions.to_brokers
-    assert driver.sent(3, SetPeers) == [Parcel(SetPeers([]))]
+    assert driver.sent(3, SetPeers) == [Parcel(SetPeers([], [2]))]
 
 
 def test_a_master_that_was_stopped_itself_loses_nobody():
@@ -462,6 +480,12 @@ def test_a_new_node_gets_its_share_during_a_run():
     assert driver.placed() == {4: [3]}
 
 
+def wait_until(driver: Driver, now: float) -> None:
+    driver.now = now
+    driver.core.handle_timer(now)
+    driver.take()
+
+
 def test_a_second_node_gets_what_the_first_gives_back():
     driver = ready({2: 1})
     driver.submit(1, alone(80, 1))
@@ -471,6 +495,8 @@ def test_a_second_node_gets_what_the_first_gives_back():
     driver.take()
     driver.hello(4)
     driver.receive(4, ExecutorChanged(400, 77, 0))
+    assert driver.sent(2, AskHoldings) == []
+    wait_until(driver, 0.05)
     assert driver.sent(2, AskHoldings) == [Parcel(AskHoldings(1, [1], give_back=[1]))]
     driver.tell(2, 1, 1, has=range(10), works=[(0, 1, range(10, 16))])
     placed = driver.placed()
@@ -486,6 +512,7 @@ def test_a_second_node_gets_what_the_first_gives_back():
     assert driver.core._lives.runs[1].subtrees[0].state is SubtreeState.DONE
     # A node that is not idle, or comes when there is little to do, changes nothing.
     driver.receive(4, ExecutorChanged(400, 78, 1))
+    wait_until(driver, 0.1)
     assert driver.sent(2, AskHoldings) == []
 
 
@@ -803,7 +830,23 @@ def test_what_a_lost_node_had_is_placed_again_when_the_rest_has_told():
     driver.output(2, 1, 1)
     assert len(driver.events(OutputsComplete)) == 1
     driver.done(2, 1, 2, attempt=2)
-    assert driver.core.counters["recomputed_tasks"] == 1
+    assert driver.core.counters["recomputed_tasks"] == 0, "nobody has said that it was executed"
+
+
+@pytest.mark.parametrize(("told_count", "again"), [(0, 0), (3, 3), (9, 6)])
+def test_of_what_went_with_a_node_only_tasks_that_had_been_executed_are_counted(
+    told_count: int, again: int
+):
+    driver = ready({2: 1, 3: 1})
+    driver.submit(1, alone(12, 2))
+    if told_count:
+        driver.receive(3, Progress(1, told_count))
+    driver.core.peer_lost(3, "gone", driver.now)
+    driver.take()
+    driver.tell(2, 1, 1, works=[(0, 1, range(6))])
+    assert driver.placed() == {2: [2]}
+    assert driver.core.counters["recomputed_tasks"] == again
+    assert driver.core._lives.runs[1].tally.get("recomputed", 0) == again
 
 
 def test_only_what_nobody_has_is_computed_again():
