@@ -305,7 +305,8 @@ def test_messages_that_make_no_sense_are_dropped(master):
 
 def test_nonsense_from_the_master_is_dropped(master):
     master.join({2: [3]})
-    for frames in ([b"nonsense"], [b""], [b"\x98\x02" + bytes(6) + b"\x90"]):
+    other_shape = bytes((0x98, PROTOCOL_VERSION, *bytes(6), 0x90))
+    for frames in ([b"nonsense"], [b""], [other_shape]):
         master.endpoint.send(2, frames)
     master.send(2, Ping(7))
     assert master.take(2, Pong).message.number == 7
