@@ -34,6 +34,7 @@ from dagsched.tenancy import Tenancy, mark_used
 from dagsched.tracking import Tracker
 
 if TYPE_CHECKING:
+    from dagsched.cuts import CutMemory
     from dagsched.handles import Handle
     from dagsched.inheriting import Inheritance
     from dagsched.master.core import MasterCore
@@ -84,6 +85,7 @@ class Cluster:
         )
         self._shell: MasterShell | None = None
         self._core: MasterCore | None = None
+        self._cuts: CutMemory | None = None
         self._profile = MasterProfile() if profile else None
         self._tracker = Tracker(track, names.token) if track is not None else None
         self._storing = Storing(names, config, self._call)
@@ -125,6 +127,7 @@ class Cluster:
         self._note = EnvironmentNote.of(self._names, metastore)
         self._write_note()
         self._storing.open(metastore)
+        from dagsched.cuts import CutMemory
         from dagsched.master.core import MasterCore
         from dagsched.master.shell import MasterShell
 
@@ -133,6 +136,7 @@ class Cluster:
         tokens = [self._names.token]
         shell = MasterShell(core, where, self._config, self, tokens=tokens, debug=self._debug)
         self._core = core
+        self._cuts = CutMemory(self._config)
         self._shell = shell
         self._tell_nodes()  # waits for the thread, so that no broker comes before it is wanted
         for broker in started:
@@ -246,7 +250,8 @@ class Cluster:
         self._references.check_own(graph.sources)
         nodes = self.nodes or self._roster.wanted
         shape = ClusterShape(len(nodes), sum(len(node.executorids) for node in nodes))
-        planned = make_plan(graph, shape, self._config, self._core.estimates)
+        estimates = self._core.estimates
+        planned = make_plan(graph, shape, self._config, estimates, self._cuts)
         with self._lock:
             if not self._run_count:
                 mark_used(self._names.directory)

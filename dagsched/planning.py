@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dagsched import serialize
 from dagsched.config import Config
+from dagsched.cuts import CutMemory
 from dagsched.entries import Entry
 from dagsched.errors import SerializationError
 from dagsched.graph import TaskGraph
@@ -50,6 +51,7 @@ def make_plan(
     shape: ClusterShape,
     config: Config,
     estimates: Mapping[bytes, float],
+    cuts: CutMemory | None = None,
 ) -> PlannedRun:
     """Cuts a graph for a cluster, and pickles what its tasks need.
 
@@ -58,6 +60,7 @@ def make_plan(
         shape: Nodes and executors that it is cut for.
         config: Limits.
         estimates: Measured mean seconds of a call, by digest of the pickled function.
+        cuts: Of graphs that were planned before, made for the same limits; None: there are none.
 
     Raises:
         SerializationError: A function, argument or constant can't travel; the message names the
@@ -75,9 +78,12 @@ def make_plan(
         config.unknown_task_s if function.seconds is None else function.seconds
         for function in functions
     ]
-    weights_s = np.array(seconds, np.float64)[graph.function_of] if count else np.zeros(0)
     indptr, deps = _without_sources(graph)
-    cut = cut_graph(indptr, deps, weights_s, shape, config)
+    if cuts is None:
+        weights_s = np.array(seconds, np.float64)[graph.function_of]
+        cut = cut_graph(indptr, deps, weights_s, shape, config)
+    else:
+        cut = cuts.cut(indptr, deps, graph.function_of, seconds, shape)
     order = cut.order
     position_of = np.arange(count + len(graph.sources), dtype=np.int32)
     position_of[order] = np.arange(count, dtype=np.int32)

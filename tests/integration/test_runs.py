@@ -321,3 +321,17 @@ def test_many_small_runs_leave_nothing(env: RunEnv) -> None:
         assert rundag(env, add(n, 1)) == n + 1
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
     assert env.stats()["brokers"][0]["live_object_count"] == 0
+
+
+def test_an_iterative_program_is_cut_once(env: RunEnv) -> None:
+    """The same shape with other numbers, until a cut has been used again, and once more."""
+    memory = env._cluster_in_use()._cuts
+    assert memory is not None
+    for start in range(50):  # estimates of calls that do nothing move much on a busy machine
+        reused_count = memory.reused_count
+        dag = delayed(sum)([add(start, number) for number in range(3_000)])
+        assert rundag(env, dag) == 3_000 * start + sum(range(3_000))
+        if reused_count:
+            break
+    else:
+        pytest.fail("no cut was ever used again")
