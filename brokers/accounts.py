@@ -15,6 +15,7 @@ from dagsched.brokers.state import (
     ExecutorCounters,
 )
 from dagsched.errors import InternalError
+from dagsched.ids import BundleNo, ProcessId
 from dagsched.protocol.messages import BundleDone, ExecutorStats, NodeStats, Progress
 
 if TYPE_CHECKING:
@@ -145,7 +146,30 @@ class Accounts:
                 self._check_uses(run)
                 self._check_waits(run)
                 self._check_counts(run)
+        self._check_lanes()
         self.core.table.check()
+
+    def _check_lanes(self) -> None:
+        """Who has a lane of a gang has it in its queue, and the other way round."""
+        queued: dict[BundleNo, set[ProcessId]] = {}
+        for executor in self.core.executors.values():
+            for bundle in executor.queue:
+                if bundle.lanes:
+                    queued.setdefault(bundle.number, set()).add(executor.id)
+                    if bundle.at.keys() - self.core.executors.keys() or (
+                        executor.id not in bundle.at
+                    ):
+                        raise InternalError(
+                            f"executor {executor.id} has a lane of bundle {bundle.number}, which "
+                            f"is at {sorted(bundle.at)}"
+                        )
+        for run in self.core.runs.values():
+            for bundle in run.bundles.values():
+                if bundle.at.keys() != queued.get(bundle.number, set()):
+                    raise InternalError(
+                        f"lanes of bundle {bundle.number} are at {sorted(bundle.at)}, but in the "
+                        f"queues of {sorted(queued.get(bundle.number, ()))}"
+                    )
 
     def _check_uses(self, run: BrokerRun) -> None:
         left = np.zeros(run.total, np.int64)

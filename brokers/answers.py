@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dagsched.brokers.bundling import RETURNED_GRAPH
-from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Executor, Subtree
+from dagsched.brokers.state import (
+    BrokerRun,
+    Bundle,
+    BundleState,
+    Executor,
+    Int32,
+    Subtree,
+)
 from dagsched.ids import BundleNo, RunNo
 from dagsched.protocol.asking import AskTask, TaskAnswer, TaskView
 
@@ -169,24 +176,31 @@ class _Views:
             return TaskView(
                 position, state, attempt=attempt, ahead_count=_bundles_before(self._run, bundle)
             )
+        lane = next((lane for lane in bundle.lanes if position in lane.positions), None)
         for executor in self._core.executors.values():
-            if bundle in executor.queue:
-                return self._dispatched(position, bundle, executor)
-        return TaskView(position, "unknown")
+            if bundle in executor.queue and (lane is None or bundle.at.get(executor.id) is lane):
+                order = bundle.positions if lane is None else lane.order()
+                return self._dispatched(position, bundle, order, executor)
+        if any(position in report.positions() for report in bundle.reports):
+            return TaskView(position, "ended", attempt=attempt)
+        # Its executor is lost, or left it out: it waits for the end of the other lanes.
+        return TaskView(position, "ready", attempt=attempt)
 
-    def _dispatched(self, position: int, bundle: Bundle, executor: Executor) -> TaskView:
+    def _dispatched(
+        self, position: int, bundle: Bundle, order: Int32, executor: Executor
+    ) -> TaskView:
         if executor.queue[0] is not bundle:
             return TaskView(position, "queued", executor.id, attempt=bundle.attempt)
         since_s, ahead = bundle.begun_s, 0
         look = self._core.look(executor.id)
         if look is not None and look.position >= 0:
-            mine, theirs = np.searchsorted(bundle.positions, [position, look.position]).tolist()
+            mine, theirs = _place(order, position), _place(order, look.position)
             if mine < theirs:
                 return TaskView(position, "ended", executor.id, attempt=bundle.attempt)
             ahead = mine - theirs
             since_s = bundle.begun_s if ahead else look.since_s
-        elif len(bundle.positions) > 1:
-            ahead = int(np.searchsorted(bundle.positions, position))
+        else:
+            ahead = _place(order, position)
         state = "bundled" if ahead else "running"
         if look is not None and look.is_stopped:
             state = "stopped"
@@ -212,6 +226,11 @@ class _Views:
             if view.state not in ("waiting", "uncut"):
                 return view, depth + 1
         return view, WALK_MAX
+
+
+def _place(order: Int32, position: int) -> int:
+    """How many tasks come before one of these; 0: none, or it isn't one of them."""
+    return int((order == position).argmax())
 
 
 def _bundles_before(run: BrokerRun, bundle: Bundle) -> int:

@@ -448,6 +448,7 @@ class BrokerCore:
             return
         self.tell_master(ExecutorChanged(executor, 0, lost.restart_count, shortened(exit_info)))
         self.table.executor_ended(lost.id, lost.incarnation)
+        self.gangs.forget_reports(lost)
         for stored in lost.collected:
             self.table.unpin(stored)
         queue, killed = lost.queue, lost.killed

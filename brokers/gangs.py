@@ -45,7 +45,10 @@ class Gangs:
 
     def lanes_max(self) -> int:
         """Executors that can hand values over to each other; below two there are no gangs."""
-        if not self.core.config.hand_in_hand:
+        config = self.core.config
+        # With one place in each queue a gang could not line up, and would wait for however long
+        # what executors have takes: what waits behind that is what shows that it takes long.
+        if not config.hand_in_hand or config.queue_slots_max < 2:
             return 0
         executors = self.core.executors.values()
         return sum(1 for e in executors if e.slot >= 0 and e.pid and not e.draining)
@@ -88,6 +91,7 @@ class Gangs:
         elif any(failure.kind != "memory" for failure in message.failures):
             self._discard(report)
             core.ledger.count_bundle(report, bundle)
+            core.ledger.tell_retries(run, report)
             core.ledger.tell_failures(bundle, report)
             core.ledger.stop_run(run)
             self.stop(bundle)
@@ -107,6 +111,25 @@ class Gangs:
             bundle.loss = Loss(executor.id, lane, at, exit_info, executor.killed)
         self.stop(bundle)
         self._maybe_settle(bundle)
+
+    def forget_reports(self, executor: Executor) -> None:
+        """An executor has died, and with it the segments of what is not booked yet.
+
+        A lane of which something lay there counts as if nobody had begun it.
+        """
+        for run in self.core.runs.values():
+            for bundle in run.bundles.values():
+                if not bundle.reports:
+                    continue
+                gone = [
+                    report
+                    for report in bundle.reports
+                    if report.executor is executor
+                    and any(info.location is not None for info in report.message.objects)
+                ]
+                if gone:
+                    bundle.reports = [r for r in bundle.reports if r not in gone]
+                    self.stop(bundle)
 
     def left_out(self, executor: Executor, bundle: Bundle) -> None:
         """An executor won't begin its lane, which waited behind another bundle."""

@@ -77,8 +77,7 @@ class Ledger:
         subtree.remaining_count -= ended_count - len(failures)
         run.done_count += ended_count - len(failures)
         for report in reports:
-            for retried in report.message.retries:
-                self.core.tell_master(replace(retried, run=run.number))
+            self.tell_retries(run, report)
             self.tell_failures(bundle, report)
         if failures:
             self.stop_run(run)  # the master will say the same to the other nodes
@@ -90,7 +89,7 @@ class Ledger:
         self._wake_dependents(bundle, successors, expanded)
         self.retire(bundle)
         self.core.table.consume(run, bundle.imports, bundle.import_counts)
-        if len(deferred):  # else all that was exported is needed
+        if len(deferred) or bundle.lanes:  # else all that was exported is needed
             for first in entered:
                 stored = self.core.table.find(run, run.number, first)
                 if stored is not None:
@@ -103,7 +102,7 @@ class Ledger:
         """What a bundle did not do, rising."""
         deferred = np.array([p for r in reports for p in r.message.deferred], np.int32)
         if len(reports) < len(bundle.lanes):
-            ended = [np.frombuffer(report.frames[0], np.int32) for report in reports]
+            ended = [report.positions() for report in reports]
             other = [p for r in reports for p, _ in r.message.expanded]
             other += [failure.position for r in reports for failure in r.message.failures]
             told = np.concatenate([deferred, *ended, np.array(other, np.int32)])
@@ -121,7 +120,7 @@ class Ledger:
         for report in reports:
             inline = iter(report.frames[2:])
             mine = set(report.message.deferred).union(
-                np.frombuffer(report.frames[0], np.int32).tolist() if bundle.lanes else ()
+                report.positions().tolist() if bundle.lanes else ()
             )
             for info in report.message.objects:
                 frame = bytes(next(inline)) if info.location is None else None
@@ -156,8 +155,8 @@ class Ledger:
         for position in reversed(bundle.positions.tolist()):
             if position not in rest:
                 continue
-            _, deps = bundling.gather(subtree, np.array([position], np.int32))
-            for dep in deps.tolist():
+            begin, end = subtree.indptr[position - subtree.lo : position - subtree.lo + 2]
+            for dep in subtree.deps[begin:end].tolist():
                 if run.bundle_of[dep] == bundle.number and run.object_of[dep] < 0:
                     if dep not in rest:
                         rest.add(dep)
@@ -166,6 +165,11 @@ class Ledger:
             _, deps = bundling.gather(subtree, np.array(again, np.int32), is_rising=False)
             bundling.add_uses(run, deps)
         return np.array(sorted(rest), np.int32)
+
+    def tell_retries(self, run: BrokerRun, report: Report) -> None:
+        """Tell the master what was tried again inside a bundle."""
+        for retried in report.message.retries:
+            self.core.tell_master(replace(retried, run=run.number))
 
     def tell_failures(self, bundle: Bundle, report: Report) -> None:
         """Tell the master what failed in a bundle."""
@@ -311,7 +315,7 @@ class Ledger:
         run, executor, frames = bundle.run, report.executor, report.frames
         task_count = len(frames[0]) // 4
         if bundle.lanes:
-            task_count -= np.frombuffer(frames[0], np.int32).tolist().count(TRACE_GAP)
+            task_count -= report.positions().tolist().count(TRACE_GAP)
         self.core.accounts.bundle_ended(executor, bundle, report.message, task_count)
         if len(frames[0]):
             trace = TaskTrace(run.number, executor.id, bundle.attempt)

@@ -57,6 +57,10 @@ class Lane:
     frames: tuple[bytes, ...]  # as a bundle's, in the order in which they run; awaited, handed
     imports: Int32  # what it takes from outside the gang
 
+    def order(self) -> Int32:
+        """Its positions in the order in which they run."""
+        return np.frombuffer(self.frames[0], np.int32)
+
 
 @dataclass(slots=True, eq=False)
 class Bundle:
@@ -117,6 +121,10 @@ class Report:
     executor: "Executor"
     message: BundleDone
     frames: Sequence[Frame]
+
+    def positions(self) -> Int32:
+        """Whose tasks have ended well, and `TRACE_GAP` between some of them."""
+        return np.frombuffer(self.frames[0], np.int32)
 
 
 @dataclass(slots=True, eq=False)

@@ -15,6 +15,7 @@ from dagsched.protocol.messages import (
     TaskOptions,
 )
 from tests.unit.brokers.test_core import Node, bundle_positions, bundles_of, inline
+from tests.unit.brokers.test_gangs import GangNode
 
 
 def ask(node: Node, position: int, run: int = 1) -> TaskAnswer:
@@ -161,3 +162,35 @@ def test_answers_change_nothing_and_a_walk_is_bounded() -> None:
     assert answer.depth > 1
     assert (node.core.runs[1].left == before).all()
     node.core.check()
+
+
+def test_of_a_gang_the_executor_of_the_tasks_own_lane_is_named() -> None:
+    node = GangNode()
+    first, second = node.gang()
+    assert bundle_positions(first[1]) == [1, 0, 4, 5, 8, 9]
+    assert bundle_positions(second[1]) == [2, 3, 7, 6, 11, 10]
+    at = {3: Look(0, 4.0, False), 4: Look(6, 4.25, False)}
+    node.core.look = at.get
+    node.now = 4.5
+    # In the order in which a lane runs, which is not that of positions.
+    assert [ask(node, position).task for position in (1, 0, 4, 7, 6, 11, 10)] == [
+        TaskView(1, "ended", 3, attempt=1),
+        TaskView(0, "running", 3, 0.5, 1),
+        TaskView(4, "bundled", 3, 4.5, 1, 1),
+        TaskView(7, "ended", 4, attempt=1),
+        TaskView(6, "running", 4, 0.25, 1),
+        TaskView(11, "bundled", 4, 4.5, 1, 1),
+        TaskView(10, "bundled", 4, 4.5, 1, 2),
+    ]
+
+
+def test_a_lane_that_has_ended_or_is_lost_while_others_go_on() -> None:
+    node = GangNode()
+    first, _ = node.gang()
+    node.whole(first)
+    assert ask(node, 9).task == TaskView(9, "ended", attempt=1)
+    assert ask(node, 10).task.executor == 4
+    other = GangNode()
+    other.gang()
+    other.lose(3)
+    assert ask(other, 9).task == TaskView(9, "ready", attempt=1)

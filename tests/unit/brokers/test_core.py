@@ -121,7 +121,7 @@ class Node:
             bundle.message.run, bundle.message.bundle, bundle.message.attempt, objects,
             fields.pop("failures", ()), fields.pop("expanded", ()), fields.pop("deferred", ()),
             fields.pop("held", ()), fields.pop("dropped", ()), 0,
-            [(0, len(positions), 1e-6 * len(positions))], 0, 0, 0,
+            [(0, len(positions), 1e-6 * len(positions))], 0, 0, 0, fields.pop("retries", ()),
         )  # fmt: skip
         assert not fields
         stamps = np.zeros(len(positions) + 1, np.int64).tobytes()
