@@ -76,6 +76,8 @@ class LaneRun(BundleRun):
             if stretch.begin:
                 outcome.done.append(TRACE_GAP)
                 outcome.stamps.append(monotonic_ns())
+            elif stretch.awaited:
+                outcome.stamps[0] = monotonic_ns()
             self.run_rows(islice(rows, stretch.end - stretch.begin), self._until)
             if stretch.handed:
                 self._hand_over(stretch.handed)
@@ -115,6 +117,7 @@ class LaneRun(BundleRun):
     def _await(self, awaited: Sequence[tuple[int, int]]) -> bool:
         """Wait for values of other lanes; False: they won't come, or not soon enough."""
         arrived, status, wait = self._arrived, self.status, False
+        status[POSITION] = IDLE_POSITION
         for position, uses in awaited:
             while position not in arrived:
                 if wait:
@@ -125,7 +128,8 @@ class LaneRun(BundleRun):
                 if self._is_peer_broken:
                     return False
                 wait = not is_there
-            self._take_in(position, arrived.pop(position), uses)
+            if not self._take_in(position, arrived.pop(position), uses):
+                return False
         return True
 
     def _receive(self, *, wait: bool) -> bool:
@@ -137,24 +141,35 @@ class LaneRun(BundleRun):
             self._is_peer_broken = True
             return True
         self.status[POSITION] = IDLE_POSITION  # whatever is unpickled may run code
-        values = load_value(data)
+        try:
+            values = load_value(data)
+        except BaseException:  # noqa: BLE001 - whoever gets it as an object will say what is wrong
+            self._is_peer_broken = True
+            return True
         if not isinstance(values, dict):
             raise InternalError("what a lane hands over are values by position")
         self._arrived.update(values)
         return True
 
-    def _take_in(self, position: int, value: object, uses: int) -> None:
-        self._taken_in.add(position)
+    def _take_in(self, position: int, value: object, uses: int) -> bool:
+        """Keep a value for its uses here; False: there is no room for it."""
         if uses == 1:
             self.values.once[position] = value
         else:
-            self.values.keep(position, [value], uses, is_exported=False, items=self)
+            try:
+                self.values.keep(position, [value], uses, is_exported=False, items=self)
+            except Exception:  # noqa: BLE001 - it is told where its maker exports it
+                return False
+        self._taken_in.add(position)
+        return True
 
     # --- to other lanes ---------------------------------------------------------------------------
 
     def _hand_over(self, handed: Sequence[tuple[int, int]]) -> None:
         """Send the values that there are; what is too large to be sent is kept for the broker."""
         by_lane: dict[int, dict[int, object]] = {}
+        first, last = handed[0][0], handed[-1][0]
+        self.status[POSITION] = first if first == last else IDLE_POSITION
         for position, lane in handed:
             value, is_there = self._value(position)
             if is_there:
@@ -198,6 +213,9 @@ class LaneRun(BundleRun):
             for lane, slot in enumerate(self.message.slots):
                 if lane != self.message.lane:
                     self._handover.send_broken(slot, self._key)
+            outcome = self.outcome
+            if not (outcome.deferred or outcome.failures or outcome.expanded):
+                self._handover.flush(self._should_stop)  # the broker will not stop the others
         while self._receive(wait=False):
             pass
         if self._is_broken():
@@ -234,6 +252,11 @@ class LaneRun(BundleRun):
                 ):
                     exports.add_single(position)
         super().add_more(exports)
+
+    def release(self) -> None:
+        """See `BundleRun`."""
+        super().release()
+        self._arrived.clear()
 
     def ended_here(self) -> set[int]:
         """See `BundleRun`: values that came from other lanes are as good."""

@@ -79,6 +79,11 @@ def cut_gang(
         return None
     level_of = np.repeat(np.arange(len(level_starts)), widths)
     lane_of = _lanes_of(weights_s, bounds, level_of, lanes)
+    # Where few tasks make most of the work of each level a lane may have nothing at all.
+    used, lane_of = np.unique(lane_of, return_inverse=True)
+    lanes = len(used)
+    if lanes < 2:
+        return None
     tasks = np.repeat(np.arange(count, dtype=np.int32), np.diff(indptr))
     crossing = deps >= 0
     crossing[crossing] = lane_of[deps[crossing]] != lane_of[tasks[crossing]]

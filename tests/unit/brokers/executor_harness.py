@@ -17,6 +17,7 @@ import numpy as np
 from dagsched.brokers import execution
 from dagsched.brokers.channel import Receiver, Sender
 from dagsched.brokers.executor import ExecutorSettings, executor_main
+from dagsched.brokers.handover import Handover, SlotSockets, open_slots
 from dagsched.brokers.objects.reader import copy_value
 from dagsched.brokers.objects.segments import unlink_segments
 from dagsched.config import Config
@@ -66,7 +67,15 @@ class Result:
 class ExecutorHarness:
     """One executor process and the broker's end of its socket."""
 
-    def __init__(self, config: Config | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        executor: int = 3,
+        slot: int = -1,
+        slots: SlotSockets | None = None,
+        **settings: Any,
+    ) -> None:
         self.config = config or Config()
         self.prefix = f"dagsched-test-{os.getpid()}"
         self.shared = mmap.mmap(-1, 64)
@@ -83,7 +92,8 @@ class ExecutorHarness:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 # On a busy machine a bundle would end before its last task, for the time it takes.
                 execution.LONG_BUNDLE_NS = 60_000_000_000
-                executor_main(3, 1, theirs, self.status, self.settings)
+                handover = Handover(slots.readers[slot], slots.writers) if slots else None
+                executor_main(executor, 1, theirs, self.status, self.settings, slot, handover)
             finally:
                 os._exit(99)
         theirs.close()
@@ -94,7 +104,7 @@ class ExecutorHarness:
         self.parcels: list[Parcel] = []
         self.bundle = 0
         hello = self.receive().message
-        assert hello == ExecutorHello(3, 1, self.pid)
+        assert hello == ExecutorHello(executor, 1, self.pid, slot)
 
     def __enter__(self) -> Self:
         return self
@@ -146,8 +156,11 @@ class ExecutorHarness:
         plain: bool = False,
         run: int = 1,
         with_code: bool = True,
+        order: Sequence[int] = (),
+        lane: tuple[int, Sequence[int], Sequence[int]] | None = None,
     ) -> Parcel:
-        positions = sorted(tasks)
+        """A bundle of these tasks; as a `lane`: its number, what is awaited, what is handed."""
+        positions = order or sorted(tasks)
         functions = list(dict.fromkeys(task.function for task in tasks.values()))
         index_of = {function: index for index, function in enumerate(functions)}
         indptr, deps = [0], []
@@ -170,7 +183,8 @@ class ExecutorHarness:
         self.bundle += 1
         message = RunBundle(
             run, self.bundle, 1, chunks, infos, [info for info, _ in imports], options, meta,
-            ref_brokers, referenced, 1_000_000,
+            ref_brokers, referenced, 1_000_000, [] if lane is None else [0, 1],
+            0 if lane is None else lane[0],
         )  # fmt: skip
         frames: list[Frame] = [
             np.array(positions, np.int32).tobytes(),
@@ -178,6 +192,7 @@ class ExecutorHarness:
             np.array(deps, np.int32).tobytes(),
             np.array([index_of[tasks[p].function] for p in positions], np.int32).tobytes(),
             np.array(exports, np.int32).tobytes(),
+            *[np.array(rows, np.int32).tobytes() for rows in (lane[1:] if lane else ())],
             *chunk_frames,
             *pickles,
             *[data for _, data in imports if data is not None],
@@ -208,6 +223,69 @@ class ExecutorHarness:
         result.expanded = [[bytes(next(rest)) for _ in range(n)] for _, n in message.expanded]
         assert list(rest) == []
         return result
+
+
+class PairHarness:
+    """Two executors that hand values over to each other."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.sockets = open_slots(2)
+        self.executors = [
+            ExecutorHarness(config, executor=3 + slot, slot=slot, slots=self.sockets)
+            for slot in range(2)
+        ]
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for executor in reversed(self.executors):  # later ones have inherited ends of earlier ones
+            executor.close()
+        for end in (*self.sockets.readers, *self.sockets.writers):
+            end.close()
+
+    def parcels(
+        self, tasks: dict[int, Task], lanes: Sequence[Sequence[int]], exports: Sequence[int] = ()
+    ) -> list[Parcel]:
+        """A gang of these tasks: each lane's positions in the order in which they run."""
+        self._number += 1
+        lane_of = {position: lane for lane, order in enumerate(lanes) for position in order}
+        parcels = []
+        for lane, order in enumerate(lanes):
+            needed: dict[int, list[int]] = {}  # by position: indexes of its users here
+            for index, position in enumerate(order):
+                for dep in tasks[position].deps:
+                    if lane_of[dep] != lane:
+                        needed.setdefault(dep, []).append(index)
+            awaited = sorted((users[0], dep, len(users)) for dep, users in needed.items())
+            takers = {
+                (place, lane_of[user])
+                for place, position in enumerate(order)
+                for user, task in tasks.items()
+                if position in task.deps and lane_of[user] != lane
+            }
+            harness = self.executors[lane]
+            harness.bundle = self._number - 1
+            mine = {position: tasks[position] for position in order}
+            rows = (
+                lane,
+                [number for row in awaited for number in row],
+                [number for row in sorted(takers) for number in row],
+            )
+            mine_exported = [(position, 1) for position in exports if position in mine]
+            parcels.append(harness.parcel(mine, mine_exported, order=order, lane=rows))
+        return parcels
+
+    def run(
+        self, tasks: dict[int, Task], lanes: Sequence[Sequence[int]], exports: Sequence[int] = ()
+    ) -> list[Result]:
+        """Send a gang, and wait for what came of each lane."""
+        for executor, parcel in zip(
+            self.executors, self.parcels(tasks, lanes, exports), strict=True
+        ):
+            executor.send(parcel)
+        return [executor.result() for executor in self.executors]
 
 
 def _paths() -> list[str]:
