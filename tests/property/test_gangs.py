@@ -1,4 +1,4 @@
-"""Lanes of any window, run with waits that block: they end, and each value is where it is needed."""
+"""Lanes of any window, run with waits that block: all end, and each value is where it belongs."""
 
 import random
 from collections import Counter

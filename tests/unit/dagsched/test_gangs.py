@@ -1,4 +1,4 @@
-"""Windows of levels cut into lanes: who runs what and waits for what, and when it is not worth it."""
+"""Windows of levels cut into lanes: who runs what and waits for what; when it is not worth it."""
 
 from collections.abc import Sequence
 
