@@ -45,10 +45,7 @@ class Gangs:
 
     def lanes_max(self) -> int:
         """Executors that can hand values over to each other; below two there are no gangs."""
-        config = self.core.config
-        # With one place in each queue a gang could not line up, and would wait for however long
-        # what executors have takes: what waits behind that is what shows that it takes long.
-        if not config.hand_in_hand or config.queue_slots_max < 2:
+        if not self.core.config.hand_in_hand:
             return 0
         executors = self.core.executors.values()
         return sum(1 for e in executors if e.slot >= 0 and e.pid and not e.draining)
@@ -57,7 +54,8 @@ class Gangs:
         """Whether there is a gang to be sent, and nobody has anything to do."""
         if any(executor.queue for executor in self.core.executors.values()):
             return False
-        heads = map(dispatch.peek_ready, self.core.runs.values())
+        runs = [run for run in self.core.runs.values() if not run.draining]
+        heads = map(dispatch.peek_ready, runs)
         return any(head is not None and bool(head.lanes) for head in heads)
 
     def dispatch(self, run: BrokerRun, bundle: Bundle, now: float) -> bool:

@@ -81,8 +81,7 @@ def fork_zygote(
         control.close()
         for fd in private_fds:
             os.close(fd)
-        slots = open_slots(slot_count)
-        _run_zygote(own_control, shared, broker_pid, main, settings, node, slots)
+        _run_zygote(own_control, shared, broker_pid, main, settings, node, slot_count)
     own_control.close()
     control.setblocking(False)
     return Zygote(pid, control, shared)
@@ -95,7 +94,7 @@ def _run_zygote(
     main: ExecutorMain,
     settings: object,
     node: str,
-    slots: SlotSockets,
+    slot_count: int,
 ) -> NoReturn:
     """Serve requests until the broker is gone."""
     code = 1
@@ -109,7 +108,7 @@ def _run_zygote(
         processes.set_death_signal(signal.SIGTERM)
         _close_stdin()
         if os.getppid() == broker_pid:
-            _serve(control, status, broker_pid, main, settings, groups, slots)
+            _serve(control, status, broker_pid, main, settings, groups, open_slots(slot_count))
         # The death signal follows the end of the socket: it must not end the cleaning up.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         code = 0
@@ -292,6 +291,7 @@ def _take_descriptors(start: _Start) -> socket.socket:
     os.dup2(start.log_fd, 1)
     os.dup2(start.log_fd, 2)
     sock_fd = start.sock_fd
+    os.set_inheritable(sock_fd, False)  # what comes over a socket is; programs of tasks need it not
     kept = [sock_fd, *(writer.fileno() for writer in start.slots.writers)]
     kept += [reader.fileno() for reader in start.slots.readers[start.slot :][:1]]
     last = 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dagsched.brokers.core import BrokerActions
-from dagsched.brokers.gangs import gang_window
+from dagsched.brokers.gangs import WAIT_S, gang_window
 from dagsched.brokers.state import BundleState
 from dagsched.config import Config
 from dagsched.errors import InternalError
@@ -145,7 +145,7 @@ def number_of(sent: Sequence[Sent]) -> int:
 class TestWindows:
     """Which windows of a subtree become a gang."""
 
-    CONFIG = Config()
+    CONFIG = Config(gang_s=0.04)
 
     def end_of(self, lanes: int = 2, *, start: int = 0, **details: object) -> int | None:
         """Where the gang at the cursor ends; None: there is none."""
@@ -178,6 +178,8 @@ class TestWindows:
 
     def test_not_worth_the_messages(self) -> None:
         assert self.end_of(seconds=1.4e-5) is None  # 56 us a level, which is less than twice 30
+        # So wide that bundles of a level are small beside it.
+        assert self.end_of(width=12, levels=4, seconds=0.001) is None
         assert self.end_of(seconds=5e-5) == 24
 
     @pytest.mark.parametrize("flag", [SOLO, META, REFERENCED])
@@ -266,10 +268,8 @@ class TestSending:
         assert sent
         assert not any(parcel.message.slots for _, parcel in sent)
 
-    # Nobody would notice how long they wait, if nothing may wait behind what executors do.
-    @pytest.mark.parametrize("config", [{"hand_in_hand": False}, {"queue_slots_max": 1}])
-    def test_not_if_it_is_not_wanted(self, config: dict[str, int]) -> None:
-        node = GangNode(**config)
+    def test_not_if_it_is_not_wanted(self) -> None:
+        node = GangNode(hand_in_hand=False)
         node.weave()
         sent = bundles_of(node.turn())
         assert sent
@@ -303,6 +303,35 @@ class TestSending:
         sent = bundles_of(node.turn())
         assert [(executor, parcel.message.lane) for executor, parcel in sent] == [(3, 0), (4, 1)]
         assert [len(executor.queue) for executor in node.core.executors.values()] == [2, 2]
+
+    def test_waits_not_long_for_them(self) -> None:
+        node = GangNode(queue_slots_max=1)
+        node.place([[] for _ in range(2)], run=2, seconds=0.003)
+        assert len(bundles_of(node.turn())) == 2
+        node.weave()
+        assert bundles_of(node.turn()) == []
+        node.now = WAIT_S
+        assert node.core.next_timer() <= node.now
+        node.core.handle_timer(node.now)
+        node.turn()
+        bundles = node.core.runs[1].bundles.values()
+        assert bundles
+        assert not any(bundle.lanes for bundle in bundles)
+
+    def test_while_it_is_next_nothing_is_cut_but_a_leaving_node_does_not_wait(self) -> None:
+        node = GangNode(queue_slots_max=1)
+        node.place([[] for _ in range(2)], run=2, seconds=0.003)
+        short = bundles_of(node.turn())
+        node.weave()
+        node.turn()
+        for each in short:
+            node.whole(each)
+        assert node.core.gangs.is_next()
+        node.tell(DrainRun(1))
+        assert not node.core.gangs.is_next()
+        assert bundles_of(node.turn()) == []
+        node.place([[]], run=3, seconds=0.003)
+        assert [p.message.run for _, p in bundles_of(node.turn())] == [3]
 
     def test_waits_for_its_inputs_as_one(self) -> None:
         node = GangNode()
