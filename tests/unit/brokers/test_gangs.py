@@ -575,11 +575,12 @@ class TestLosses:
         assert run.suspects == set(bundle_positions(first[1]))
         assert all(len(bundle.positions) == 1 for bundle in run.bundles.values())
 
-    def test_killed_by_us_all_lanes_go_again(self) -> None:
+    @pytest.mark.parametrize("position", [5, -1, -2])
+    def test_killed_by_us_all_lanes_go_again(self, position: int) -> None:
         node = GangNode()
         _, second = node.gang()
         node.core.executors[3].killed = True
-        node.lose(3, 1, 5)
+        node.lose(3, 1, position)
         node.turn()
         node.hello(3)
         node.part(second, 2)
