@@ -168,8 +168,8 @@ class LaneRun(BundleRun):
     def _hand_over(self, handed: Sequence[tuple[int, int]]) -> None:
         """Send the values that there are; what is too large to be sent is kept for the broker."""
         by_lane: dict[int, dict[int, object]] = {}
-        first, last = handed[0][0], handed[-1][0]
-        self.status[POSITION] = first if first == last else IDLE_POSITION
+        if handed[0][0] != handed[-1][0]:
+            self.status[POSITION] = IDLE_POSITION  # who pickles may be any of them
         for position, lane in handed:
             value, is_there = self._value(position)
             if is_there:

@@ -386,7 +386,7 @@ class SimExecutor:
             results.foreign = {p: gang.values[p] for p in lane.handed if p in results.values}
         for deps in lane.deps[lane.run_count :]:
             for dep in deps:
-                if gang.is_there(dep, self._node.clock.now):
+                if gang.is_there(dep, lane, self._node.clock.now):
                     results.foreign[dep] = gang.values[dep]
         return results
 

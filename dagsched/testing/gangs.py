@@ -58,10 +58,10 @@ class SimGang:
         """Its executor is dead, or the lane has ended."""
         lane.is_over = True
 
-    def is_there(self, position: int, now: float) -> bool:
-        """Whether some lane has made a value by now."""
+    def is_there(self, position: int, reader: SimLane, now: float) -> bool:
+        """Whether some lane has made a value, and this one has it by now."""
         return position in self.values and any(
-            end_s <= now
+            end_s + (lane is not reader) * HANDOVER_S <= now
             for lane in self.lanes.values()
             for made, end_s in zip(lane.positions[: lane.run_count], lane.ends_s, strict=False)
             if made == position
@@ -125,6 +125,8 @@ class SimGang:
                         breaks_s = min(breaks_s, lane.ends_s[-1])
                     else:
                         ends_s[position] = lane.ends_s[-1]
+                        if task.size_bytes and position in lane.handed:
+                            breaks_s = min(breaks_s, lane.ends_s[-1])  # too large for a message
                         inputs = [
                             self.values[d] if d in made else lane.imported[d]
                             for d in lane.deps[index]

@@ -58,6 +58,11 @@ def drawn(seed: int, *, with_faults: bool = True) -> Story:
     story.clocks_differ = rng.random() < 0.5
     if with_faults and rng.random() < 0.9:
         story.faults = faults.drawn(rng, nodes)
+    if with_faults and seed % 4 == 3 and rng.random() < 0.7:
+        # Runs of short tasks are over soon: else few executors would die amid them.
+        when_s = submitted_s[0] + rng.uniform(0.0, 0.1)
+        killed = Fault(when_s, "kill_executor", (rng.choice(sorted(nodes)), rng.randrange(4)))
+        story.faults = sorted([*story.faults, killed], key=lambda fault: fault.at_s)
     return story
 
 
@@ -77,15 +82,15 @@ def _random_graph(rng: random.Random, *, small: bool) -> SimGraph:
 def _woven_graph(rng: random.Random, library_count: int) -> SimGraph:
     """Levels of short tasks, measured before, that wait for each other: work for gangs."""
     shapes: list[Callable[[], SimGraph]] = [
-        lambda: graphs.stencil(rng.randint(2, 8), rng.randint(3, 40)),
-        lambda: graphs.butterfly(1 << rng.randint(2, 4)),
-        lambda: graphs.layered(rng, rng.randint(3, 30), rng.randint(2, 8), 3),
+        lambda: graphs.stencil(rng.randint(2, 8), rng.randint(3, 60)),
+        lambda: graphs.butterfly(1 << rng.randint(2, 5)),
+        lambda: graphs.layered(rng, rng.randint(3, 60), rng.randint(2, 8), 3),
     ]
     graph = rng.choice(shapes)()
     graph.is_measured = rng.random() < 0.8
     graph.function_s = [rng.choice((1e-4, 5e-4, 2e-3)) for _ in range(rng.randint(1, 2))]
     graph.function_of = [rng.randrange(len(graph.function_s)) for _ in range(graph.count)]
-    share = rng.choice((0.0, 0.0, 0.01, 0.05))
+    share = rng.choice((0.0, 0.005, 0.02, 0.05))
     for number in range(graph.count):
         if rng.random() < share:
             odd = [SimTask(number, size_bytes=LARGE_BYTES), SimTask(number, seconds=0.05)]

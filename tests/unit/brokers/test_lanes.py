@@ -389,20 +389,27 @@ class TestBroken:
             expected = serial(interlocked())
             assert other.values == {p: expected[p] for p in (0, 1, 4, 5)}
 
-    def test_who_ends_the_process_while_it_is_handed_over_is_known(self, pair: PairHarness) -> None:
+    @pytest.mark.parametrize(
+        ("order", "position"), [([0, 1, 2, 4], 1), ([1, 0, 2, 4], IDLE_POSITION)]
+    )
+    def test_who_ends_the_process_while_it_is_handed_over(
+        self, pair: PairHarness, order: list[int], position: int
+    ) -> None:
+        """One value is that of its task; of several it may be any."""
         tasks = {
             0: Task(constant, (0,)),
             1: Task(deadly, ()),
-            2: Task(constant, None, [0]),
+            2: Task(constant, (2,)),
             3: Task(constant, None, [1]),
-            4: Task(constant, (4,)),
+            4: Task(constant, None, [2]),
+            5: Task(constant, None, [0] if position == IDLE_POSITION else [3]),
         }
-        parcels = pair.parcels(tasks, [[0, 1, 4, 2], [3]], [2, 3])
+        parcels = pair.parcels(tasks, [order, [3, 5]], [4])
         executor = pair.executors[0]
         executor.send(parcels[0])
         with pytest.raises((AssertionError, ConnectionError)):
             executor.result()
-        assert executor.status[POSITION] == 1
+        assert executor.status[POSITION] == position
 
 
 def test_sockets_are_not_inherited_by_programs_that_tasks_start(pair: PairHarness) -> None:
