@@ -9,6 +9,7 @@ import pytest
 
 from dagsched.brokers.core import BrokerCore
 from dagsched.brokers.exchange import Exchange
+from dagsched.brokers.gangs import Gangs
 from dagsched.brokers.ledger import Ledger
 from dagsched.brokers.pressure import Pressure
 from dagsched.brokers.state import StoredObject
@@ -113,6 +114,15 @@ def movable_though_told(stored: StoredObject, pin_count: int = 0) -> bool:
 IS_MOVABLE = Pressure._is_movable
 
 
+def booked_with_its_first_lane(self: Gangs, bundle: Any) -> None:
+    at, bundle.at = bundle.at, {}
+    SETTLE(self, bundle)
+    bundle.at = at
+
+
+SETTLE = Gangs._maybe_settle
+
+
 NOTICED_BY_STORIES: dict[str, Break] = {
     "a repeated batch is handed over again": instead(Session, "receive", repeated_batches_count),
     "what was lost on the way is not sent again": instead(Session, "_resend", nothing),
@@ -136,6 +146,9 @@ NOTICED_BY_STORIES: dict[str, Break] = {
     ),
     "what the client is going to read is moved away": instead(
         Pressure, "_is_movable", staticmethod(movable_though_told)
+    ),
+    "a gang is booked when the first of its lanes has ended": instead(
+        Gangs, "_maybe_settle", booked_with_its_first_lane
     ),
     "roots are held back though nothing frees memory": instead(
         Pressure, "_something_frees", lambda _: True

@@ -352,7 +352,8 @@ class TestBroken:
             assert done_of(second) == [1]
             assert second.message.deferred == [2, 3]
             assert second.message.failures == []
-            assert done_of(first) == [0]
+            # If it hears of it in time it tells the value, for which it has no room either.
+            assert done_of(first) == [0] or first.failure.kind == "memory"
             assert pair.run(woven(mixed, 4, 3, 1), columns(4, 3, 2), [8])[0].values
 
     def test_stopped_while_it_waits(self, pair: PairHarness) -> None:
