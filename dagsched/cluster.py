@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dagsched.master.shell import MasterShell
     from dagsched.nodes import NodeChanges
     from dagsched.plan import RunPlan
+    from dagsched.protocol.messages import ObjectInfo
     from dagsched.run import Run
     from dagsched.transport import MasterEndpoint
 
@@ -236,7 +237,13 @@ class Cluster:
     # --- runs -----------------------------------------------------------------------------------
 
     def start_run(
-        self, dag: object, *, timeout_s: float | None, priority: int, started: "list[Run]"
+        self,
+        dag: object,
+        *,
+        timeout_s: float | None,
+        priority: int,
+        started: "list[Run]",
+        as_refs: bool = False,
     ) -> "Run":
         """Make a graph and a plan of `dag`, and submit it; the run is in `started` before that."""
         from dagsched.graph import build_graph
@@ -249,15 +256,16 @@ class Cluster:
         graph = build_graph(dag, self._config.source_bytes_min, self._references.kept or None)
         self._references.check_own(graph.sources)
         nodes = self.nodes or self._roster.wanted
-        shape = ClusterShape(len(nodes), sum(len(node.executorids) for node in nodes))
+        cluster = ClusterShape(len(nodes), sum(len(node.executorids) for node in nodes))
         estimates = self._core.estimates
-        planned = make_plan(graph, shape, self._config, estimates, self._cuts)
+        planned = make_plan(graph, cluster, self._config, estimates, self._cuts)
         with self._lock:
             if not self._run_count:
                 mark_used(self._names.directory)
             self._run_count += 1
             number = self._base + self._run_count
-            run = Run(self, number, graph, RunShape.of(planned.plan, planned.order), priority)
+            shape = RunShape.of(planned.plan, planned.order)
+            run = Run(self, number, graph, shape, priority, as_refs=as_refs)
             self._run_by_number[number] = run
             self._running[number] = run
             if graph.persisted:
@@ -290,9 +298,7 @@ class Cluster:
         values = self.source_values(run)
         self._enquiries.note_numbers(run, "done")
         self._running.pop(run.number, None)
-        run.finish_at_once(
-            run.graph.resolve_outputs([values[position] for position in run.shape.outputs])
-        )
+        run.finish_at_once([values[position] for position in run.shape.outputs])
 
     def source_values(self, run: "Run") -> dict[int, object]:
         """Values of those outputs that are sources: the client has them, or fetches them."""
@@ -432,6 +438,14 @@ class Cluster:
         """Ask the master about a task; None: it knows nothing of it, or doesn't answer."""
         return self._enquiries.explain(run, position)
 
+    def stream_outputs(self, run: "Run") -> None:
+        """Have a run told of its outputs one by one."""
+        self._taking.stream(run)
+
+    def make_ref(self, run: int, broker: int, info: "ObjectInfo") -> Ref:
+        """A reference to an output, which is kept from the end of its run on."""
+        return self._references.make(run, broker, info)
+
     def pin(self, run: int, position: int) -> None:
         """One reference more to an object."""
         self._references.pin(run, position)
@@ -470,6 +484,9 @@ class Cluster:
                 self._take_stall(event)
             case events.TaskExplained():
                 self._answers.give(event.request, event.found)
+            case events.OutputsArrived():
+                if (run := self._running.get(event.run)) is not None:
+                    self._taking.arrived(run, event)
             case events.OutputsComplete():
                 if (run := self._running.get(event.run)) is not None:
                     self._taking.take(run, event)
