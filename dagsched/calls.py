@@ -121,13 +121,10 @@ def run_rows(function: Callable[..., Any], data: bytes) -> tuple[Results, float]
     return (bytes(marks), values), perf_counter() - begun_s
 
 
-def run_calls(data: bytes) -> tuple[Results, list[Spent]]:
-    """Make each of several calls, whatever becomes of the others.
-
-    Args:
-        data: pickle of the functions, and of calls as `pack_call` gives them.
-    """
-    functions, calls = pickle.loads(data)
+def run_calls(
+    functions: Sequence[Callable[..., Any]], calls: Sequence[bytes | Call]
+) -> tuple[Results, list[Spent]]:
+    """Make each of several calls, as `pack_call` gives them, whatever becomes of the others."""
     marks, values = bytearray(), []
     spent: dict[int, Spent] = {}
     for item in calls:
@@ -153,6 +150,11 @@ def run_calls(data: bytes) -> tuple[Results, list[Spent]]:
         _, count, before_s, longest_s = spent.get(index, (0, 0, 0.0, 0.0))
         spent[index] = Spent(index, count + 1, before_s + seconds, max(longest_s, seconds))
     return (bytes(marks), values), list(spent.values())
+
+
+def run_packed_calls(data: bytes) -> tuple[Results, list[Spent]]:
+    """`run_calls` with a pickle of both arguments."""
+    return run_calls(*pickle.loads(data))
 
 
 class _EarlierFailed(Exception):

@@ -1,0 +1,640 @@
+"""The thread behind a `DagschedExecutor`: from calls that were submitted to runs, and back.
+
+Responsible for which calls are handed out, when, and which of them together; for the values of
+futures among arguments; and for what becomes of all when the executor is broken.
+
+One thread has all state; others put messages into its inbox. A call that takes long, or was never
+measured, is a run of its own, so that its value is told when it is there. Calls of functions that
+were short whenever they were measured are gathered into chunks of some milliseconds of work: a
+call of such a function that blocks for once keeps back the values of those before it in its chunk.
+"""
+
+import logging
+import os
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor, CancelledError, Future
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from dagsched.background import BackgroundThread
+from dagsched.calls import Call, Earlier, outcomes, pack, pack_call, run_packed_calls
+from dagsched.containers import leaves, rebuild
+from dagsched.delayed import Delayed, delayed
+from dagsched.errors import ClosedError, DagschedError, ExecutorLost, InternalError
+from dagsched.graph import SOURCE_BYTES_MIN
+from dagsched.plugins.setup import InitializerFailed, Prepared, PreparedCalls, Setup
+from dagsched.plugins.shortness import Shortness
+from dagsched.ref import Ref, resolver_of
+from dagsched.serialize import ATOMIC_TYPES
+
+if TYPE_CHECKING:
+    from dagsched.run import Run
+    from dagsched.runenv import RunEnv
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CHUNK_S = 0.01
+"""Work of a chunk of short calls."""
+
+CHUNK_TOGETHER_S = 0.000_5
+"""Less work than this isn't shared out between chunks, each of which costs as much."""
+
+CHUNK_CALLS_MAX = 4_096
+
+
+class BrokenDagschedExecutor(BrokenExecutor):
+    """A call took down its executor again and again, or the environment is closed."""
+
+
+class _Stored(NamedTuple):
+    """In a future: its value lies on a node."""
+
+    ref: Ref
+
+
+class LazyFuture(Future[T]):
+    """A future whose value, if it is large, is fetched when it is asked for.
+
+    Who adds a callback, as event loops do, finds the value fetched when that is called.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored: Ref | None = None
+        self.is_watched = False
+        self.item: Item | None = None  # until it is done
+        self._fetching = threading.Lock()
+
+    def result(self, timeout: float | None = None) -> T:
+        """As of `Future`."""
+        value = super().result(timeout)
+        return self.fetch() if isinstance(value, _Stored) else value
+
+    def fetch(self) -> T:
+        """The value of a future that is done, or will be when this has returned."""
+        with self._fetching:
+            if isinstance(self._result, _Stored) or self._result is None:
+                assert self.stored is not None
+                self._result = resolver_of(self.stored).fetch(self.stored)
+            return self._result
+
+    def add_done_callback(self, fn: "Callable[[Future[T]], object]") -> None:
+        """As of `Future`."""
+        with self._condition:
+            self.is_watched = True
+            is_far = self.done() and isinstance(self._result, _Stored)
+        if is_far:
+            _fetch_and(self, lambda: super(LazyFuture, self).add_done_callback(fn))
+        else:
+            super().add_done_callback(fn)
+
+    def add_hook(self, hook: "Callable[[Future[T]], object]") -> None:
+        """Have `hook` called when it is done, wherever the value is then."""
+        super().add_done_callback(hook)
+
+
+def _fetch_and(future: LazyFuture[Any], then: Callable[[], object]) -> None:
+    """Fetch a value in a thread that may wait for that, and go on in it."""
+
+    def fetch() -> None:
+        try:
+            future.fetch()
+        except Exception as error:  # noqa: BLE001 - it is the future's from now on
+            with future._condition:
+                future._result, future._exception = None, error
+        then()
+        fetcher.stop(0)
+
+    fetcher = BackgroundThread("dagsched-fetch")
+    fetcher.do(fetch)
+
+
+class Item:
+    """A call that was submitted. Arguments as of `DagschedExecutor.submit`."""
+
+    __slots__ = ("args", "dependents", "function", "future", "is_sent", "kwargs", "missing")
+
+    def __init__(
+        self,
+        future: LazyFuture[Any],
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.future = future
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.missing: set[Future[Any]] = set()  # futures among the arguments that aren't done
+        self.dependents: list[Item] = []
+        self.is_sent = False
+
+
+class Unit:
+    """Calls that are under way as one run."""
+
+    __slots__ = ("functions", "is_chunk", "items", "run")
+
+    def __init__(self, items: list[Item], functions: list[Callable[..., Any]], run: "Run") -> None:
+        self.items = items
+        self.functions = functions
+        self.run = run
+        self.is_chunk = bool(functions)
+
+
+class _Arrived(NamedTuple):
+    """A future among an item's arguments is done."""
+
+    item: Item
+    future: Future[Any]
+
+
+class _Finish(NamedTuple):
+    """No more calls will come."""
+
+    cancel: bool
+
+
+_living: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+
+
+class Pool:
+    """State of one executor. Arguments as of `DagschedExecutor`."""
+
+    def __init__(
+        self, max_workers: int | None, env: "RunEnv | None", setup: Setup | None
+    ) -> None:
+        self._max_workers = max_workers
+        self._env = env
+        self._setup = setup
+        self._pid = os.getpid()
+        self._inbox: queue.SimpleQueue[Item | Unit | _Arrived | _Finish] = queue.SimpleQueue()
+        # Guards what follows; reentrant, for the end of the executor, which the garbage collector
+        # may notice anywhere, calls `finish`.
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._is_finishing = False
+        self._broken: BrokenDagschedExecutor | None = None
+        # The rest is the thread's.
+        self._is_last = False  # no more calls will come
+        self._ready: deque[Item] = deque()
+        self._waiting: dict[Item, None] = {}
+        self._under_way: dict[Unit, None] = {}
+        self._shortness = Shortness()
+
+    # --- for the executor, in any thread --------------------------------------------------------
+
+    def put(self, item: Item) -> None:
+        """Take a call.
+
+        Raises:
+            RuntimeError: it comes too late.
+        """
+        with self._lock:
+            if self._broken is not None:
+                raise self._broken_error()
+            if self._is_finishing:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            if self._thread is None or not self.is_ours:
+                self._start()
+            self._inbox.put(item)
+
+    def finish(self, *, cancel: bool = False) -> None:
+        """Take no more calls, and end the thread when it has done those that there are."""
+        with self._lock:
+            self._is_finishing = True
+            if self._thread is not None:
+                self._inbox.put(_Finish(cancel))
+
+    def join(self) -> None:
+        """Wait for the end of the thread."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process made it; not after a fork."""
+        return self._pid == os.getpid()
+
+    def _start(self) -> None:
+        from dagsched.runenv import default_env
+
+        if not self.is_ours:
+            raise RuntimeError(
+                "the executor belongs to the parent of this process; make another one here"
+            )
+        if self._env is None:
+            self._env = default_env()
+        if self._env.closed:
+            raise BrokenDagschedExecutor("the environment has been closed; make another RunEnv")
+        _living.add(self)
+        self._thread = threading.Thread(target=self._serve, name="dagsched-executor", daemon=True)
+        self._thread.start()
+
+    # --- the thread -----------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        try:
+            while self._broken is None and not self._is_idle_for_good():
+                message = self._inbox.get()
+                while True:
+                    self._take(message)
+                    # Nothing may be kept alive while nothing happens.
+                    del message
+                    try:
+                        message = self._inbox.get_nowait()
+                    except queue.Empty:
+                        break
+                self._hand_out()
+        except BaseException as error:
+            logger.exception("the thread of an executor has failed")
+            self._break(f"its thread has failed: {error!r}", error)
+        while not self._inbox.empty():  # of a broken one: nothing came after it was
+            self._take(self._inbox.get())
+
+    def _is_idle_for_good(self) -> bool:
+        return self._is_last and not (self._under_way or self._ready or self._waiting)
+
+    def _take(self, message: "Item | Unit | _Arrived | _Finish") -> None:
+        if isinstance(message, Item):
+            if self._broken is not None:
+                self._fail(message, self._broken_error())
+            else:
+                self._take_item(message)
+        elif isinstance(message, Unit):
+            self._take_end(message)
+        elif isinstance(message, _Arrived):
+            item = message.item
+            item.missing.discard(message.future)
+            if not item.missing and not item.is_sent and item in self._waiting:
+                del self._waiting[item]
+                self._ready.append(item)
+        else:
+            self._is_last = True
+            if message.cancel:
+                self._cancel_all()
+
+    def _take_item(self, item: Item) -> None:
+        if not _is_plain(item):
+            for future in set(leaves((item.args, item.kwargs), _is_future)):
+                assert isinstance(future, Future)
+                if not future.done():
+                    item.missing.add(future)
+        item.future.item = item
+        if not item.missing:
+            self._ready.append(item)
+            return
+        self._waiting[item] = None
+        for future in list(item.missing):
+            self._depend(item, future)
+
+    def _depend(self, item: Item, future: Future[Any]) -> None:
+        def tell(done: Future[Any]) -> None:
+            self._inbox.put(_Arrived(item, done))
+
+        if isinstance(future, LazyFuture):
+            if future.item is not None:
+                future.item.dependents.append(item)
+            future.add_hook(tell)
+        else:
+            future.add_done_callback(tell)
+
+    def _cancel_all(self) -> None:
+        for item in [*self._ready, *self._waiting]:
+            item.future.cancel()
+            self._is_wanted(item)
+        self._ready.clear()
+        self._waiting.clear()
+
+    # --- out ------------------------------------------------------------------------------------
+
+    def _limit(self, head: Item) -> int:
+        """How many units may be under way at once."""
+        assert self._env is not None
+        executors = sum(len(node.executorids) for node in self._env.nodes) or 1
+        if self._max_workers is not None and self._max_workers < executors:
+            return self._max_workers
+        return 2 * executors if self._shortness.of(head.function) is not None else executors + 1
+
+    def _hand_out(self) -> None:
+        if self._broken is None and self._ready and self._env is not None and self._env.closed:
+            self._break("the environment has been closed", None)
+        while self._ready and self._broken is None:
+            free = self._limit(self._ready[0]) - len(self._under_way)
+            if free <= 0:
+                return
+            items = self._next_items(free)
+            if not items:
+                continue
+            try:
+                self._send(items)
+            except (ClosedError, InternalError) as error:
+                for item in items:
+                    self._ready.append(item)
+                self._break(str(error), error)
+
+    def _next_items(self, free: int) -> list[Item]:
+        """Calls for one unit; none if the next one need not be made."""
+        head = self._ready.popleft()
+        if not self._is_wanted(head):
+            return []
+        if (error := _failed_input(head)) is not None:
+            self._fail(head, error)
+            return []
+        items = [head]
+        budget_s = self._cost(head)
+        if budget_s is None:
+            return items
+        share = -(-(len(self._ready) + 1) // free)
+        spent_s = budget_s
+        members = {head.future}
+        grown = deque(head.dependents)
+        while len(items) < CHUNK_CALLS_MAX and spent_s < CHUNK_S:
+            item = self._next_member(items, grown, members, share, spent_s)
+            if item is None:
+                break
+            cost_s = self._cost(item)
+            assert cost_s is not None
+            spent_s += cost_s
+            items.append(item)
+            members.add(item.future)
+            grown += item.dependents
+        return items
+
+    def _next_member(
+        self,
+        items: list[Item],
+        grown: deque[Item],
+        members: set[LazyFuture[Any]],
+        share: int,
+        spent_s: float,
+    ) -> Item | None:
+        """A call that may join a chunk: one that waits for nothing but its members, or is next."""
+        while grown:
+            item = grown.popleft()
+            if item in self._waiting and item.missing <= members and self._cost(item) is not None:
+                del self._waiting[item]
+                if self._is_wanted(item):
+                    return item
+        if len(items) >= share and spent_s >= CHUNK_TOGETHER_S:
+            return None
+        while self._ready:
+            item = self._ready[0]
+            if self._cost(item) is None or _failed_input(item) is not None:
+                return None
+            self._ready.popleft()
+            if self._is_wanted(item):
+                return item
+        return None
+
+    @staticmethod
+    def _is_wanted(item: Item) -> bool:
+        """Whether a call is to be made: nobody has cancelled it, and nobody can from now on."""
+        if item.future.set_running_or_notify_cancel():
+            return True
+        item.future.item = None
+        return False
+
+    def _cost(self, item: Item) -> float | None:
+        """Seconds that a call takes, if it may be in a chunk."""
+        seconds = self._shortness.of(item.function)
+        if seconds is None or _is_plain(item):
+            return seconds
+        return None if next(leaves((item.args, item.kwargs), _is_far), None) else seconds
+
+    def _send(self, items: list[Item]) -> None:
+        """Make a run of these calls, of which those that can't travel fail."""
+        from dagsched.submission import submit
+
+        assert self._env is not None
+        for item in items:
+            item.is_sent = True
+        if len(items) > 1:
+            self._send_chunk(items)
+            return
+        item = items[0]
+        args, kwargs = item.args, item.kwargs
+        if not _is_plain(item):
+            args, kwargs = rebuild((args, kwargs), _value_of, _is_future)
+        try:
+            function = item.function
+            if self._setup is not None:
+                function = Prepared(self._setup, function)
+            run = submit(self._env, delayed(function)(*args, **kwargs), as_refs=True)
+        except (ClosedError, InternalError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is about this call
+            self._fail(item, error)
+        else:
+            self._begin(Unit(items, [], run))
+
+    def _send_chunk(self, items: list[Item]) -> None:
+        from dagsched.submission import submit
+
+        assert self._env is not None
+        functions: list[Callable[..., Any]] = []
+        index_of: dict[int, int] = {}
+        place_of: dict[Future[Any], int] = {}
+        packed: list[bytes | Call] = []
+        sent: list[Item] = []
+        for item in items:
+            index = index_of.setdefault(id(item.function), len(functions))
+            try:
+                if index == len(functions):
+                    pack(item.function, "function")
+                    functions.append(item.function)
+                packed.append(pack_call(_chunk_call(item, index, place_of)))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is about this call
+                if index == len(functions):
+                    del index_of[id(item.function)]
+                self._fail(item, error)
+            else:
+                place_of[item.future] = len(sent)
+                sent.append(item)
+        if sent:
+            data = pack((functions, packed), "chunk")
+            function = PreparedCalls(self._setup) if self._setup is not None else run_packed_calls
+            run = submit(self._env, delayed(function, name="short calls")(data))
+            self._begin(Unit(sent, functions, run))
+
+    def _begin(self, unit: Unit) -> None:
+        self._under_way[unit] = None
+        unit.run.add_internal_callback(lambda: self._inbox.put(unit))
+
+    # --- back -----------------------------------------------------------------------------------
+
+    def _take_end(self, unit: Unit) -> None:
+        if self._under_way.pop(unit, self) is self:
+            return  # the executor is broken, and its calls have failed
+        error = unit.run.exception()
+        value = None
+        if error is None:
+            try:
+                value = unit.run.result()
+            except Exception as raised:  # noqa: BLE001 - of the user's own unpickling code
+                error = raised
+        if isinstance(error, ExecutorLost | ClosedError | InternalError | InitializerFailed):
+            self._under_way[unit] = None
+            self._break(_broken_text(error), error)
+        elif error is not None:
+            for item in unit.items:
+                self._fail(item, error)
+        elif unit.is_chunk:
+            self._take_results(unit, value)
+        else:
+            self._take_value(unit, value)
+
+    def _take_value(self, unit: Unit, value: object) -> None:
+        item = unit.items[0]
+        trace = unit.run.trace()
+        self._shortness.note(item.function, 1, float(trace.duration_ns[trace.ran].sum()) / 1e9)
+        future = item.future
+        future.item = None
+        if not unit.run.kept_positions:
+            future.set_result(value)
+            return
+        assert isinstance(value, Ref)
+        future.stored = value
+        with future._condition:
+            is_watched = future.is_watched
+        if is_watched:
+            _fetch_and(future, lambda: _set_fetched(future))
+        else:
+            future.set_result(_Stored(value))
+
+    def _take_results(self, unit: Unit, value: Any) -> None:
+        results, spent = value
+        for index, count, seconds, longest_s in spent:
+            self._shortness.note(unit.functions[index], count, seconds, longest_s)
+        where = f"one of {len(unit.items)} short calls that travelled together"
+        for item, outcome in zip(unit.items, outcomes(results, where), strict=True):
+            if outcome.error is not None:
+                self._fail(item, outcome.error)
+            elif type(outcome.value) is Delayed:
+                # A call that returns a graph stands for its value.
+                self._resend(item, outcome.value)
+            else:
+                item.future.item = None
+                item.future.set_result(outcome.value)
+
+    def _resend(self, item: Item, value: Delayed) -> None:
+        from dagsched.submission import submit
+
+        assert self._env is not None
+        self._begin(Unit([item], [], submit(self._env, value, as_refs=True)))
+
+    def _fail(self, item: Item, error: BaseException) -> None:
+        if item.future.running() or self._is_wanted(item):
+            item.future.item = None
+            item.future.set_exception(error)
+
+    def _break(self, text: str, cause: BaseException | None) -> None:
+        """Nothing more can be done: all that was submitted fails."""
+        broken = BrokenDagschedExecutor(f"the executor is broken: {text}")
+        broken.__cause__ = cause
+        with self._lock:
+            self._broken = broken
+        units, self._under_way = self._under_way, {}
+        waiting: Iterable[Item] = [*self._ready, *self._waiting]
+        self._ready.clear()
+        self._waiting.clear()
+        for unit in units:
+            try:
+                unit.run.cancel()
+            except DagschedError:
+                logger.debug("run %s has gone with its environment", unit.run.run_id)
+        for item in [*(item for unit in units for item in unit.items), *waiting]:
+            if not item.future.done() or item.future.cancelled():
+                self._fail(item, self._broken_error())
+
+    def _broken_error(self) -> BrokenDagschedExecutor:
+        """The error anew for each call, so that no traceback grows."""
+        assert self._broken is not None
+        error = BrokenDagschedExecutor(*self._broken.args)
+        error.__cause__ = self._broken.__cause__
+        return error
+
+
+def _set_fetched(future: LazyFuture[Any]) -> None:
+    value, error = future._result, future._exception
+    if error is not None:
+        future._exception = None
+        future.set_exception(error)
+    else:
+        future.set_result(value)
+
+
+def _broken_text(error: BaseException) -> str:
+    if isinstance(error, InitializerFailed):
+        return f"its initializer has failed: {error}"
+    return str(error)
+
+
+def _is_plain(item: Item) -> bool:
+    """Whether its arguments hold nothing that stands for another value."""
+    return not item.kwargs and ATOMIC_TYPES.issuperset(map(type, item.args))
+
+
+def _is_future(value: object) -> bool:
+    return isinstance(value, Future)
+
+
+def _is_far(value: object) -> bool:
+    """Whether it stands for a value elsewhere, or is an array that better travels alone."""
+    if isinstance(value, LazyFuture):
+        return value.stored is not None
+    if isinstance(value, Delayed | Ref):
+        return True
+    size_bytes = getattr(value, "nbytes", 0) if hasattr(type(value), "nbytes") else 0
+    return isinstance(size_bytes, int) and size_bytes >= SOURCE_BYTES_MIN
+
+
+def _value_of(future: Any) -> object:
+    """What stands for a future that is done in the arguments of a run."""
+    stored = getattr(future, "stored", None)
+    return stored if stored is not None else future.result(0)
+
+
+def _failed_input(item: Item) -> BaseException | None:
+    """The error of a future among the arguments that has failed, or was cancelled."""
+    if _is_plain(item):
+        return None
+    for future in leaves((item.args, item.kwargs), _is_future):
+        assert isinstance(future, Future)
+        if future.cancelled():
+            return CancelledError("a future among the arguments was cancelled")
+        if future.done() and (error := future.exception(0)) is not None:
+            return error
+    return None
+
+
+def _chunk_call(item: Item, function: int, place_of: dict[Future[Any], int]) -> Call:
+    if _is_plain(item):
+        return (function, item.args, item.kwargs)
+
+    def value_of(future: Any) -> object:
+        place = place_of.get(future)
+        return Earlier(place) if place is not None else future.result(0)
+
+    args, kwargs = rebuild((item.args, item.kwargs), value_of, _is_future)
+    return (function, args, kwargs)
+
+
+def _finish_all() -> None:
+    """Before the interpreter ends: what was submitted is done, as by other executors."""
+    pools = [pool for pool in _living if pool.is_ours]
+    for pool in pools:
+        pool.finish()
+    for pool in pools:
+        pool.join()
+
+
+# As `concurrent.futures.thread` does: called before the interpreter waits for threads, and so
+# before environments are closed.
+threading._register_atexit(_finish_all)  # type: ignore[attr-defined]  # not public, nor is another way
