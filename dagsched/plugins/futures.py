@@ -137,6 +137,14 @@ class DagschedExecutor(Executor):
             self._pool.join()
 
 
+    def terminate_workers(self) -> None:
+        """Shut down at once: calls that run are stopped, and their futures fail.
+
+        A call that doesn't end soon is ended with its process, which is replaced.
+        """
+        self._pool.finish(cancel=True, stop=True)
+
+
 def _call_each(fn: Callable[..., T], rows: list[tuple[Any, ...]]) -> list[T]:
     return [fn(*row) for row in rows]
 

@@ -16,14 +16,15 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import BrokenExecutor, CancelledError, Future
+from concurrent.futures import CancelledError, Future
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from dagsched.background import BackgroundThread
 from dagsched.calls import Call, Earlier, outcomes, pack, pack_call, run_packed_calls
 from dagsched.containers import leaves, rebuild
 from dagsched.delayed import Delayed, delayed
-from dagsched.errors import ClosedError, DagschedError, ExecutorLost, InternalError
+from dagsched.errors import ClosedError, DagschedError, ExecutorLost, InternalError, TaskFailed
 from dagsched.graph import SOURCE_BYTES_MIN
 from dagsched.plugins.setup import InitializerFailed, Prepared, PreparedCalls, Setup
 from dagsched.plugins.shortness import Shortness
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from dagsched.runenv import RunEnv
 
 logger = logging.getLogger(__name__)
+stdlib_logger = logging.getLogger("concurrent.futures")  # where executors tell of initializers
 
 T = TypeVar("T")
 
@@ -47,7 +49,7 @@ CHUNK_TOGETHER_S = 0.000_5
 CHUNK_CALLS_MAX = 4_096
 
 
-class BrokenDagschedExecutor(BrokenExecutor):
+class BrokenDagschedExecutor(BrokenProcessPool):
     """A call took down its executor again and again, or the environment is closed."""
 
 
@@ -157,7 +159,8 @@ class _Arrived(NamedTuple):
 class _Finish(NamedTuple):
     """No more calls will come."""
 
-    cancel: bool
+    cancel: bool  # what hasn't been handed out
+    stop: bool  # what has
 
 
 _living: "weakref.WeakSet[Pool]" = weakref.WeakSet()
@@ -204,18 +207,28 @@ class Pool:
                 self._start()
             self._inbox.put(item)
 
-    def finish(self, *, cancel: bool = False) -> None:
-        """Take no more calls, and end the thread when it has done those that there are."""
+    def finish(self, *, cancel: bool = False, stop: bool = False) -> None:
+        """Take no more calls, and end the thread when it has done those that there are.
+
+        Args:
+            cancel: calls that haven't been handed out.
+            stop: calls that have.
+        """
         with self._lock:
             self._is_finishing = True
             if self._thread is not None:
-                self._inbox.put(_Finish(cancel))
+                self._inbox.put(_Finish(cancel, stop))
 
     def join(self) -> None:
         """Wait for the end of the thread."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether all that is submitted fails."""
+        return self._broken is not None
 
     @property
     def is_ours(self) -> bool:
@@ -278,7 +291,11 @@ class Pool:
         else:
             self._is_last = True
             if message.cancel:
+                if not message.stop:
+                    self._hand_out()  # first, what executors wait for
                 self._cancel_all()
+            if message.stop:
+                self._stop_all()
 
     def _take_item(self, item: Item) -> None:
         if not _is_plain(item):
@@ -311,6 +328,13 @@ class Pool:
             self._is_wanted(item)
         self._ready.clear()
         self._waiting.clear()
+
+    def _stop_all(self) -> None:
+        for unit in self._under_way:
+            try:
+                unit.run.cancel()
+            except DagschedError:
+                logger.debug("run %s has gone with its environment", unit.run.run_id)
 
     # --- out ------------------------------------------------------------------------------------
 
@@ -532,7 +556,7 @@ class Pool:
     def _fail(self, item: Item, error: BaseException) -> None:
         if item.future.running() or self._is_wanted(item):
             item.future.item = None
-            item.future.set_exception(error)
+            item.future.set_exception(_as_raised(error))
 
     def _break(self, text: str, cause: BaseException | None) -> None:
         """Nothing more can be done: all that was submitted fails."""
@@ -540,15 +564,11 @@ class Pool:
         broken.__cause__ = cause
         with self._lock:
             self._broken = broken
+        self._stop_all()
         units, self._under_way = self._under_way, {}
         waiting: Iterable[Item] = [*self._ready, *self._waiting]
         self._ready.clear()
         self._waiting.clear()
-        for unit in units:
-            try:
-                unit.run.cancel()
-            except DagschedError:
-                logger.debug("run %s has gone with its environment", unit.run.run_id)
         for item in [*(item for unit in units for item in unit.items), *waiting]:
             if not item.future.done() or item.future.cancelled():
                 self._fail(item, self._broken_error())
@@ -570,8 +590,16 @@ def _set_fetched(future: LazyFuture[Any]) -> None:
         future.set_result(value)
 
 
+def _as_raised(error: BaseException) -> BaseException:
+    """The error of a call as other executors give it: SystemExit and its like as themselves."""
+    original = error.__cause__
+    is_exit = type(error) is TaskFailed and original is not None
+    return original if is_exit and not isinstance(original, Exception) else error  # type: ignore[return-value]  # it isn't None
+
+
 def _broken_text(error: BaseException) -> str:
     if isinstance(error, InitializerFailed):
+        stdlib_logger.critical("an initializer has failed: %s", error)
         return f"its initializer has failed: {error}"
     return str(error)
 
