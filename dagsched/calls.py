@@ -30,7 +30,7 @@ Call = tuple[int, Row, dict[str, Any]]
 class Earlier(NamedTuple):
     """Stands, in the arguments of a call, for the value of an earlier call of its chunk."""
 
-    index: int
+    place: int
 
 
 class Outcome(NamedTuple):
@@ -44,7 +44,7 @@ class Spent(NamedTuple):
     """Time that a chunk's calls of one function took."""
 
     function: int
-    count: int
+    calls: int
     seconds: float
     longest_s: float
 
@@ -103,7 +103,7 @@ def run_rows(function: Callable[..., Any], data: bytes) -> tuple[Results, float]
     """Call a function with each row, up to the first that fails; the time is that of all calls."""
     begun_s = perf_counter()
     is_plain, rows = pickle.loads(data)
-    marks, values = bytearray(), []
+    marks, values = bytearray(), list[Any]()
     for row in rows:
         args = row if is_plain else pickle.loads(row)
         try:
@@ -125,13 +125,15 @@ def run_calls(
     functions: Sequence[Callable[..., Any]], calls: Sequence[bytes | Call]
 ) -> tuple[Results, list[Spent]]:
     """Make each of several calls, as `pack_call` gives them, whatever becomes of the others."""
-    marks, values = bytearray(), []
+    marks, values = bytearray(), list[Any]()
     spent: dict[int, Spent] = {}
     for item in calls:
         begun_s = perf_counter()
-        mark, value, index = FAILED, None, 0
+        mark, index = FAILED, 0
+        value: Any = None
         try:
-            index, args, kwargs = pickle.loads(item) if type(item) is bytes else item
+            call: Call = pickle.loads(item) if isinstance(item, bytes) else item
+            index, args, kwargs = call
             if kwargs or not ATOMIC_TYPES.issuperset(map(type, args)):
                 args, kwargs = _with_earlier(args, kwargs, marks, values)
             value = functions[index](*args, **kwargs)
@@ -147,8 +149,8 @@ def run_calls(
         marks.append(mark)
         values.append(value)
         seconds = perf_counter() - begun_s
-        _, count, before_s, longest_s = spent.get(index, (0, 0, 0.0, 0.0))
-        spent[index] = Spent(index, count + 1, before_s + seconds, max(longest_s, seconds))
+        _, before, before_s, longest_s = spent.get(index, (0, 0, 0.0, 0.0))
+        spent[index] = Spent(index, before + 1, before_s + seconds, max(longest_s, seconds))
     return (bytes(marks), values), list(spent.values())
 
 
@@ -172,10 +174,10 @@ def _with_earlier(
     from dagsched.containers import rebuild
 
     def value_of(item: Any) -> Any:
-        if marks[item.index] == FAILED:
-            raise _EarlierFailed(values[item.index])
-        value = values[item.index]
-        return pickle.loads(value) if marks[item.index] == PICKLED else value
+        if marks[item.place] == FAILED:
+            raise _EarlierFailed(values[item.place])
+        value = values[item.place]
+        return pickle.loads(value) if marks[item.place] == PICKLED else value
 
     found: tuple[Row, dict[str, Any]] = rebuild((args, kwargs), value_of, is_earlier)
     return found

@@ -134,13 +134,14 @@ class _Map:
         if self._left_over is not None:
             rows, self._left_over = [self._left_over], None
             return rows
-        rows = []
+        rows: list[Row] = []
         begun_s, step = perf_counter(), 1
         try:
             while len(rows) < self._size:
-                piece = list(islice(self._rows, min(step, self._size - len(rows))))
-                rows += piece
-                if len(piece) < step and len(rows) < self._size:
+                wanted = min(len(rows) + step, self._size)
+                # Of a list that is extended what came before an error stays.
+                rows.extend(islice(self._rows, wanted - len(rows)))
+                if len(rows) < wanted:
                     self._is_exhausted = True
                     break
                 if self._fixed_size is None and perf_counter() - begun_s > GATHER_S:

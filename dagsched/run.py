@@ -245,7 +245,8 @@ class Run:
         Example:
             >>> from dagsched import RunEnv, delayed, submit
             >>> with RunEnv() as env:  # doctest: +SKIP
-            ...     for key, value in submit(env, [delayed(abs)(-n) for n in range(3)]).as_completed():
+            ...     run = submit(env, [delayed(abs)(-n) for n in range(3)])
+            ...     for key, value in run.as_completed():
             ...         print(key, value)
         """
         from dagsched.completion import CompletedOutputs

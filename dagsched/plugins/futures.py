@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from dagsched.plugins.pool import BrokenDagschedExecutor, Item, LazyFuture, Pool
+from dagsched.plugins.items import Item
+from dagsched.plugins.lazy import LazyFuture
+from dagsched.plugins.pool import BrokenDagschedExecutor, Pool
 from dagsched.plugins.setup import Setup
 
 if TYPE_CHECKING:
@@ -123,7 +125,8 @@ class DagschedExecutor(Executor):
             return _results(futures, end_s, buffersize)
         chunks = iter(lambda: list(itertools.islice(rows, chunksize)), [])
         of_chunks = (self.submit(_call_each, fn, chunk) for chunk in chunks)
-        return itertools.chain.from_iterable(_results(of_chunks, end_s, buffersize))
+        results: Iterator[list[T]] = _results(of_chunks, end_s, buffersize)
+        return itertools.chain.from_iterable(results)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; the environment stays open.
@@ -135,7 +138,6 @@ class DagschedExecutor(Executor):
         self._pool.finish(cancel=cancel_futures)
         if wait:
             self._pool.join()
-
 
     def terminate_workers(self) -> None:
         """Shut down at once: calls that run are stopped, and their futures fail.
@@ -150,9 +152,10 @@ def _call_each(fn: Callable[..., T], rows: list[tuple[Any, ...]]) -> list[T]:
 
 
 def _results(
-    futures: "Iterator[Future[T]]", end_s: float | None, buffersize: int | None
+    futures: "Iterable[Future[T]]", end_s: float | None, buffersize: int | None
 ) -> Iterator[T]:
     """Results of futures in order; the first ones are made at once, and the rest as results go."""
+    futures = iter(futures)
     waiting = deque(itertools.islice(futures, buffersize))
 
     def results() -> Iterator[T]:

@@ -163,7 +163,7 @@ def _is_large_array(value: object) -> bool:
     array_type = numpy_array_type()
     if array_type is None or type(value) is not array_type:
         return False
-    return value.nbytes >= SHARED_BYTES_MIN and not value.dtype.hasobject  # type: ignore[attr-defined, no-any-return]  # it is an array
+    return value.nbytes >= SHARED_BYTES_MIN and not value.dtype.hasobject  # type: ignore[attr-defined]  # it is an array
 
 
 def _call_batch(items: Items, backend: Any, n_jobs: int | None) -> list[Any]:

@@ -16,29 +16,34 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dagsched.background import BackgroundThread
-from dagsched.calls import Call, Earlier, outcomes, pack, pack_call, run_packed_calls
-from dagsched.containers import leaves, rebuild
+from dagsched.calls import Call, outcomes, pack, pack_call, run_packed_calls
+from dagsched.containers import has_leaf, leaves, rebuild
 from dagsched.delayed import Delayed, delayed
 from dagsched.errors import ClosedError, DagschedError, ExecutorLost, InternalError, TaskFailed
-from dagsched.graph import SOURCE_BYTES_MIN
+from dagsched.plugins.items import (
+    Item,
+    Unit,
+    chunk_call,
+    failed_input,
+    is_far,
+    is_future,
+    is_plain,
+    value_of,
+)
+from dagsched.plugins.lazy import LazyFuture, Stored, fetch_and, set_fetched
 from dagsched.plugins.setup import InitializerFailed, Prepared, PreparedCalls, Setup
 from dagsched.plugins.shortness import Shortness
-from dagsched.ref import Ref, resolver_of
-from dagsched.serialize import ATOMIC_TYPES
+from dagsched.ref import Ref
 
 if TYPE_CHECKING:
-    from dagsched.run import Run
     from dagsched.runenv import RunEnv
 
 logger = logging.getLogger(__name__)
 stdlib_logger = logging.getLogger("concurrent.futures")  # where executors tell of initializers
-
-T = TypeVar("T")
 
 CHUNK_S = 0.01
 """Work of a chunk of short calls."""
@@ -51,102 +56,6 @@ CHUNK_CALLS_MAX = 4_096
 
 class BrokenDagschedExecutor(BrokenProcessPool):
     """A call took down its executor again and again, or the environment is closed."""
-
-
-class _Stored(NamedTuple):
-    """In a future: its value lies on a node."""
-
-    ref: Ref
-
-
-class LazyFuture(Future[T]):
-    """A future whose value, if it is large, is fetched when it is asked for.
-
-    Who adds a callback, as event loops do, finds the value fetched when that is called.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stored: Ref | None = None
-        self.is_watched = False
-        self.item: Item | None = None  # until it is done
-        self._fetching = threading.Lock()
-
-    def result(self, timeout: float | None = None) -> T:
-        """As of `Future`."""
-        value = super().result(timeout)
-        return self.fetch() if isinstance(value, _Stored) else value
-
-    def fetch(self) -> T:
-        """The value of a future that is done, or will be when this has returned."""
-        with self._fetching:
-            if isinstance(self._result, _Stored) or self._result is None:
-                assert self.stored is not None
-                self._result = resolver_of(self.stored).fetch(self.stored)
-            return self._result
-
-    def add_done_callback(self, fn: "Callable[[Future[T]], object]") -> None:
-        """As of `Future`."""
-        with self._condition:
-            self.is_watched = True
-            is_far = self.done() and isinstance(self._result, _Stored)
-        if is_far:
-            _fetch_and(self, lambda: super(LazyFuture, self).add_done_callback(fn))
-        else:
-            super().add_done_callback(fn)
-
-    def add_hook(self, hook: "Callable[[Future[T]], object]") -> None:
-        """Have `hook` called when it is done, wherever the value is then."""
-        super().add_done_callback(hook)
-
-
-def _fetch_and(future: LazyFuture[Any], then: Callable[[], object]) -> None:
-    """Fetch a value in a thread that may wait for that, and go on in it."""
-
-    def fetch() -> None:
-        try:
-            future.fetch()
-        except Exception as error:  # noqa: BLE001 - it is the future's from now on
-            with future._condition:
-                future._result, future._exception = None, error
-        then()
-        fetcher.stop(0)
-
-    fetcher = BackgroundThread("dagsched-fetch")
-    fetcher.do(fetch)
-
-
-class Item:
-    """A call that was submitted. Arguments as of `DagschedExecutor.submit`."""
-
-    __slots__ = ("args", "dependents", "function", "future", "is_sent", "kwargs", "missing")
-
-    def __init__(
-        self,
-        future: LazyFuture[Any],
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        self.future = future
-        self.function = function
-        self.args = args
-        self.kwargs = kwargs
-        self.missing: set[Future[Any]] = set()  # futures among the arguments that aren't done
-        self.dependents: list[Item] = []
-        self.is_sent = False
-
-
-class Unit:
-    """Calls that are under way as one run."""
-
-    __slots__ = ("functions", "is_chunk", "items", "run")
-
-    def __init__(self, items: list[Item], functions: list[Callable[..., Any]], run: "Run") -> None:
-        self.items = items
-        self.functions = functions
-        self.run = run
-        self.is_chunk = bool(functions)
 
 
 class _Arrived(NamedTuple):
@@ -169,9 +78,7 @@ _living: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 class Pool:
     """State of one executor. Arguments as of `DagschedExecutor`."""
 
-    def __init__(
-        self, max_workers: int | None, env: "RunEnv | None", setup: Setup | None
-    ) -> None:
+    def __init__(self, max_workers: int | None, env: "RunEnv | None", setup: Setup | None) -> None:
         self._max_workers = max_workers
         self._env = env
         self._setup = setup
@@ -187,6 +94,7 @@ class Pool:
         self._is_last = False  # no more calls will come
         self._ready: deque[Item] = deque()
         self._waiting: dict[Item, None] = {}
+        self._in_hand: list[Item] = []  # on their way from the two to the next
         self._under_way: dict[Unit, None] = {}
         self._shortness = Shortness()
 
@@ -298,8 +206,8 @@ class Pool:
                 self._stop_all()
 
     def _take_item(self, item: Item) -> None:
-        if not _is_plain(item):
-            for future in set(leaves((item.args, item.kwargs), _is_future)):
+        if not is_plain(item):
+            for future in set(leaves((item.args, item.kwargs), is_future)):
                 assert isinstance(future, Future)
                 if not future.done():
                     item.missing.add(future)
@@ -354,24 +262,22 @@ class Pool:
             if free <= 0:
                 return
             items = self._next_items(free)
-            if not items:
-                continue
             try:
-                self._send(items)
+                if items:
+                    self._send(items)
             except (ClosedError, InternalError) as error:
-                for item in items:
-                    self._ready.append(item)
                 self._break(str(error), error)
+            self._in_hand = []
 
     def _next_items(self, free: int) -> list[Item]:
         """Calls for one unit; none if the next one need not be made."""
         head = self._ready.popleft()
+        items = self._in_hand = [head]
         if not self._is_wanted(head):
             return []
-        if (error := _failed_input(head)) is not None:
+        if (error := failed_input(head)) is not None:
             self._fail(head, error)
             return []
-        items = [head]
         budget_s = self._cost(head)
         if budget_s is None:
             return items
@@ -410,7 +316,7 @@ class Pool:
             return None
         while self._ready:
             item = self._ready[0]
-            if self._cost(item) is None or _failed_input(item) is not None:
+            if self._cost(item) is None or failed_input(item) is not None:
                 return None
             self._ready.popleft()
             if self._is_wanted(item):
@@ -428,9 +334,9 @@ class Pool:
     def _cost(self, item: Item) -> float | None:
         """Seconds that a call takes, if it may be in a chunk."""
         seconds = self._shortness.of(item.function)
-        if seconds is None or _is_plain(item):
+        if seconds is None or is_plain(item):
             return seconds
-        return None if next(leaves((item.args, item.kwargs), _is_far), None) else seconds
+        return None if has_leaf((item.args, item.kwargs), is_far) else seconds
 
     def _send(self, items: list[Item]) -> None:
         """Make a run of these calls, of which those that can't travel fail."""
@@ -444,8 +350,8 @@ class Pool:
             return
         item = items[0]
         args, kwargs = item.args, item.kwargs
-        if not _is_plain(item):
-            args, kwargs = rebuild((args, kwargs), _value_of, _is_future)
+        if not is_plain(item):
+            args, kwargs = rebuild((args, kwargs), value_of, is_future)
         try:
             function = item.function
             if self._setup is not None:
@@ -473,7 +379,7 @@ class Pool:
                 if index == len(functions):
                     pack(item.function, "function")
                     functions.append(item.function)
-                packed.append(pack_call(_chunk_call(item, index, place_of)))
+                packed.append(pack_call(chunk_call(item, index, place_of)))
             except Exception as error:  # noqa: BLE001 - whatever it is, it is about this call
                 if index == len(functions):
                     del index_of[id(item.function)]
@@ -528,9 +434,9 @@ class Pool:
         with future._condition:
             is_watched = future.is_watched
         if is_watched:
-            _fetch_and(future, lambda: _set_fetched(future))
+            fetch_and(future, lambda: set_fetched(future))
         else:
-            future.set_result(_Stored(value))
+            future.set_result(Stored(value))
 
     def _take_results(self, unit: Unit, value: Any) -> None:
         results, spent = value
@@ -566,7 +472,7 @@ class Pool:
             self._broken = broken
         self._stop_all()
         units, self._under_way = self._under_way, {}
-        waiting: Iterable[Item] = [*self._ready, *self._waiting]
+        waiting: Iterable[Item] = [*self._in_hand, *self._ready, *self._waiting]
         self._ready.clear()
         self._waiting.clear()
         for item in [*(item for unit in units for item in unit.items), *waiting]:
@@ -581,15 +487,6 @@ class Pool:
         return error
 
 
-def _set_fetched(future: LazyFuture[Any]) -> None:
-    value, error = future._result, future._exception
-    if error is not None:
-        future._exception = None
-        future.set_exception(error)
-    else:
-        future.set_result(value)
-
-
 def _as_raised(error: BaseException) -> BaseException:
     """The error of a call as other executors give it: SystemExit and its like as themselves."""
     original = error.__cause__
@@ -602,56 +499,6 @@ def _broken_text(error: BaseException) -> str:
         stdlib_logger.critical("an initializer has failed: %s", error)
         return f"its initializer has failed: {error}"
     return str(error)
-
-
-def _is_plain(item: Item) -> bool:
-    """Whether its arguments hold nothing that stands for another value."""
-    return not item.kwargs and ATOMIC_TYPES.issuperset(map(type, item.args))
-
-
-def _is_future(value: object) -> bool:
-    return isinstance(value, Future)
-
-
-def _is_far(value: object) -> bool:
-    """Whether it stands for a value elsewhere, or is an array that better travels alone."""
-    if isinstance(value, LazyFuture):
-        return value.stored is not None
-    if isinstance(value, Delayed | Ref):
-        return True
-    size_bytes = getattr(value, "nbytes", 0) if hasattr(type(value), "nbytes") else 0
-    return isinstance(size_bytes, int) and size_bytes >= SOURCE_BYTES_MIN
-
-
-def _value_of(future: Any) -> object:
-    """What stands for a future that is done in the arguments of a run."""
-    stored = getattr(future, "stored", None)
-    return stored if stored is not None else future.result(0)
-
-
-def _failed_input(item: Item) -> BaseException | None:
-    """The error of a future among the arguments that has failed, or was cancelled."""
-    if _is_plain(item):
-        return None
-    for future in leaves((item.args, item.kwargs), _is_future):
-        assert isinstance(future, Future)
-        if future.cancelled():
-            return CancelledError("a future among the arguments was cancelled")
-        if future.done() and (error := future.exception(0)) is not None:
-            return error
-    return None
-
-
-def _chunk_call(item: Item, function: int, place_of: dict[Future[Any], int]) -> Call:
-    if _is_plain(item):
-        return (function, item.args, item.kwargs)
-
-    def value_of(future: Any) -> object:
-        place = place_of.get(future)
-        return Earlier(place) if place is not None else future.result(0)
-
-    args, kwargs = rebuild((item.args, item.kwargs), value_of, _is_future)
-    return (function, args, kwargs)
 
 
 def _finish_all() -> None:

@@ -61,6 +61,7 @@ class Prepared:
         self.__name__ = function_name(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it."""
         self._setup.prepare([self._function])
         return self._function(*args, **kwargs)
 
@@ -72,6 +73,7 @@ class PreparedCalls:
         self._setup = setup
 
     def __call__(self, data: bytes) -> tuple[Results, list[Spent]]:
+        """As of `run_packed_calls`."""
         functions, calls = pickle.loads(data)
         self._setup.prepare(functions)
         return run_calls(functions, calls)

@@ -47,7 +47,7 @@ class Shortness:
 
 
 def _key(function: Any) -> object:
-    """What stands for a function: its code, a builtin or class itself, or else a callable's type."""
+    """What stands for a function: its code, a builtin itself, or else a callable's type."""
     while isinstance(function, functools.partial):
         function = function.func
     function = getattr(function, "__func__", function)

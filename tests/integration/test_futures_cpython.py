@@ -18,7 +18,7 @@ from dagsched.plugins.futures import DagschedExecutor
 NOT_OURS = {
     # They look into the process pool's own parts.
     "test_killed_child": "a process that dies is replaced, and its call made again",
-    "test_saturation": "has no processes of its own, and a semaphore of multiprocessing can't be sent",
+    "test_saturation": "semaphores of multiprocessing are for its own children only",
     "test_idle_process_reuse_one": "has no processes of its own",
     "test_idle_process_reuse_multiple": "has no processes of its own",
     "test_max_tasks_per_child": "no such argument",
@@ -31,7 +31,7 @@ NOT_OURS = {
     "test_context_manager_shutdown": "looks for the pool's processes",
     "test_shutdown_deadlock_pickle": "waits for the pool's thread by its private name",
     "test_traceback": "the cause is a RemoteTraceback of ours",
-    "test_ressources_gced_in_workers": "a manager of multiprocessing talks to its own children only",
+    "test_ressources_gced_in_workers": "so are proxies of its managers",
     "test_hang_gh83386": "as the next",
     "test_interpreter_shutdown": "makes its executor by name, in a script; so does the next",
     "test_submit_after_interpreter_shutdown": "see test_futures for both",
@@ -108,7 +108,11 @@ def _adapted(name: str, module: ModuleType) -> type:
     base = mixin if hasattr(mixin, "_prime_executor") else None
     util = cpython("util") or module
     bases = (mixin,) if base is not None else (mixin, util.ExecutorMixin)
-    return type(f"Test{name}", (*bases, OneEnvironment), {**own, "executor_type": Adapted, "get_context": get_context})
+    return type(
+        f"Test{name}",
+        (*bases, OneEnvironment),
+        {**own, "executor_type": Adapted, "get_context": get_context},
+    )
 
 
 for _name, _where in MIXINS.items():
