@@ -36,6 +36,11 @@ class Item:
         self.dependents: list[Item] = []
         self.is_sent = False
 
+    def release(self) -> None:
+        """Nobody will look at it any more; callbacks of its arguments may go on naming it."""
+        self.future.item = None
+        self.args, self.kwargs, self.dependents = (), {}, []
+
 
 class Unit:
     """Calls that are under way as one run."""

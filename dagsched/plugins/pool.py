@@ -328,7 +328,7 @@ class Pool:
         """Whether a call is to be made: nobody has cancelled it, and nobody can from now on."""
         if item.future.set_running_or_notify_cancel():
             return True
-        item.future.item = None
+        item.release()
         return False
 
     def _cost(self, item: Item) -> float | None:
@@ -425,7 +425,7 @@ class Pool:
         trace = unit.run.trace()
         self._shortness.note(item.function, 1, float(trace.duration_ns[trace.ran].sum()) / 1e9)
         future = item.future
-        future.item = None
+        item.release()
         if not unit.run.kept_positions:
             future.set_result(value)
             return
@@ -450,7 +450,7 @@ class Pool:
                 # A call that returns a graph stands for its value.
                 self._resend(item, outcome.value)
             else:
-                item.future.item = None
+                item.release()
                 item.future.set_result(outcome.value)
 
     def _resend(self, item: Item, value: Delayed) -> None:
@@ -461,7 +461,7 @@ class Pool:
 
     def _fail(self, item: Item, error: BaseException) -> None:
         if item.future.running() or self._is_wanted(item):
-            item.future.item = None
+            item.release()
             item.future.set_exception(_as_raised(error))
 
     def _break(self, text: str, cause: BaseException | None) -> None:

@@ -279,9 +279,7 @@ def test_a_large_value_stays_where_it_is(env: RunEnv, executor: DagschedExecutor
     large = executor.submit(np.ones, 1_000_000)
     totals = [executor.submit(np.sum, large), executor.submit(lambda d: d["x"].sum(), {"x": large})]
     assert [future.result() for future in totals] == [1_000_000] * 2
-    read_bytes = sum(row["read_bytes"] for row in env.stats()["executors"])
     assert large._result.ref.nbytes > 8_000_000  # type: ignore[attr-defined]  # hence not fetched
-    assert read_bytes >= 0
     np.testing.assert_array_equal(large.result(), np.ones(1_000_000))
     del large, totals
     _until(lambda: not env.stats()["brokers"][0]["live_object_count"])
@@ -325,7 +323,7 @@ def test_a_call_that_kills_its_executor_again_and_again(env: RunEnv, gate: Path)
     executor = DagschedExecutor(env=env)
     waits = executor.submit(gated, str(gate))
     bad = executor.submit(die)
-    more = [executor.submit(time.sleep, 3600) for _ in range(5)]
+    more = [executor.submit(add, bad, n) for n in range(5)]
     with pytest.raises(BrokenProcessPool, match="is broken"):
         bad.result()
     assert isinstance(bad.exception().__cause__, ExecutorLost)  # type: ignore[union-attr]
