@@ -93,7 +93,6 @@ class _Map:
         self._call_rows = delayed(run_rows, name=f"map {self._name}")
         self._call_one = delayed(function)
         self._rows = rows
-        self._left_over: Row | None = None  # taken, and to be a chunk of its own
         self._fixed_size = chunksize
         self._size = chunksize or 1
         self._ordered = ordered
@@ -131,9 +130,6 @@ class _Map:
 
     def _next_rows(self) -> list[Row]:
         """The next chunk's inputs: no more than there are without waiting for long."""
-        if self._left_over is not None:
-            rows, self._left_over = [self._left_over], None
-            return rows
         rows: list[Row] = []
         begun_s, step = perf_counter(), 1
         try:
@@ -174,7 +170,7 @@ class _Map:
     def _of_chunk(self, chunk: _Chunk) -> Iterator[Any]:
         found = chunk.run.result()
         if chunk.is_single:
-            self._adapt(chunk, _run_seconds(chunk.run), 0)
+            self._adapt(chunk, chunk.run.traces.seconds_of(chunk.run.shape.outputs), 0)
             yield from found
             return
         results, seconds = found
@@ -189,9 +185,9 @@ class _Map:
 
     def _adapt(self, chunk: _Chunk, seconds: float, result_bytes: int) -> None:
         """The next chunk's size, from what this one took."""
-        if self._fixed_size is not None:
+        if self._fixed_size is not None or not seconds:  # or not told, if a node was lost
             return
-        size = int(CHUNK_S * chunk.count / max(seconds, 1e-9))
+        size = int(CHUNK_S * chunk.count / seconds)
         size = min(size, GROWTH_MAX * chunk.count, CHUNK_ROWS_MAX)
         largest_bytes = max(chunk.data_bytes, result_bytes)
         if largest_bytes:
@@ -206,9 +202,3 @@ def _needs_engine(row: Row) -> bool:
 
 def _size_of(value: object) -> int:
     return len(value) if isinstance(value, bytes | str) else 0
-
-
-def _run_seconds(run: "Run") -> float:
-    """How long the tasks of a run took, by its trace."""
-    trace = run.trace()
-    return float(trace.duration_ns[trace.ran].sum()) / 1e9

@@ -4,12 +4,14 @@ Responsible for the backend: how joblib's batches become calls of a `DagschedExe
 large arrays, which are sent once for each call of `joblib.Parallel`.
 """
 
-from collections.abc import Callable, Sequence
+import io
+import pickle
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from dagsched.containers import rebuild
 from dagsched.delayed import delayed, identity
+from dagsched.pickling import CloudPickler
 from dagsched.plugins.futures import DagschedExecutor
 from dagsched.plugins.optional import require
 from dagsched.ref import Ref
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
 SHARED_BYTES_MIN = 1 << 20
 """Arrays from this size on are sent once, and mapped by all executors of a node."""
-
-Items = Sequence[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
 
 
 def register(*, make_default: bool = False) -> None:
@@ -111,8 +111,17 @@ class DagschedBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     ) -> "Future[Any]":
         """Have a batch called; `callback` is called with its future."""
         assert self._executor is not None
-        items: Items = rebuild(func.items, self._share, _is_large_array)
-        future = self._executor.submit(_call_batch, items, func._backend, func._n_jobs)
+        future: Future[Any]
+        try:
+            with io.BytesIO() as file:
+                pickler = _BatchPickler(file, self._share)
+                pickler.dump((func.items, func._backend, func._n_jobs))
+                data = file.getvalue()
+        except Exception as error:  # noqa: BLE001 - of the user's own arguments
+            future = Future()
+            future.set_exception(error)
+        else:
+            future = self._executor.submit(_call_batch, data, *pickler.shared)
         if callback is not None:
             future.add_done_callback(callback)
         return future
@@ -148,13 +157,13 @@ class DagschedBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
         return default_env()
 
-    def _share(self, array: Any) -> object:
+    def _share(self, array: Any) -> Ref:
         """What stands for a large array: a reference to its only copy."""
         from dagsched.submission import submit
 
         known = self._shared.get(id(array))
         if known is None:
-            ref = submit(self._environment(), delayed(identity)(array), as_refs=True).result()
+            ref: Ref = submit(self._environment(), delayed(identity)(array), as_refs=True).result()
             known = self._shared[id(array)] = (array, ref)
         return known[1]
 
@@ -166,7 +175,37 @@ def _is_large_array(value: object) -> bool:
     return value.nbytes >= SHARED_BYTES_MIN and not value.dtype.hasobject  # type: ignore[attr-defined]  # it is an array
 
 
-def _call_batch(items: Items, backend: Any, n_jobs: int | None) -> list[Any]:
+class _BatchPickler(CloudPickler):
+    """Leaves large arrays out, wherever they are; `shared` has references to them in order."""
+
+    def __init__(self, file: io.BytesIO, share: Callable[[Any], Ref]) -> None:
+        super().__init__(file, protocol=5)
+        self._share = share
+        self.shared: list[Ref] = []
+
+    def reducer_override(self, obj: object) -> Any:
+        """As of `pickle.Pickler`."""
+        if not _is_large_array(obj):
+            return super().reducer_override(obj)
+        self.shared.append(self._share(obj))
+        return _shared_array, (len(self.shared) - 1,)
+
+
+_shared_arrays: tuple[Any, ...] = ()
+"""In an executor: those of the batch that is being unpickled."""
+
+
+def _shared_array(index: int) -> Any:
+    return _shared_arrays[index]
+
+
+def _call_batch(data: bytes, *shared: Any) -> list[Any]:
     """As `joblib.parallel.BatchedCalls` does it; in an executor."""
+    global _shared_arrays
+    _shared_arrays = shared
+    try:
+        items, backend, n_jobs = pickle.loads(data)
+    finally:
+        _shared_arrays = ()
     with parallel_config(backend=backend, n_jobs=n_jobs):
         return [function(*args, **kwargs) for function, args, kwargs in items]
