@@ -302,15 +302,7 @@ class Cluster:
 
     def source_values(self, run: "Run") -> dict[int, object]:
         """Values of those outputs that are sources: the client has them, or fetches them."""
-        count = run.graph.task_count
-        values: dict[int, object] = {}
-        for position in run.shape.outputs:
-            if position >= count:
-                source = run.graph.sources[position - count]
-                values[position] = (
-                    self._references.fetch(source) if isinstance(source, Ref) else source
-                )
-        return values
+        return self._references.source_values(run)
 
     def cancel_run(self, number: int) -> None:
         """Ask the master to stop a run."""
@@ -484,10 +476,7 @@ class Cluster:
                 self._take_stall(event)
             case events.TaskExplained():
                 self._answers.give(event.request, event.found)
-            case events.OutputsArrived():
-                if (run := self._running.get(event.run)) is not None:
-                    self._taking.arrived(run, event)
-            case events.OutputsComplete():
+            case events.OutputsArrived() | events.OutputsComplete():
                 if (run := self._running.get(event.run)) is not None:
                     self._taking.take(run, event)
             case events.RunEnded():

@@ -104,6 +104,16 @@ class References:
             values.append(load_fetched(answer.info, answer.frame, ref.position))
         return values
 
+    def source_values(self, run: "Run") -> dict[int, object]:
+        """Values of those outputs that are sources, by position."""
+        count = run.graph.task_count
+        values: dict[int, object] = {}
+        for position in run.shape.outputs:
+            if position >= count:
+                source = run.graph.sources[position - count]
+                values[position] = self.fetch(source) if isinstance(source, Ref) else source
+        return values
+
     # --- what keeps them alive ------------------------------------------------------------------
 
     def adopt(self, ref: Ref) -> None:

@@ -41,9 +41,13 @@ class OutputTaking:
         self._is_gone = is_gone
         self._thread = BackgroundThread("dagsched-copies")
 
-    def take(self, run: "Run", event: "OutputsComplete") -> None:
+    def take(self, run: "Run", event: "OutputsArrived | OutputsComplete") -> None:
         """In the master's thread, which never waits: copies and answers come in another."""
-        if not run.take_outputs(event):
+        from dagsched.master.events import OutputsArrived
+
+        if isinstance(event, OutputsArrived):
+            self._thread.do(lambda: run.take_arrived(event, self._is_gone))
+        elif not run.take_outputs(event):
             self._thread.do(lambda: self._copy(run))
         elif self._is_worth_securing(run):
             self._thread.do(lambda: self._secure(run))
@@ -63,10 +67,6 @@ class OutputTaking:
         with contextlib.suppress(ClosedError, InternalError):
             self._call(ask)
         run.add_internal_callback(end)
-
-    def arrived(self, run: "Run", event: "OutputsArrived") -> None:
-        """Some outputs are there. In the master's thread."""
-        self._thread.do(lambda: run.take_arrived(event, self._is_gone))
 
     def stop(self, timeout_s: float) -> None:
         """End the thread, when it has done what it has to."""
