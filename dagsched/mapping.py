@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagsched.calls import Row, outcomes, pack_rows, run_rows
 from dagsched.delayed import Delayed, delayed, function_name
-from dagsched.errors import DagschedError
+from dagsched.errors import DagschedError, SerializationError
 from dagsched.ref import Ref
 
 if TYPE_CHECKING:
@@ -125,8 +125,12 @@ class _Map:
         executors = sum(len(node.executorids) for node in self._env.nodes)
         while not self._is_exhausted and len(self._under_way) < chunks_under_way(executors):
             rows = self._next_rows()
-            if rows:
+            if not rows:
+                continue
+            try:
                 self._send(rows)
+            except SerializationError as error:  # after what came before it
+                self._is_exhausted, self._input_error = True, error
 
     def _next_rows(self) -> list[Row]:
         """The next chunk's inputs: no more than there are without waiting for long."""

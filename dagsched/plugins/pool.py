@@ -94,7 +94,7 @@ class Pool:
         self._is_last = False  # no more calls will come
         self._ready: deque[Item] = deque()
         self._waiting: dict[Item, None] = {}
-        self._in_hand: list[Item] = []  # on their way from the two to the next
+        self._in_hand: list[Item] = []  # on their way between those and the next, or to their ends
         self._under_way: dict[Unit, None] = {}
         self._shortness = Shortness()
 
@@ -402,6 +402,7 @@ class Pool:
     def _take_end(self, unit: Unit) -> None:
         if self._under_way.pop(unit, self) is self:
             return  # the executor is broken, and its calls have failed
+        self._in_hand = unit.items
         error = unit.run.exception()
         value = None
         if error is None:
@@ -410,7 +411,6 @@ class Pool:
             except Exception as raised:  # noqa: BLE001 - of the user's own unpickling code
                 error = raised
         if isinstance(error, ExecutorLost | ClosedError | InternalError | InitializerFailed):
-            self._under_way[unit] = None
             self._break(_broken_text(error), error)
         elif error is not None:
             for item in unit.items:
@@ -419,6 +419,7 @@ class Pool:
             self._take_results(unit, value)
         else:
             self._take_value(unit, value)
+        self._in_hand = []
 
     def _take_value(self, unit: Unit, value: object) -> None:
         item = unit.items[0]

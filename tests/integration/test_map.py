@@ -140,9 +140,10 @@ def test_an_error_of_the_inputs_comes_in_its_place(env: RunEnv) -> None:
 
 
 def test_an_input_that_cannot_travel_is_named(env: RunEnv) -> None:
-    inputs = [*range(10), threading.Lock()]
+    found: list[int] = []
     with pytest.raises(SerializationError, match="args"):
-        list(env.map(double, inputs))
+        found.extend(env.map(double, [*range(10), threading.Lock()], chunksize=5))
+    assert found == [2 * n for n in range(10)]
 
 
 def test_each_call_has_inputs_of_its_own(env: RunEnv) -> None:
