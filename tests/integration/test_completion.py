@@ -64,8 +64,9 @@ def test_the_end_of_the_environment_ends_the_loop(gate: Path) -> None:
 
 
 def test_an_event_loop_is_never_blocked(env: RunEnv) -> None:
-    """While 3,000 outputs and some large ones come, a heartbeat of 1 ms misses no beat for long."""
+    """While outputs come, many, large and late, a heartbeat of 1 ms misses no beat for long."""
     dag = [delayed(abs)(-n) for n in range(3_000)] + [delayed(block)(300_000) for _ in range(8)]
+    dag.append(delayed(time.sleep)(1.0))
 
     async def main() -> tuple[int, float]:
         longest_s = 0.0
@@ -89,9 +90,8 @@ def test_an_event_loop_is_never_blocked(env: RunEnv) -> None:
 
     count, longest_s = asyncio.run(main())
     assert count == len(dag)
-    # The bound is for busy machines; alone it is some 10 ms. A fetch in the loop would take longer
-    # only for larger values, so the thread that does it is looked at as well.
-    assert longest_s < 0.25, longest_s
+    # The bound is for busy machines, alone it is some 10 ms; a loop that waits is away for a second.
+    assert longest_s < 0.5, longest_s
 
 
 def test_values_are_unpickled_in_another_thread(env: RunEnv) -> None:
