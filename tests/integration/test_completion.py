@@ -90,7 +90,7 @@ def test_an_event_loop_is_never_blocked(env: RunEnv) -> None:
 
     count, longest_s = asyncio.run(main())
     assert count == len(dag)
-    # The bound is for busy machines, alone it is some 10 ms; a loop that waits is away for a second.
+    # For busy machines; alone it is some 10 ms. A loop that waits is away for a second.
     assert longest_s < 0.5, longest_s
 
 
