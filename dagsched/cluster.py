@@ -257,8 +257,7 @@ class Cluster:
         self._references.check_own(graph.sources)
         nodes = self.nodes or self._roster.wanted
         cluster = ClusterShape(len(nodes), sum(len(node.executorids) for node in nodes))
-        estimates = self._core.estimates
-        planned = make_plan(graph, cluster, self._config, estimates, self._cuts)
+        planned = make_plan(graph, cluster, self._config, self._core.estimates, self._cuts)
         with self._lock:
             if not self._run_count:
                 mark_used(self._names.directory)
@@ -266,8 +265,7 @@ class Cluster:
             number = self._base + self._run_count
             shape = RunShape.of(planned.plan, planned.order)
             run = Run(self, number, graph, shape, priority, as_refs=as_refs)
-            self._run_by_number[number] = run
-            self._running[number] = run
+            self._run_by_number[number] = self._running[number] = run
             if graph.persisted:
                 self._plan_by_run[number] = planned.plan
         started.append(run)
@@ -356,8 +354,7 @@ class Cluster:
 
         run = Run(self, number, handle.graph, handle.shape, handle.priority)
         with self._lock:
-            self._run_by_number[number] = run
-            self._running[number] = run
+            self._run_by_number[number] = self._running[number] = run
         return run
 
     # --- nodes ----------------------------------------------------------------------------------

@@ -55,8 +55,10 @@ class Outbox:
         """An event for the client."""
         self._actions.events.append(event)
 
-    def tell_outputs(self, run: "MasterRun") -> None:
-        """Outputs that came since, if the client wants to hear of them one by one."""
+    def tell_outputs(self, run: "MasterRun", *, is_asked: bool = False) -> None:
+        """Outputs that came since, if the client has asked, or does now, for them one by one."""
+        if is_asked:
+            run.streamed = run.streamed or 0
         if run.streamed is not None and run.parent is None and run.streamed < len(run.objects):
             new, run.streamed = run.objects[run.streamed :], len(run.objects)
             self.tell(OutputsArrived(run.number, new))
