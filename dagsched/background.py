@@ -28,15 +28,16 @@ class BackgroundThread:
         self._thread: threading.Thread | None = None
         self._stopped = False
 
-    def do(self, job: Job) -> None:
-        """Have `job` done, after those before it; after `stop` it is dropped."""
+    def do(self, job: Job) -> bool:
+        """Have `job` done, after those before it; False: the thread was stopped, it won't be."""
         with self._lock:
             if self._stopped:
-                return
+                return False
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
-        self._jobs.put(job)
+            self._jobs.put(job)
+        return True
 
     def stop(self, timeout_s: float) -> None:
         """End the thread after the jobs that it has; waits for it, unless called by it."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dagsched.master.shell import MasterShell
     from dagsched.nodes import NodeChanges
     from dagsched.plan import RunPlan
+    from dagsched.protocol.messages import ObjectInfo
     from dagsched.run import Run
     from dagsched.transport import MasterEndpoint
 
@@ -236,7 +237,13 @@ class Cluster:
     # --- runs -----------------------------------------------------------------------------------
 
     def start_run(
-        self, dag: object, *, timeout_s: float | None, priority: int, started: "list[Run]"
+        self,
+        dag: object,
+        *,
+        timeout_s: float | None,
+        priority: int,
+        started: "list[Run]",
+        as_refs: bool = False,
     ) -> "Run":
         """Make a graph and a plan of `dag`, and submit it; the run is in `started` before that."""
         from dagsched.graph import build_graph
@@ -249,17 +256,16 @@ class Cluster:
         graph = build_graph(dag, self._config.source_bytes_min, self._references.kept or None)
         self._references.check_own(graph.sources)
         nodes = self.nodes or self._roster.wanted
-        shape = ClusterShape(len(nodes), sum(len(node.executorids) for node in nodes))
-        estimates = self._core.estimates
-        planned = make_plan(graph, shape, self._config, estimates, self._cuts)
+        cluster = ClusterShape(len(nodes), sum(len(node.executorids) for node in nodes))
+        planned = make_plan(graph, cluster, self._config, self._core.estimates, self._cuts)
         with self._lock:
             if not self._run_count:
                 mark_used(self._names.directory)
             self._run_count += 1
             number = self._base + self._run_count
-            run = Run(self, number, graph, RunShape.of(planned.plan, planned.order), priority)
-            self._run_by_number[number] = run
-            self._running[number] = run
+            shape = RunShape.of(planned.plan, planned.order)
+            run = Run(self, number, graph, shape, priority, as_refs=as_refs)
+            self._run_by_number[number] = self._running[number] = run
             if graph.persisted:
                 self._plan_by_run[number] = planned.plan
         started.append(run)
@@ -290,21 +296,11 @@ class Cluster:
         values = self.source_values(run)
         self._enquiries.note_numbers(run, "done")
         self._running.pop(run.number, None)
-        run.finish_at_once(
-            run.graph.resolve_outputs([values[position] for position in run.shape.outputs])
-        )
+        run.finish_at_once([values[position] for position in run.shape.outputs])
 
     def source_values(self, run: "Run") -> dict[int, object]:
         """Values of those outputs that are sources: the client has them, or fetches them."""
-        count = run.graph.task_count
-        values: dict[int, object] = {}
-        for position in run.shape.outputs:
-            if position >= count:
-                source = run.graph.sources[position - count]
-                values[position] = (
-                    self._references.fetch(source) if isinstance(source, Ref) else source
-                )
-        return values
+        return self._references.source_values(run)
 
     def cancel_run(self, number: int) -> None:
         """Ask the master to stop a run."""
@@ -358,8 +354,7 @@ class Cluster:
 
         run = Run(self, number, handle.graph, handle.shape, handle.priority)
         with self._lock:
-            self._run_by_number[number] = run
-            self._running[number] = run
+            self._run_by_number[number] = self._running[number] = run
         return run
 
     # --- nodes ----------------------------------------------------------------------------------
@@ -432,6 +427,14 @@ class Cluster:
         """Ask the master about a task; None: it knows nothing of it, or doesn't answer."""
         return self._enquiries.explain(run, position)
 
+    def stream_outputs(self, run: "Run") -> None:
+        """Have a run told of its outputs one by one."""
+        self._taking.stream(run)
+
+    def make_ref(self, run: int, broker: int, info: "ObjectInfo") -> Ref:
+        """A reference to an output, which is kept from the end of its run on."""
+        return self._references.make(run, broker, info)
+
     def pin(self, run: int, position: int) -> None:
         """One reference more to an object."""
         self._references.pin(run, position)
@@ -470,7 +473,7 @@ class Cluster:
                 self._take_stall(event)
             case events.TaskExplained():
                 self._answers.give(event.request, event.found)
-            case events.OutputsComplete():
+            case events.OutputsArrived() | events.OutputsComplete():
                 if (run := self._running.get(event.run)) is not None:
                     self._taking.take(run, event)
             case events.RunEnded():

@@ -15,7 +15,7 @@ import cloudpickle
 _NO_FILE = "<dynamic-code>"
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+class CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """cloudpickle, but an open file is refused: it would silently become a copy of its text.
 
     And code keeps the name of its file, which later releases of cloudpickle 3.1 replace: without
@@ -23,6 +23,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     """
 
     def reducer_override(self, obj: object) -> Any:
+        """As of `pickle.Pickler`."""
         if isinstance(obj, types.CodeType):
             function, arguments = self.dispatch_table[types.CodeType](obj)[:2]
             return function, tuple(
@@ -74,7 +75,7 @@ def cloud_dumps(
 ) -> bytes:
     """The pickle that takes what only this process can import by value."""
     with io.BytesIO() as file:
-        _Pickler(file, protocol=5, buffer_callback=callback).dump(value)
+        CloudPickler(file, protocol=5, buffer_callback=callback).dump(value)
         return file.getvalue()
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dagsched.master.core import MasterCore
     from dagsched.master.events import RunEnded
     from dagsched.plan import RunPlan
+    from dagsched.protocol.messages import ObjectInfo
     from dagsched.run import Run
 
 Call = Callable[[Callable[["MasterCore", float], None]], None]
@@ -103,6 +104,16 @@ class References:
             values.append(load_fetched(answer.info, answer.frame, ref.position))
         return values
 
+    def source_values(self, run: "Run") -> dict[int, object]:
+        """Values of those outputs that are sources, by position."""
+        count = run.graph.task_count
+        values: dict[int, object] = {}
+        for position in run.shape.outputs:
+            if position >= count:
+                source = run.graph.sources[position - count]
+                values[position] = self.fetch(source) if isinstance(source, Ref) else source
+        return values
+
     # --- what keeps them alive ------------------------------------------------------------------
 
     def adopt(self, ref: Ref) -> None:
@@ -163,6 +174,12 @@ class References:
             broker = event.kept_brokers.get(position)
             if node is not None and broker is not None:
                 self._remember(node, run.number, position, broker)
+
+    def make(self, run: int, broker: int, info: "ObjectInfo") -> Ref:
+        """A reference to an output; its object must be kept by the master while it lives."""
+        ref = Ref(run, info.first, info.size_bytes, info.type_name, (broker,), self._token)
+        self.adopt(ref)
+        return ref
 
     def _remember(self, node: "Delayed", run: int, position: int, broker: int) -> None:
         ref = Ref(run, position, 0, "", (broker,), self._token)

@@ -16,9 +16,11 @@ from dagsched.errors import DagschedError, InternalError, ObjectLost, TaskFailed
 from dagsched.ids import run_id_of
 
 if TYPE_CHECKING:
+    from dagsched.completion import CompletedOutputs
     from dagsched.graph import TaskGraph
     from dagsched.master.events import (
         HeldObject,
+        OutputsArrived,
         OutputsComplete,
         RunEnded,
         RunHappened,
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     )
     from dagsched.master.explaining import Explanation
     from dagsched.plan import Int32, Int64, RunPlan
-    from dagsched.protocol.messages import Failure, NodeStats
+    from dagsched.protocol.messages import Failure, NodeStats, ObjectInfo
+    from dagsched.ref import Ref
     from dagsched.trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,12 @@ class RunHost(Protocol):
 
     def unpin(self, run: int, position: int) -> None:
         """One reference less to an object."""
+
+    def stream_outputs(self, run: "Run") -> None:
+        """Call `take_arrived` of the run as its outputs come, and `end_arrivals` at its end."""
+
+    def make_ref(self, run: int, broker: int, info: "ObjectInfo") -> "Ref":
+        """A reference to an output, which is kept from the end of its run on."""
 
     def call_back(self, function: Callable[[], object]) -> None:
         """Call user code in the thread that is there for it."""
@@ -102,8 +111,16 @@ class Run:
     _objects: "Sequence[HeldObject]" = ()  # also of one whose making was interrupted
 
     def __init__(
-        self, host: RunHost, number: int, graph: "TaskGraph", shape: RunShape, priority: int
+        self,
+        host: RunHost,
+        number: int,
+        graph: "TaskGraph",
+        shape: RunShape,
+        priority: int,
+        *,
+        as_refs: bool = False,
     ) -> None:
+        from dagsched.completion import Arrivals
         from dagsched.trace import TraceBuilder
 
         self.number = number
@@ -120,9 +137,14 @@ class Run:
         self._end: RunEnded | None = None
         self._error: BaseException | None = None
         self._decoded: dict[int, object] = {}
+        self._values: Sequence[object] = ()  # of the outputs, in their order
         self._value: object = None
         self._has_value = False
         self._taken = False
+        self._as_refs = as_refs
+        self._arrivals = Arrivals()
+        self._is_streaming = False
+        self.kept_positions: list[int] = []  # outputs that are given as references
         self._callbacks: list[Callable[[Run], object]] = []
         self._internal_callbacks: list[Callable[[], object]] = []
 
@@ -211,6 +233,29 @@ class Run:
         except StopIteration as error:
             # Raised as itself it would look like the end of this coroutine.
             raise TaskFailed(f"a task of run {self.run_id} raised StopIteration") from error
+
+    def as_completed(self) -> "CompletedOutputs":
+        """The outputs as they complete, for ``for`` and ``async for``: pairs of key and value.
+
+        Each output that was asked for comes once, under the key of its `Delayed`; a value is the
+        same object that `result` has. An asynchronous loop never blocks its event loop: values are
+        fetched and unpickled in another thread. If the run fails, the error of `result` is
+        raised after what had completed before.
+
+        Example:
+            >>> from dagsched import RunEnv, delayed, submit
+            >>> with RunEnv() as env:  # doctest: +SKIP
+            ...     run = submit(env, [delayed(abs)(-n) for n in range(3)])
+            ...     for key, value in run.as_completed():
+            ...         print(key, value)
+        """
+        from dagsched.completion import CompletedOutputs
+
+        with self._lock:
+            is_first, self._is_streaming = not self._is_streaming, True
+        if is_first:
+            self._host.stream_outputs(self)
+        return CompletedOutputs(self, self._arrivals)
 
     def stats(self) -> dict[str, Any]:
         """The run's numbers; complete once it is over.
@@ -323,22 +368,53 @@ class Run:
         Args:
             is_gone: whether a broker has gone, in which case what it held comes again.
         """
-        from dagsched.outcome import copy_object
-
-        decoded: dict[int, object] = {}
         for broker, info, _ in self._objects:
-            if info.location is not None:
+            if info.location is not None and info.first not in self._decoded:
                 try:
-                    decoded[info.first] = copy_object(info)
+                    self._decoded[info.first] = self._copied(broker, info)
                 except ObjectLost as error:
                     if is_gone(broker):
                         return False
                     self._error = error
                 except Exception as error:  # noqa: BLE001 - of the user's own unpickling code
                     self._error = error
-        self._decoded = decoded
         self._taken = True
         return True
+
+    def take_arrived(self, event: "OutputsArrived", is_gone: Callable[[int], bool]) -> None:
+        """Give outputs to those who wait for any. In the copying thread; arguments as above."""
+        from dagsched.outcome import load_object
+
+        known = self._decoded
+        for broker, info, frame in event.objects:
+            positions = range(info.first, info.first + info.count)
+            if self._ended.is_set() or all(position in known for position in positions):
+                continue
+            try:
+                if info.location is None:
+                    load_object(info, frame, known)
+                else:
+                    known[info.first] = self._copied(broker, info)
+            except ObjectLost:
+                is_gone(broker)  # then it comes again; else the end of the run says what it means
+            except Exception as error:  # noqa: BLE001 - of the user's own unpickling code
+                logger.debug("an output of %s can't be loaded: %r", self.run_id, error)
+            self._arrivals.put(
+                (self._output_key(position), known[position])
+                for position in positions
+                if position in known
+            )
+
+    def end_arrivals(self) -> None:
+        """The run is over: what hasn't been given yet is, with its error. In the same thread."""
+        error: BaseException | None = None
+        try:
+            self.result()
+            keys = map(self._output_key, self.shape.outputs)
+            self._arrivals.put(zip(keys, self._values, strict=True))
+        except BaseException as raised:  # noqa: BLE001 - it is for whoever iterates
+            error = raised
+        self._arrivals.end(error)
 
     def take_end(self, event: "RunEnded", tell: "Callable[[Run, str], object]") -> None:
         """The run is over; `tell` is called with its state before anybody else knows."""
@@ -383,9 +459,10 @@ class Run:
             self._error = error
         self._finish(state)
 
-    def finish_at_once(self, value: object) -> None:
-        """The run had nothing to do; its value is known. In the client's thread."""
-        self._value = value
+    def finish_at_once(self, values: Sequence[object]) -> None:
+        """The run had nothing to do; its outputs are known. In the client's thread."""
+        self._values = values
+        self._value = self.graph.resolve_outputs(values)
         self._has_value = True
         self._finish("done")
 
@@ -445,6 +522,22 @@ class Run:
             return InternalError(f"run {self.run_id} ended as {self._state} without a reason")
         return run_error(self, self._end, self._host.describe_losses())
 
+    def _copied(self, broker: int, info: "ObjectInfo") -> object:
+        """The value of an object in shared memory, or a reference where those are wanted."""
+        from dagsched.outcome import copy_object
+
+        if not self._as_refs:
+            return copy_object(info)
+        self.kept_positions.append(info.first)
+        return self._host.make_ref(self.number, broker, info)
+
+    def _output_key(self, position: int) -> str:
+        count = self.graph.task_count
+        if position < count:
+            return self.graph.key(int(self.shape.order[position]))
+        source = self.graph.sources[position - count]  # a reference, or what one stands for
+        return str(getattr(source, "key", f"source-{position - count}"))
+
     def _take_value(self) -> object:
         with self._lock:
             if not self._has_value:
@@ -461,14 +554,16 @@ class Run:
         if any(position >= len(self.shape.order) for position in self.shape.outputs):
             values.update(self._host.source_values(self))
         for _, info, frame in self._objects:
-            if info.location is None:
+            positions = range(info.first, info.first + info.count)
+            if info.location is None and not all(p in values for p in positions):
                 load_object(info, frame, values)
         missing = [position for position in self.shape.outputs if position not in values]
         if missing:
             raise InternalError(
                 f"run {self.run_id} is done, but outputs at positions {missing[:5]} are missing"
             )
-        return self.graph.resolve_outputs([values[position] for position in self.shape.outputs])
+        self._values = [values[position] for position in self.shape.outputs]
+        return self.graph.resolve_outputs(self._values)
 
     def _unpin_objects(self) -> None:
         """Drop the outputs as they came; references inside them are on their own now."""

@@ -9,7 +9,7 @@ import contextvars
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -166,6 +166,59 @@ class RunEnv:
         """
         return self._cluster_in_use().stats()
 
+    def map(
+        self,
+        function: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        chunksize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[Any]:
+        """Call a function with each input, on all executors, and iterate over the results.
+
+        Lazy: inputs are taken as results are, so that they may be far more than memory holds:
+        at most ``2 * executors + 2`` chunks of 10,000 inputs, less where they take time or room,
+        are ahead. Nothing happens before the first result is asked for; leaving a loop early
+        cancels what is under way.
+
+        Args:
+            function: of one argument for each of `iterables`. Calls are made in chunks of some
+                50 ms, one after the other in one executor; each call has copies of its own of
+                arguments that can be changed. An argument that is a `Ref` or `Delayed` stands for
+                its value.
+            iterables: of arguments; the shortest ends it.
+            chunksize: inputs of a chunk; None: as many as measured times and sizes suggest.
+            ordered: results in the order of the inputs; False: as chunks complete.
+
+        Raises:
+            Exception: the function's own, in the place of its result; or that of `iterables`.
+            ClosedError: the environment has been closed.
+
+        Example:
+            >>> from dagsched import RunEnv
+            >>> with RunEnv(executors=2) as env:  # doctest: +SKIP
+            ...     sum(env.map(abs, range(-1000, 1000)))
+            1000000
+        """
+        if not iterables:
+            raise TypeError("map needs at least one iterable: env.map(function, inputs)")
+        return self.starmap(function, zip(*iterables), chunksize=chunksize, ordered=ordered)  # noqa: B905 - the shortest ends it
+
+    def starmap(
+        self,
+        function: Callable[..., Any],
+        rows: Iterable[Iterable[Any]],
+        /,
+        *,
+        chunksize: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[Any]:
+        """`map` with the arguments of each call in one iterable: ``function(*row)``."""
+        from dagsched.mapping import mapped
+
+        self._cluster_in_use()
+        return mapped(self, function, _tuples(rows), chunksize, ordered)
+
     def wait_for_nodes(self, n: int | None = None, timeout: float | None = None) -> None:
         """Wait until nodes have joined. Runs need not wait for that: they start when one has.
 
@@ -291,6 +344,10 @@ class RunEnv:
             raise ClosedError("the environment has been closed; make another RunEnv")
         self._cluster.check_open()
         return self._cluster
+
+
+def _tuples(rows: Iterable[Iterable[Any]]) -> Iterator[tuple[Any, ...]]:
+    return rows if isinstance(rows, zip) else (tuple(row) for row in rows)
 
 
 def setrunenv(env: RunEnv | None) -> RunEnv | None:

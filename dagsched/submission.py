@@ -69,10 +69,19 @@ def submit(
     *,
     timeout: float | None = None,
     priority: int = 0,
+    as_refs: bool = False,
 ) -> "Run":
     """Start a run and return its handle; see `rundag` for the arguments.
 
     Runs of one environment go on side by side; each gets its turn.
+
+    Args:
+        env: the environment to run in.
+        dag: what to run.
+        timeout: seconds that the run may take.
+        priority: of the run.
+        as_refs: large outputs stay where they are, and the result has a `Ref` in place of each:
+            to be given to tasks of other runs, or fetched by `collect`.
 
     Example:
         >>> from dagsched import RunEnv, delayed, submit
@@ -81,11 +90,17 @@ def submit(
         ...     run.result()
         3
     """
-    return _submitted(env, dag, timeout, priority, [])
+    return _submitted(env, dag, timeout, priority, [], as_refs=as_refs)
 
 
 def _submitted(
-    env: "RunEnv", dag: object, timeout: float | None, priority: int, started: "list[Run]"
+    env: "RunEnv",
+    dag: object,
+    timeout: float | None,
+    priority: int,
+    started: "list[Run]",
+    *,
+    as_refs: bool = False,
 ) -> "Run":
     """Check everything and start a run, which is in `started` before anything can run."""
     _check_environment(env)
@@ -97,7 +112,7 @@ def _submitted(
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise TypeError(f"priority must be an int, not {type(priority).__name__}")
     return env._cluster_in_use().start_run(
-        _checked_dag(dag), timeout_s=timeout, priority=priority, started=started
+        _checked_dag(dag), timeout_s=timeout, priority=priority, started=started, as_refs=as_refs
     )
 
 

@@ -15,7 +15,7 @@ from dagsched.errors import ClosedError, InternalError
 if TYPE_CHECKING:
     from dagsched.journals import Journals
     from dagsched.master.core import MasterCore
-    from dagsched.master.events import OutputsComplete
+    from dagsched.master.events import OutputsArrived, OutputsComplete
     from dagsched.run import Run
 
 SECURED_FROM_S = 0.1
@@ -41,14 +41,32 @@ class OutputTaking:
         self._is_gone = is_gone
         self._thread = BackgroundThread("dagsched-copies")
 
-    def take(self, run: "Run", event: "OutputsComplete") -> None:
+    def take(self, run: "Run", event: "OutputsArrived | OutputsComplete") -> None:
         """In the master's thread, which never waits: copies and answers come in another."""
-        if not run.take_outputs(event):
+        from dagsched.master.events import OutputsArrived
+
+        if isinstance(event, OutputsArrived):
+            self._thread.do(lambda: run.take_arrived(event, self._is_gone))
+        elif not run.take_outputs(event):
             self._thread.do(lambda: self._copy(run))
         elif self._is_worth_securing(run):
             self._thread.do(lambda: self._secure(run))
         else:
             self._let_go(run)
+
+    def stream(self, run: "Run") -> None:
+        """Have a run's outputs given to it one by one, and its end told, in our thread."""
+
+        def ask(core: "MasterCore", now: float) -> None:
+            core.stream_outputs(run.number, now)
+
+        def end() -> None:
+            if not self._thread.do(run.end_arrivals):
+                run.end_arrivals()
+
+        with contextlib.suppress(ClosedError, InternalError):
+            self._call(ask)
+        run.add_internal_callback(end)
 
     def stop(self, timeout_s: float) -> None:
         """End the thread, when it has done what it has to."""
@@ -71,7 +89,9 @@ class OutputTaking:
             self._let_go(run)
 
     def _let_go(self, run: "Run") -> None:
+        kept = run.kept_positions
+
         def taken(core: "MasterCore", now: float) -> None:
-            core.outputs_taken(run.number, now)
+            core.outputs_taken(run.number, now, kept)
 
         self._call(taken)

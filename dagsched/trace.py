@@ -4,7 +4,7 @@ Pure. Executors stamp their tasks; brokers pass the stamps on; the client puts t
 It is not responsible for what the tasks were (see `dagsched.graph`) nor for drawing them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -116,6 +116,11 @@ class TraceBuilder:
                 start_ns, end_ns = int(stamps[place]), int(stamps[place + 1])
                 found.append(Execution(piece[0], piece[1], piece[2], start_ns, end_ns))
         return sorted(found, key=lambda one: one.end_ns)
+
+    def seconds_of(self, positions: Iterable[int]) -> float:
+        """How long the tasks at these positions took, in all."""
+        executions = (one for position in positions for one in self.executions_of(position))
+        return sum(one.end_ns - one.start_ns for one in executions) / 1e9
 
     def build(
         self,

@@ -225,14 +225,19 @@ class MasterCore:
 
     def cancel(self, run: int, now: float) -> None:
         """Stop a run; nothing happens if it has ended or is about to."""
-        found = self._lives.find_active(RunNo(run))
-        if found is not None:
+        if (found := self._lives.find_active(RunNo(run))) is not None:
             self._lives.stop(found, "cancelled", now)
 
-    def outputs_taken(self, run: int, now: float) -> None:
-        """The client has copied the outputs: the run can end."""
-        found = self._lives.find_active(RunNo(run))
-        if found is not None and found.announced:
+    def stream_outputs(self, run: int, now: float) -> None:  # noqa: ARG002
+        """Tell of outputs as they come (`OutputsArrived`), first of those that are there."""
+        if (found := self._lives.find_active(RunNo(run))) is not None:
+            self._outbox.tell_outputs(found, is_asked=True)
+
+    def outputs_taken(self, run: int, now: float, kept: Sequence[int] = ()) -> None:
+        """The client has copied the outputs, or has Refs to those `kept`: the run can end."""
+        if (found := self._lives.find_active(RunNo(run))) is not None and found.announced:
+            for position in kept:
+                self._lives.keep(run, position)
             found.taken = True
             self._lives.maybe_finish(found, now)
 
@@ -505,11 +510,8 @@ class MasterCore:
         if run is None or len(frames) != 2:
             self.stale_count += 1
         elif run.parent is None:
-            positions, stamps = frames
             self._outbox.tell(
-                TracesArrived(
-                    run.number, broker, message.executor, message.attempt, positions, stamps
-                )
+                TracesArrived(run.number, broker, message.executor, message.attempt, *frames)
             )
 
     def _progressed(self, broker: ProcessId, message: Progress, now: float) -> None:
@@ -534,8 +536,8 @@ class MasterCore:
             self.stale_count += 1
             return
         del self._fetches[message.request]
-        frame = frames[0] if frames else None
-        self._outbox.tell(ValueArrived(message.request, broker, message.info, frame))
+        found = message.info, (frames[0] if frames else None)
+        self._outbox.tell(ValueArrived(message.request, broker, *found))
 
     def _stats_arrived(self, broker: ProcessId, message: Stats) -> None:
         waiting = self._asked.get(message.request)

@@ -90,6 +90,17 @@ class OutputsComplete:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputsArrived:
+    """Outputs that are there already, of a run of which `stream_outputs` was asked.
+
+    After a loss some may come again. All of them are in `OutputsComplete` once more.
+    """
+
+    run: int
+    objects: Sequence[HeldObject]
+
+
+@dataclass(frozen=True, slots=True)
 class TracesArrived:
     """Tasks that ended on one executor; frames as in `TaskTrace`."""
 
@@ -186,7 +197,7 @@ class ExecutorMoved:
 
 
 ClientEvent = (
-    RunStarted | RunHappened | RunStalled | RunProgressed | TaskExplained | OutputsComplete
-    | TracesArrived | RunEnded | ValueArrived | StatsArrived | KeptMoved | NodeJoined | NodeRemoved
-    | ExecutorMoved
+    RunStarted | RunHappened | RunStalled | RunProgressed | TaskExplained | OutputsArrived
+    | OutputsComplete | TracesArrived | RunEnded | ValueArrived | StatsArrived | KeptMoved
+    | NodeJoined | NodeRemoved | ExecutorMoved
 )  # fmt: skip

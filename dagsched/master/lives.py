@@ -257,6 +257,7 @@ class Lives:
             if not 0 <= first < end <= len(run.missing) or lacks_bytes:
                 raise ProtocolError(f"broker {broker}, run {run.number}: no output at {first}")
             self._take_output(run, broker, info, frame)
+        self._outbox.tell_outputs(run)
         if not run.recovering:
             self.maybe_announce(run, now)
 
@@ -292,14 +293,14 @@ class Lives:
         """Hold what outputs refer to, and what tasks persist, wherever that is now."""
         for _, info, _ in run.objects:
             for number, position in info.refs:
-                self._keep(number, position)
+                self.keep(number, position)
         flags = run.plan.flags[: run.plan.task_count]
         for position in np.flatnonzero(flags & PERSISTED).tolist():
-            self._keep(run.number, position)
+            self.keep(run.number, position)
 
-    def _keep(self, number: int, position: int) -> None:
-        broker = self.locate(number, position)
-        if broker is not None:
+    def keep(self, number: int, position: int) -> None:
+        """Hold a value for the Refs that the client has to it, wherever it is."""
+        if (broker := self.locate(number, position)) is not None:
             self._kept.keep((RunNo(number), position), broker)
 
     # --- ending -----------------------------------------------------------------------------------

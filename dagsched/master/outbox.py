@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dagsched.ids import ProcessId
-from dagsched.master.events import ClientEvent, HappeningKind, RunHappened
+from dagsched.master.events import ClientEvent, HappeningKind, OutputsArrived, RunHappened
 from dagsched.master.journal import Record
 from dagsched.protocol.messages import Frame, MasterToBroker, Parcel, Welcome
 
@@ -54,6 +54,14 @@ class Outbox:
     def tell(self, event: ClientEvent) -> None:
         """An event for the client."""
         self._actions.events.append(event)
+
+    def tell_outputs(self, run: "MasterRun", *, is_asked: bool = False) -> None:
+        """Outputs that came since, if the client has asked, or does now, for them one by one."""
+        if is_asked:
+            run.streamed = run.streamed or 0
+        if run.streamed is not None and run.parent is None and run.streamed < len(run.objects):
+            new, run.streamed = run.objects[run.streamed :], len(run.objects)
+            self.tell(OutputsArrived(run.number, new))
 
     def happened(
         self, root: "MasterRun", kind: HappeningKind, *, count: int = 1, **data: Any

@@ -178,6 +178,7 @@ class Rebuild:
                 run.missing[position] = 1
         if len(kept) != len(run.objects):
             run.objects = kept
+            run.streamed = run.streamed and 0
             run.announced = False
 
     # --- what is to be done -----------------------------------------------------------------------

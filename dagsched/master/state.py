@@ -188,6 +188,7 @@ class MasterRun:
     queued_count: int = 0  # subtrees in queues of `shares`
     unfinished_count: int = 0  # subtrees not DONE
     objects: list[HeldObject] = field(default_factory=list)  # of outputs
+    streamed: int | None = None  # so many of them were told one by one; None: nobody asked
     announced: bool = False  # OutputsComplete went out
     taken: bool = False
     started: bool = False

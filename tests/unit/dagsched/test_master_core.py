@@ -13,6 +13,7 @@ from dagsched.master.core import MasterCore, own_version
 from dagsched.master.events import (
     NodeJoined,
     NodeRemoved,
+    OutputsArrived,
     OutputsComplete,
     RunEnded,
     RunProgressed,
@@ -56,6 +57,7 @@ from dagsched.protocol.messages import (
     Frame,
     FunctionInfo,
     Holdings,
+    Location,
     NodeStats,
     ObjectInfo,
     ObjectsTaken,
@@ -656,6 +658,60 @@ def test_a_block_of_outputs_counts_once_for_each_and_repeats_not_at_all():
     driver.output(2, 1, 3)
     (complete,) = driver.events(OutputsComplete)
     assert [info.first for _, info, _ in complete.objects] == [0, 3]
+
+
+def test_outputs_are_told_one_by_one_where_that_is_asked():
+    driver = ready({2: 1})
+    driver.submit(1, plan_of([[], [], []], [0, 3], [0, 1, 2]))
+    driver.output(2, 1, 1)
+    assert driver.events(OutputsArrived) == []
+    driver.core.stream_outputs(1, driver.now)
+    driver.take()
+    assert [
+        told.first for event in driver.events(OutputsArrived) for _, told, _ in event.objects
+    ] == [1]
+    driver.core.stream_outputs(1, driver.now)
+    driver.take()
+    assert driver.events(OutputsArrived) == []
+    driver.output(2, 1, 0)
+    (event,) = driver.events(OutputsArrived)
+    assert [told.first for _, told, _ in event.objects] == [0]
+    driver.output(2, 1, 2)
+    (event,) = driver.events(OutputsArrived)
+    assert [told.first for _, told, _ in event.objects] == [2]
+    (complete,) = driver.events(OutputsComplete)
+    assert [told.first for _, told, _ in complete.objects] == [1, 0, 2]
+    driver.core.stream_outputs(99, driver.now)  # of no run that there is
+    driver.take()
+    assert driver.events(OutputsArrived) == []
+
+
+def test_outputs_that_come_again_after_a_loss_are_told_again():
+    driver = ready({2: 1, 3: 1})
+    driver.submit(1, alone(2, 2))
+    home = {subtree: broker for broker, subtrees in driver.placed().items() for subtree in subtrees}
+    driver.core.stream_outputs(1, driver.now)
+    there = Location("segment", 0, 9)
+    driver.receive(home[0], OutputsReady(1, 1, [ObjectInfo(0, 1, 9, there)]))
+    assert len(driver.events(OutputsArrived)) == 1
+    driver.core.peer_lost(home[0], "it died", driver.now)
+    driver.take()
+    driver.tell(home[1], 1, 1, works=[(1, 1, [1])])
+    driver.receive(home[1], OutputsReady(1, 1, [ObjectInfo(0, 1, 9, there)]))
+    (event,) = driver.events(OutputsArrived)
+    assert [(broker, told.first) for broker, told, _ in event.objects] == [(home[1], 0)]
+
+
+def test_outputs_that_the_client_has_refs_to_are_kept_until_dropped():
+    driver = ready({2: 1})
+    finished(driver, 1, plan_of([[], []], [0, 2], [0, 1]))
+    driver.core.outputs_taken(1, driver.now, [1])
+    driver.take()
+    assert driver.sent(2, EndRun) == [Parcel(EndRun(1, [1]))]
+    driver.closed(2, 1)
+    driver.core.drop_ref(1, 1, driver.now)
+    driver.take()
+    assert driver.sent(2, Release) == [Parcel(Release(1), [ints(1)])]
 
 
 def test_an_empty_run_ends_at_once():

@@ -27,6 +27,7 @@ from dagsched.errors import (
 from dagsched.graph import build_graph
 from dagsched.ids import run_base
 from dagsched.master.events import (
+    OutputsArrived,
     OutputsComplete,
     RunEnded,
     RunHappened,
@@ -36,6 +37,7 @@ from dagsched.master.events import (
 from dagsched.master.explaining import Explanation, Situation
 from dagsched.progress import wait_for_run
 from dagsched.protocol.messages import ExitInfo, Failure, Location, ObjectInfo
+from dagsched.ref import Ref
 from dagsched.run import Run, RunShape
 
 
@@ -48,6 +50,7 @@ class FakeHost:
         self.unpins: list[tuple[int, int]] = []
         self.explanation: Explanation | None = None
         self.environment_troubles: list[str] = []
+        self.streamed = 0
 
     def cancel_run(self, number: int) -> None:
         self.cancelled.append(number)
@@ -60,6 +63,13 @@ class FakeHost:
 
     def call_back(self, function: Callable[[], object]) -> None:
         function()
+
+    def stream_outputs(self, run: Run) -> None:
+        self.streamed += 1
+        run.add_internal_callback(run.end_arrivals)
+
+    def make_ref(self, run: int, broker: int, info: ObjectInfo) -> Ref:
+        return Ref(run, info.first, info.size_bytes, nodes=[broker])
 
     def source_values(self, run: Run) -> dict[int, object]:
         return {}
@@ -83,13 +93,13 @@ def host() -> FakeHost:
     return FakeHost()
 
 
-def make_run(host: FakeHost) -> Run:
+def make_run(host: FakeHost, *, as_refs: bool = False) -> Run:
     """Tasks 0: add(1, 2), 1: add(3, 4), 2: add(0, 1); at positions 0, 1, 2; outputs 2 and 0."""
     first, second = delayed(add)(1, 2), delayed(add)(3, 4)
     graph = build_graph({"total": delayed(add)(first, second), "first": [first]})
     order = np.arange(3, dtype=np.int32)
     shape = RunShape(order, np.array([0, 2, 3], np.int64), graph.outputs.tolist(), ["add"])
-    return Run(host, run_base("cafe0123") + 7, graph, shape, 0)
+    return Run(host, run_base("cafe0123") + 7, graph, shape, 0, as_refs=as_refs)
 
 
 def inline(
@@ -130,6 +140,88 @@ def test_outputs_in_one_block(host: FakeHost) -> None:
     run.take_outputs(OutputsComplete(7, [inline(0, [3, 7, 10], count=3)]))
     end(run)
     assert run.result() == {"total": 10, "first": [3]}
+
+
+def arrive(run: Run, *objects: tuple[int, ObjectInfo, bytes]) -> None:
+    run.take_arrived(OutputsArrived(run.number, objects), lambda broker: False)
+
+
+def test_outputs_come_as_they_complete_and_once(host: FakeHost) -> None:
+    run = make_run(host)
+    total, first = run.graph.key(2), run.graph.key(0)
+    loop, other = run.as_completed(), run.as_completed()
+    assert host.streamed == 1
+    arrive(run, inline(0, 3))
+    assert next(loop) == (first, 3)
+    arrive(run, inline(0, 3), inline(2, [10]))
+    key, value = next(loop)
+    assert (key, value) == (total, [10])
+    run.take_outputs(OutputsComplete(7, [inline(2, [10]), inline(0, 3)]))
+    end(run)
+    assert list(loop) == []
+    assert list(other) == [(first, 3), (total, [10])]
+    assert run.result()["total"] is value
+
+
+def test_what_completed_with_the_run_comes_at_its_end(host: FakeHost) -> None:
+    run = make_run(host)
+    loop = run.as_completed()
+    run.take_outputs(OutputsComplete(7, [inline(0, [3, 7, 10], count=3)]))
+    end(run)
+    assert list(loop) == [(run.graph.key(2), 10), (run.graph.key(0), 3)]
+
+
+def test_outputs_can_be_had_of_a_run_whose_result_was_taken(host: FakeHost) -> None:
+    run = make_run(host)
+    run.take_outputs(OutputsComplete(7, [inline(2, 10), inline(0, 3)]))
+    end(run)
+    assert run.result() == {"total": 10, "first": [3]}
+    assert list(run.as_completed()) == [(run.graph.key(2), 10), (run.graph.key(0), 3)]
+
+
+def test_a_failure_comes_after_what_had_completed(host: FakeHost) -> None:
+    run = make_run(host)
+    loop = run.as_completed()
+    arrive(run, inline(0, 3))
+    end(run, "failed", *raised(KeyError("lost")))
+    assert next(loop) == (run.graph.key(0), 3)
+    for _ in range(2):
+        with pytest.raises(KeyError, match="lost"):
+            next(loop)
+
+
+def test_outputs_for_an_asynchronous_loop(host: FakeHost) -> None:
+    run = make_run(host)
+
+    async def gather() -> list[tuple[str, object]]:
+        found = []
+        async for output in run.as_completed():
+            found.append(output)
+            # From another thread, while the loop waits.
+            threading.Thread(target=finish).start()
+        return found
+
+    def finish() -> None:
+        if not run.done():
+            run.take_outputs(OutputsComplete(7, [inline(2, 10), inline(0, 3)]))
+            end(run)
+
+    arrive(run, inline(0, 3))
+    loop = run.as_completed()
+    arrive(run, inline(0, 3))
+    assert next(loop) == (run.graph.key(0), 3)
+    assert asyncio.run(gather()) == [(run.graph.key(0), 3), (run.graph.key(2), 10)]
+
+
+def test_large_outputs_can_be_references(host: FakeHost) -> None:
+    run = make_run(host, as_refs=True)
+    far = ObjectInfo(2, 1, 100_000, Location("gone", 0, 100_000))
+    event = OutputsComplete(7, [(2, far, None), inline(0, 3)])
+    assert run.take_outputs(event) is False
+    assert run.copy_outputs(lambda broker: False)
+    assert run.kept_positions == [2]
+    end(run)
+    assert run.result() == {"total": Ref(run.number, 2), "first": [3]}
 
 
 def test_waiting_too_long_leaves_the_run_going_on(host: FakeHost) -> None:

@@ -76,3 +76,12 @@ def test_a_wrong_number_of_stamps_is_refused() -> None:
 def test_the_example_is_true() -> None:
     assert doctest.testmod(dagsched.trace).attempted == 4
     assert doctest.testmod(dagsched.trace).failed == 0
+
+
+def test_seconds_of_some_tasks() -> None:
+    builder = TraceBuilder()
+    builder.add(2, 3, 1, np.array([0, 2]), np.array([0, 10**9, 3 * 10**9]))
+    builder.add(2, 4, 2, np.array([0]), np.array([0, 5 * 10**8]))
+    assert builder.seconds_of([0]) == 1.5
+    assert builder.seconds_of([1]) == 0
+    assert builder.seconds_of([0, 2]) == 3.5
