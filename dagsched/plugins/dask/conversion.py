@@ -1,0 +1,168 @@
+"""A Dask graph as the engine's: one walk from the keys that are wanted, each task read once.
+
+What the wanted keys don't need is left out, aliases and constants are no tasks, and ids are
+topological and in depth-first order, as `dagsched.graph` gives them.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dagsched.delayed import DEFAULTS, Options
+from dagsched.entries import Entry, slot
+from dagsched.errors import CycleError
+from dagsched.graph import TaskGraph, no_garbage_collection
+from dagsched.plugins.dask.constants import Constants
+from dagsched.plugins.dask.reading import ReadTask, Source, TaskReader
+
+SOURCE_BYTES_MIN = 65_536
+
+
+def convert_graph(
+    graph: Mapping[Any, Any],
+    keys: Any,
+    options: Mapping[Any, Options] | None = None,
+    source_bytes_min: int = SOURCE_BYTES_MIN,
+) -> TaskGraph:
+    """Turns a low-level Dask graph into a graph of the engine.
+
+    Args:
+        graph: nodes of `dask.task_spec`, older tuples, or values, by key; a `Ref` is a value that
+            a node has already.
+        keys: the key whose value is wanted, or a list of such, which may be nested.
+        options: of tasks, by key.
+        source_bytes_min: constants from this size on are stored once a node.
+
+    Raises:
+        GraphError: a key that is wanted or needed isn't there.
+        CycleError: a task needs itself.
+
+    >>> converted = convert_graph({"x": (abs, -3), "y": (max, "x", 2)}, "y")
+    >>> converted.function_names, converted.entries
+    (['abs', 'max'], [(-3,), [(None, 2), ((0, 0),)]])
+    """
+    with no_garbage_collection():
+        walk = _Walk(graph, Constants(source_bytes_min))
+        roots: dict[Any, int] = {}
+        shape = _shape(keys, roots)
+        outputs = walk.run(list(roots))
+    count = len(walk.entries)
+    indptr = np.zeros(count + 1, np.int64)
+    np.cumsum(np.array(walk.counts, np.int64), out=indptr[1:])
+    deps, ids = np.array(walk.deps, np.int32), np.array(outputs, np.int32)
+    for numbers in (deps, ids):
+        numbers[numbers < 0] = count - 1 - numbers[numbers < 0]
+    asked = {}
+    if options:
+        asked = {
+            task: options[key]
+            for task, key in enumerate(walk.keys)
+            if options.get(key, DEFAULTS) is not DEFAULTS
+        }
+    return TaskGraph(
+        functions=walk.reader.functions,
+        function_names=walk.reader.function_names,
+        function_of=np.array(walk.function_of, np.int32),
+        indptr=indptr,
+        deps=deps,
+        entries=walk.entries,
+        plain=bytearray(walk.plain),
+        sources=walk.constants.sources,
+        options=asked,
+        serials=np.arange(count, dtype=np.int64),
+        outputs=ids,
+        shape=shape,
+        persisted={},
+        own_keys=walk.keys,
+    )
+
+
+def _shape(keys: Any, roots: dict[Any, int]) -> Any:
+    """What was asked for with slots in place of keys, lists as tuples, as Dask gives them."""
+    if isinstance(keys, list):
+        return tuple([_shape(key, roots) for key in keys])
+    return slot(roots.setdefault(keys, len(roots)))
+
+
+class _Walk:
+    """Visits each task that is needed once, dependencies first; see `dagsched.graph`."""
+
+    def __init__(self, graph: Mapping[Any, Any], constants: Constants) -> None:
+        self.constants = constants
+        self.reader = TaskReader(graph, constants)
+        self.keys: list[Any] = []
+        self.function_of: list[int] = []
+        self.entries: list[Entry] = []
+        self.deps: list[int] = []  # sources are below 0
+        self.counts: list[int] = []
+        self.plain: list[bool] = []
+        self._graph = graph
+        self._ids: dict[Any, int] = {}
+
+    def run(self, roots: Sequence[Any]) -> list[int]:
+        """The ids of what is wanted."""
+        targets = [self._target(key) for key in roots]
+        self._visit([target for target in targets if type(target) is not Source])
+        return [
+            -1 - target.number if type(target) is Source else self._ids[target]
+            for target in targets
+        ]
+
+    def _target(self, key: Any) -> Any:
+        """The task that gives the value of a key that is wanted, or a `Source`."""
+        target, value, is_constant = self.reader.resolve(key)
+        return Source(self.constants.add(value)) if is_constant else target
+
+    def _visit(self, wanted: list[Any]) -> None:
+        ids, graph, read = self._ids, self._graph, self.reader.read
+        waiting: dict[Any, ReadTask] = {}
+        stack = wanted[::-1]
+        while stack:
+            key = stack.pop()
+            if key in ids:
+                continue
+            task = waiting.pop(key, None)
+            was_opened = task is not None
+            if task is None:
+                task = read(key, graph[key])
+            needed = task.needed
+            pending = [
+                other for other in needed if other not in ids and type(other) is not Source
+            ]
+            if pending:
+                if was_opened:
+                    waiting[key] = task
+                    raise _cycle_error(key, waiting, ids)
+                waiting[key] = task
+                stack.append(key)
+                pending.reverse()
+                stack += pending
+                continue
+            ids[key] = len(self.keys)
+            self.keys.append(key)
+            self.function_of.append(task.function)
+            self.entries.append(task.entry)
+            self.plain.append(task.is_plain)
+            self.counts.append(len(needed))
+            self.deps += [
+                -1 - other.number if type(other) is Source else ids[other] for other in needed
+            ]
+
+
+def _cycle_error(start: Any, waiting: Mapping[Any, ReadTask], ids: Mapping[Any, int]) -> CycleError:
+    """Finds the shortest way from a task back to itself, among those that wait."""
+    found_from: dict[Any, Any] = {}
+    queue = deque([start])
+    while queue and start not in found_from:
+        key = queue.popleft()
+        for other in waiting[key].needed:
+            if other in waiting and other not in ids and other not in found_from:
+                found_from[other] = key
+                queue.append(other)
+    path = [start]
+    while (before := found_from[path[-1]]) is not start:
+        path.append(before)
+    cycle = tuple(map(str, path))
+    return CycleError(f"tasks depend on each other: {' -> '.join((*cycle, cycle[0]))}", cycle)
