@@ -30,8 +30,8 @@ class Composed:
         calls: for each step its function, the registers of its arguments, and the names of those
             at the end that are keyword arguments.
 
-    >>> hypot = Composed("hypot", 2, (2,), [(pow, (0, 2), ()), (pow, (1, 2), ()), (max, (3, 4), ())])
-    >>> hypot(3, 4)
+    >>> calls = [(pow, (0, 2), ()), (pow, (1, 2), ()), (max, (3, 4), ())]
+    >>> Composed("larger_square", 2, (2,), calls)(3, 4)
     16
     """
 

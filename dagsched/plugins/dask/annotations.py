@@ -1,11 +1,11 @@
 """What Dask's annotations ask for, as options of the engine's tasks.
 
 Of `dask.annotate`'s keywords ``retries``, ``priority`` and ``resources`` are options here too
-(``resources`` has no effect on placement yet). ``workers`` and ``allow_other_workers`` name processes
-of a Dask cluster, which there are not, and are left out, as is any other.
+(``resources`` has no effect on placement yet). ``workers`` and ``allow_other_workers`` name
+processes of a Dask cluster, which there are not, and are left out, as is any other.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from dagsched.delayed import Options, delayed
@@ -39,19 +39,15 @@ def options_by_key(graph: Any) -> dict[Any, Options]:
 
 def _annotations(graph: Any) -> Mapping[str, Mapping[Any, Any]]:
     """Values by key, by the annotation's name."""
-    ask: Callable[[], Mapping[str, Mapping[Any, Any]]] | None
     ask = getattr(graph, "__dask_annotations__", None)
     if ask is not None:
-        return ask()
+        found_by_name: Mapping[str, Mapping[Any, Any]] = ask()
+        return found_by_name
     found: dict[str, dict[Any, Any]] = {}
     for layer in getattr(graph, "layers", {}).values():
-        for name, value in (layer.annotations or {}).items() if name_is_honoured(layer) else ():
-            found.setdefault(name, {}).update(
-                {key: value(key) if callable(value) else value for key in layer}
-            )
+        for name, value in (layer.annotations or {}).items():
+            if name in HONOURED:
+                found.setdefault(name, {}).update(
+                    {key: value(key) if callable(value) else value for key in layer}
+                )
     return found
-
-
-def name_is_honoured(layer: Any) -> bool:
-    """Whether a layer asks for anything that there is; looking into its keys makes them."""
-    return any(name in HONOURED for name in layer.annotations or ())

@@ -1,9 +1,9 @@
 """Dask's callbacks (`dask.callbacks.Callback`, progress bars, profilers) on a run of ours.
 
 They are called in the caller's thread as news of the run arrives, for each task once, when it is
-known to have ended; how many have is known earlier than which, so `len` of the set of finished keys
-may be more than what is in it, and of those waiting less. Values of tasks stay on their nodes; only if a callback has a ``posttask`` all of
-them are outputs of the run, and it gets them when the run is over.
+known to have ended. How many have is known earlier than which, so `len` of the set of finished keys
+may be more than what is in it, and of those waiting less. Values of tasks stay on their nodes; only
+if a callback has a ``posttask`` all of them are outputs of the run, and it gets them at the end.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,9 @@ POLL_S = 0.05
 """A run is looked at so often while callbacks wait for news of it."""
 
 Function = Callable[..., Any]
-Functions = tuple[Function | None, Function | None, Function | None, Function | None, Function | None]
+Functions = tuple[
+    Function | None, Function | None, Function | None, Function | None, Function | None
+]
 """Of a callback: start, start_state, pretask, posttask, finish."""
 
 

@@ -1,5 +1,9 @@
 """Constants in Dask's graphs: which travel with their task, and which are stored once a node."""
 
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,8 @@ _ATOMIC = frozenset((int, float, bool, type(None), complex))
 _SIZED = frozenset((str, bytes))
 _PARTS_MAX = 64
 
+SOURCE_BYTES_MIN = 65_536  # as in Config
+
 
 class Constants:
     """The constants of one graph that are sources.
@@ -18,11 +24,29 @@ class Constants:
         source_bytes_min: constants from this size on are.
     """
 
-    def __init__(self, source_bytes_min: int) -> None:
+    def __init__(self, source_bytes_min: int = SOURCE_BYTES_MIN) -> None:
         self.source_bytes_min = source_bytes_min
         self.sources: list[Any] = []
         self._number_by_id: dict[Any, int] = {}
         self._owner_by_id: dict[int, Any] = {}
+        self._directory = ""  # for files of tasks; empty: none was needed
+
+    def lasting_file(self) -> Callable[..., Any]:
+        """Makes, in a task, a `partd.File` that is there until `close`.
+
+        Its own are removed with the first object of it, whatever copies other tasks have.
+        """
+        import dask
+
+        if not self._directory:
+            where = dask.config.get("temporary_directory", None)
+            self._directory = tempfile.mkdtemp(prefix="dagsched-dask-", dir=where)
+        return functools.partial(_made_file, self._directory)
+
+    def close(self) -> None:
+        """Removes files of tasks."""
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def source_of(self, value: Any, owner: Any) -> int | None:
         """The number of the source that a constant is; None: it travels with its task.
@@ -53,6 +77,13 @@ class Constants:
             number = self._number_by_id[key] = len(self.sources)
             self.sources.append(value)
         return number
+
+
+def _made_file(directory: str, *_: Any, **__: Any) -> Any:
+    """A file in a directory, which doesn't remove it."""
+    from partd import File
+
+    return File(tempfile.mkdtemp(suffix=".partd", dir=directory))
 
 
 def is_plain(value: Any, size_max: int) -> bool:

@@ -17,14 +17,12 @@ from dagsched.graph import TaskGraph, no_garbage_collection
 from dagsched.plugins.dask.constants import Constants
 from dagsched.plugins.dask.reading import ReadTask, Source, TaskReader
 
-SOURCE_BYTES_MIN = 65_536
-
 
 def convert_graph(
     graph: Mapping[Any, Any],
     keys: Any,
     options: Mapping[Any, Options] | None = None,
-    source_bytes_min: int = SOURCE_BYTES_MIN,
+    constants: Constants | None = None,
 ) -> TaskGraph:
     """Turns a low-level Dask graph into a graph of the engine.
 
@@ -33,7 +31,7 @@ def convert_graph(
             a node has already.
         keys: the key whose value is wanted, or a list of such, which may be nested.
         options: of tasks, by key.
-        source_bytes_min: constants from this size on are stored once a node.
+        constants: to be closed by the caller after the run; None: the graph uses no files.
 
     Raises:
         GraphError: a key that is wanted or needed isn't there.
@@ -44,7 +42,7 @@ def convert_graph(
     (['abs', 'max'], [(-3,), [(None, 2), ((0, 0),)]])
     """
     with no_garbage_collection():
-        walk = _Walk(graph, Constants(source_bytes_min))
+        walk = _Walk(graph, constants or Constants())
         roots: dict[Any, int] = {}
         shape = _shape(keys, roots)
         outputs = walk.run(list(roots))
@@ -128,9 +126,7 @@ class _Walk:
             if task is None:
                 task = read(key, graph[key])
             needed = task.needed
-            pending = [
-                other for other in needed if other not in ids and type(other) is not Source
-            ]
+            pending = [other for other in needed if other not in ids and type(other) is not Source]
             if pending:
                 if was_opened:
                     waiting[key] = task

@@ -1,14 +1,15 @@
 """`get`: a Dask scheduler that runs graphs on an environment of ours."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import dask
 
+from dagsched.graph import TaskGraph
 from dagsched.plugins.dask.annotations import options_by_key
 from dagsched.plugins.dask.callbacks import Watcher, active_callbacks
+from dagsched.plugins.dask.constants import Constants
 from dagsched.plugins.dask.conversion import convert_graph
-from dagsched.progress import wait_for_run
 from dagsched.ref import is_executor
 from dagsched.runenv import default_env
 from dagsched.submission import rundag, submit
@@ -51,23 +52,69 @@ def get(
     """
     if is_executor() and env is None:
         return dask.get(low_level_graph(dsk), keys)
-    graph = low_level_graph(dsk)
-    options = options_by_key(dsk)
-    env = env or default_env()
-    with active_callbacks() as callbacks:
+    computation = _Computation(env or default_env(), dsk, keys, timeout, priority)
+    with active_callbacks() as callbacks, computation:
         if not callbacks:
-            return rundag(
-                env, convert_graph(graph, keys, options),
-                timeout=timeout, priority=priority, progress=False,
-            )  # fmt: skip
-        watcher = Watcher(callbacks, graph)
+            return computation.run()
+        watcher = Watcher(callbacks, computation.graph)
         failed = True
         try:
             watcher.start()
-            value = _watched(watcher, env, graph, keys, options, timeout, priority)
+            value = computation.run_watched(watcher)
             failed = False
         finally:
             watcher.finish(failed)
+        return value
+
+
+class _Computation:
+    """What `get` was asked for, and the files that its tasks use meanwhile."""
+
+    def __init__(
+        self, env: "RunEnv", dsk: Any, keys: Any, timeout: float | None, priority: int
+    ) -> None:
+        self.graph = low_level_graph(dsk)
+        self._env = env
+        self._keys = keys
+        self._options = options_by_key(dsk)
+        self._timeout = timeout
+        self._priority = priority
+        self._constants: list[Constants] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for constants in self._constants:
+            constants.close()
+
+    def _converted(self, keys: Any) -> TaskGraph:
+        self._constants.append(Constants())
+        return convert_graph(self.graph, keys, self._options, self._constants[-1])
+
+    def run(self) -> Any:
+        """The value."""
+        return rundag(
+            self._env, self._converted(self._keys),
+            timeout=self._timeout, priority=self._priority, progress=False,
+        )  # fmt: skip
+
+    def run_watched(self, watcher: Watcher) -> Any:
+        """The value, with callbacks told of what happens."""
+        graph = self._converted(self._keys)
+        all_keys = list(graph.own_keys or ())
+        if watcher.wants_values:
+            graph = self._converted([self._keys, all_keys])
+        run = submit(self._env, graph, timeout=self._timeout, priority=self._priority)
+        try:
+            watcher.watch(run)
+        except BaseException:
+            run.cancel()
+            raise
+        value = run.result()
+        if watcher.wants_values:
+            value, of_all = value
+            watcher.give_values(dict(zip(all_keys, of_all, strict=True)))
         return value
 
 
@@ -82,30 +129,3 @@ def low_level_graph(dsk: Any) -> dict[Any, Any]:
     if not isinstance(dsk, Mapping):
         raise TypeError(f"a Dask graph is a mapping of keys to tasks, not {type(dsk).__name__}")
     return dict(dsk)
-
-
-def _watched(
-    watcher: Watcher,
-    env: "RunEnv",
-    graph: dict[Any, Any],
-    keys: Any,
-    options: Mapping[Any, Any],
-    timeout: float | None,
-    priority: int,
-) -> Any:
-    """The value, with callbacks told of what happens."""
-    converted = convert_graph(graph, keys, options)
-    if watcher.wants_values:
-        converted = convert_graph(graph, [keys, list(converted.own_keys or ())], options)
-    run = submit(env, converted, timeout=timeout, priority=priority)
-    try:
-        watcher.watch(run)
-        wait_for_run(run, False)
-    except BaseException:
-        run.cancel()
-        raise
-    value = run.result()
-    if watcher.wants_values:
-        value, of_all = value
-        watcher.give_values(dict(zip(converted.own_keys or (), of_all, strict=False)))
-    return value

@@ -9,10 +9,14 @@ from typing import Any
 from dagsched.composed import dict_of, list_of, set_of, tuple_of
 from dagsched.plugins.optional import require
 
-require("dask", "dask")
 require("dask.task_spec", "dask")
 
 from dask.task_spec import DataNode, GraphNode, Task, TaskRef  # noqa: E402 - after the clear error
+
+__all__ = [
+    "ALIAS", "ATOMIC", "CONTAINER", "CONTAINER_MAKERS", "DATA", "OTHER_NODE", "REFERENCE", "TASK",
+    "VALUE", "Task", "TemporaryFile", "fused_call", "is_node", "kind_of",
+]  # fmt: skip
 
 ATOMIC, REFERENCE, ALIAS, TASK, DATA, CONTAINER, OTHER_NODE, VALUE = range(8)
 """Kinds of what stands in a graph. OTHER_NODE: a node of a kind that is not known here."""
@@ -22,6 +26,12 @@ Alias = type(Task("a", abs, 1).ref())
 fused_call = Task.fuse(Task("a", abs, 1), Task("b", abs, TaskRef("a"))).func
 """The function of a task into which Dask has fused others: ``(tasks by key, key of the last,
 keys of inputs, *inputs)``."""
+
+try:
+    from partd import File as TemporaryFile
+except ImportError:  # comes with dask[bag]
+    TemporaryFile = None
+"""The class of the files in which bags group on disk."""
 
 CONTAINER_MAKERS: dict[Any, Any] = {list: list_of, tuple: tuple_of, set: set_of, dict: dict_of}
 

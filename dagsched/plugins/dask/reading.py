@@ -10,8 +10,6 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dagsched.composed import (
     Composed,
     dict_of,
@@ -34,10 +32,14 @@ from dagsched.plugins.dask.nodes import (
     REFERENCE,
     TASK,
     VALUE,
+    Task,
+    TemporaryFile,
     fused_call,
     is_node,
     kind_of,
 )
+
+_SIZED = frozenset((str, bytes))
 
 CONTAINER_ITEMS_MAX, CONTAINER_DEPTH_MAX = 64, 4
 """Constant lists and dicts up to this length and depth are made anew by each call, from their
@@ -48,8 +50,10 @@ _LEGACY_MAKERS: dict[type, Any] = {
     list: list_of, tuple: tuple_of, set: set_of, frozenset: frozenset_of,
 }  # fmt: skip
 
-Place = tuple[str, int]
-"""Where a step finds an argument: ("argument" | "constant" | "step", index)."""
+ARGUMENT, CONSTANT, STEP = range(3)
+
+Place = int
+"""Where a step finds an argument: index * 3 + ARGUMENT, CONSTANT or STEP."""
 
 
 class ReadTask(NamedTuple):
@@ -92,6 +96,7 @@ class TaskReader:
         self._constants = constants
         self._index_by_form: dict[Any, int] = {}
         self._prefix_by_name: dict[str, str] = {}
+        self._known_slots: dict[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] = {}
         self._begin(None)
 
     def _begin(self, key: Any) -> None:
@@ -114,13 +119,51 @@ class TaskReader:
         Raises:
             GraphError: it needs a key that the graph doesn't have.
         """
+        if type(node) is Task and not node.kwargs:
+            simple = self._simple(key, node)
+            if simple is not None:
+                return simple
         self._begin(key)
-        kind = kind_of(type(node))
-        if kind == VALUE:
+        if kind_of(type(node)) == VALUE:
             self._older(node)
         else:
             self._value(node, None)
         return ReadTask(self._function(), self._entry(), self._needed, self._is_plain)
+
+    def _simple(self, key: Any, task: Any) -> ReadTask | None:
+        """A task with small constants and values of tasks as arguments; None: it has others."""
+        function, graph = task.func, self._graph
+        if function is fused_call or function is TemporaryFile:
+            return None
+        arguments: list[Any] = []
+        slots: list[tuple[int, int]] = []
+        needed: list[Any] = []
+        for arg in task.args:
+            kind = kind_of(type(arg))
+            if kind == ATOMIC:
+                if type(arg) in _SIZED and len(arg) >= self._constants.source_bytes_min:
+                    return None
+                arguments.append(arg)
+                continue
+            if kind == REFERENCE:
+                other = arg.key
+            elif kind == ALIAS:
+                other = arg.target
+            else:
+                return None
+            if other in needed or type(graph.get(other)) is not Task:
+                return None
+            slots.append((len(arguments), len(needed)))
+            needed.append(other)
+            arguments.append(None)
+        form = (self._prefix(key), _identity(function))
+        index = self._index_by_form.get(form)
+        if index is None:
+            index = self._add_function(form, function, form[0] or function_name(function))
+        entry: Entry = tuple(arguments)
+        if slots:
+            entry = None if len(slots) == len(arguments) else [entry, self._same_slots(slots)]
+        return ReadTask(index, entry, needed, True)
 
     def resolve(self, key: Any) -> tuple[Any, Any, bool]:
         """Follows aliases from a key to what it stands for.
@@ -145,7 +188,7 @@ class TaskReader:
                 target = node.key
             elif kind == DATA:
                 return key, node.value, True
-            elif kind == VALUE or kind == ATOMIC:
+            elif kind in (VALUE, ATOMIC):
                 if self._is_key(node):
                     target = node
                 else:
@@ -172,8 +215,6 @@ class TaskReader:
     def _value(self, item: Any, scope: _Scope | None) -> Place:
         """Where the value of a node or constant is."""
         kind = kind_of(type(item))
-        if kind == ATOMIC:
-            return self._literal(item)
         if kind == REFERENCE:
             return self._need(item.key, scope)
         if kind == ALIAS:
@@ -207,9 +248,7 @@ class TaskReader:
     def _fused(self, task: Any, scope: _Scope | None) -> Place:
         """The tasks within a fused task, each after those that it needs."""
         nodes, last, inputs, *given = task.args
-        places = {
-            key: self._value(arg, scope) for key, arg in zip(inputs, given, strict=True)
-        }
+        places = {key: self._value(arg, scope) for key, arg in zip(inputs, given, strict=True)}
         inner = _Scope(nodes, places)
         rank: dict[Any, int] = {}
         opened: set[Any] = set()
@@ -303,7 +342,7 @@ class TaskReader:
         kind = type(value)
         if is_plain(value, self._constants.source_bytes_min):
             self._arguments.append(value)
-            return ("argument", len(self._arguments) - 1)
+            return len(self._arguments) * 3 - 3 + ARGUMENT
         maker = _CONSTANT_MAKERS.get(kind)
         if maker is not None and depth < CONTAINER_DEPTH_MAX:
             items = _items(value)
@@ -320,25 +359,27 @@ class TaskReader:
             return place
         self._is_plain = False
         self._arguments.append(value)
-        return ("argument", len(self._arguments) - 1)
+        return len(self._arguments) * 3 - 3 + ARGUMENT
 
     def _dependency(self, need: Any) -> Place:
         """A new argument, the value of a task or source."""
         self._slots.append((len(self._arguments), len(self._needed)))
         self._needed.append(need)
         self._arguments.append(None)
-        return ("argument", len(self._arguments) - 1)
+        return len(self._arguments) * 3 - 3 + ARGUMENT
 
     def _bake(self, value: Any) -> Place:
         """A constant that is the same for all tasks of this form."""
-        self._baked.append(value)
-        return ("constant", len(self._baked) - 1)
+        self._baked.append(self._constants.lasting_file() if value is TemporaryFile else value)
+        return len(self._baked) * 3 - 3 + CONSTANT
 
     def _step(
         self, function: Callable[..., Any], places: list[Place], names: tuple[str, ...] = ()
     ) -> Place:
+        if function is TemporaryFile:
+            function = self._constants.lasting_file()
         self._steps.append((function, tuple(places), names))
-        return ("step", len(self._steps) - 1)
+        return len(self._steps) * 3 - 3 + STEP
 
     # --- what comes of it -------------------------------------------------------------------------
 
@@ -347,42 +388,47 @@ class TaskReader:
             return tuple(self._arguments)
         if len(self._slots) == len(self._arguments):
             return None
-        return [tuple(self._arguments), tuple(self._slots)]
+        return [tuple(self._arguments), self._same_slots(self._slots)]
+
+    def _same_slots(self, slots: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """Equal slots of earlier tasks: pickle writes the same object only once."""
+        made = tuple(slots)
+        return self._known_slots.setdefault(made, made)
 
     def _function(self) -> int:
         """Index of the function that makes the steps."""
-        steps, baked = self._steps, self._baked
-        prefix = self._prefix()
+        prefix = self._prefix(self._key)
         form = (
             prefix,
-            tuple([(_identity(function), places, names) for function, places, names in steps]),
-            tuple(map(_identity, baked)),
+            tuple([(_identity(call), places, names) for call, places, names in self._steps]),
+            tuple(map(_identity, self._baked)),
             len(self._arguments),
         )
         index = self._index_by_form.get(form)
         if index is None:
-            index = self._index_by_form[form] = len(self.functions)
-            name = prefix or function_name(steps[-1][0])
-            self.functions.append(self._made(name))
-            self.function_names.append(name)
+            name = prefix or function_name(self._steps[-1][0])
+            index = self._add_function(form, self._made(name), name)
+        return index
+
+    def _add_function(self, form: Any, function: Callable[..., Any], name: str) -> int:
+        index = self._index_by_form[form] = len(self.functions)
+        self.functions.append(function)
+        self.function_names.append(name)
         return index
 
     def _made(self, name: str) -> Callable[..., Any]:
         count = len(self._arguments)
-        if len(self._steps) == 1:
-            function, places, names = self._steps[0]
-            if not names and places == tuple(("argument", index) for index in range(count)):
-                return function
-        first = {"argument": 0, "constant": count, "step": count + len(self._baked)}
+        first = {ARGUMENT: 0, CONSTANT: count, STEP: count + len(self._baked)}
         calls = [
-            (function, tuple(first[kind] + index for kind, index in places), names)
+            (function, tuple([first[place % 3] + place // 3 for place in places]), names)
             for function, places, names in self._steps
         ]
+        if len(calls) == 1 and not calls[0][2] and calls[0][1] == tuple(range(count)):
+            return calls[0][0]
         return Composed(name, count, self._baked, calls)
 
-    def _prefix(self) -> str:
+    def _prefix(self, key: Any) -> str:
         """What all tasks of a collection's layer are called; empty for a key of its own."""
-        key = self._key
         if type(key) is not tuple or not key or type(key[0]) is not str:
             return ""
         prefix = self._prefix_by_name.get(key[0])
