@@ -6,6 +6,7 @@ topological and in depth-first order, as `dagsched.graph` gives them.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,13 @@ from dagsched.delayed import DEFAULTS, Options
 from dagsched.entries import Entry, slot
 from dagsched.errors import CycleError
 from dagsched.graph import TaskGraph, no_garbage_collection
+from dagsched.items import take_item
+from dagsched.plan import Int32, Int64
 from dagsched.plugins.dask.constants import Constants
 from dagsched.plugins.dask.reading import ReadTask, Source, TaskReader
+
+ITEM_USERS_MIN = 4
+"""Results of which so many tasks take an item each are kept item by item."""
 
 
 def convert_graph(
@@ -52,6 +58,7 @@ def convert_graph(
     deps, ids = np.array(walk.deps, np.int32), np.array(outputs, np.int32)
     for numbers in (deps, ids):
         numbers[numbers < 0] = count - 1 - numbers[numbers < 0]
+    walk.keep_items_apart(indptr, deps, ids)
     asked = {}
     if options:
         asked = {
@@ -145,6 +152,38 @@ class _Walk:
             self.deps += [
                 -1 - other.number if type(other) is Source else ids[other] for other in needed
             ]
+
+    def keep_items_apart(self, indptr: Int64, deps: Int32, outputs: Int32) -> None:
+        """Where many tasks each take one item of a result, none shall load all of them."""
+        functions, function_of = self.reader.functions, self.function_of
+        is_getitem = np.array([function is getitem for function in functions], bool)
+        if not is_getitem.any():
+            return
+        takes = is_getitem[function_of] & (np.diff(indptr) == 1)
+        takes[takes] = [type(self.entries[task]) is list for task in np.flatnonzero(takes)]
+        count = len(function_of)
+        users = np.bincount(deps, minlength=count)[:count]
+        takers = np.flatnonzero(takes)
+        of = deps[indptr[:-1][takers]]
+        whole = np.bincount(of[of < count], minlength=count) == users
+        whole &= users >= ITEM_USERS_MIN
+        whole[outputs[outputs < count]] = False
+        if not whole.any():
+            return
+        takers = takers[(of < count) & whole[np.minimum(of, count - 1)]]
+        made = {
+            function_of[task]: self.reader.replaced(function_of[task], take_item) for task in takers
+        }
+        for task in takers.tolist():
+            function_of[task] = made[function_of[task]]
+        for task in np.flatnonzero(whole).tolist():
+            entry = self.entries[task]
+            given = (
+                self.counts[task]
+                if entry is None
+                else len(entry[0] if type(entry) is list else entry)
+            )
+            function_of[task] = self.reader.kept_apart(function_of[task], given)
 
 
 def _cycle_error(start: Any, waiting: Mapping[Any, ReadTask], ids: Mapping[Any, int]) -> CycleError:

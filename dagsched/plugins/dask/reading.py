@@ -21,6 +21,7 @@ from dagsched.composed import (
 from dagsched.delayed import function_name
 from dagsched.entries import Entry
 from dagsched.errors import CycleError, GraphError
+from dagsched.items import kept_apart
 from dagsched.plugins.dask.constants import Constants, is_plain
 from dagsched.plugins.dask.nodes import (
     ALIAS,
@@ -409,6 +410,23 @@ class TaskReader:
             name = prefix or function_name(self._steps[-1][0])
             index = self._add_function(form, self._made(name), name)
         return index
+
+    def replaced(self, index: int, function: Callable[..., Any]) -> int:
+        """Index of another function under the name of one."""
+        name = self.function_names[index]
+        form = ("replaced", name, id(function))
+        known = self._index_by_form.get(form)
+        return self._add_function(form, function, name) if known is None else known
+
+    def kept_apart(self, index: int, count: int) -> int:
+        """Index of a function of so many arguments whose result's items are kept apart."""
+        form = ("apart", index, count)
+        known = self._index_by_form.get(form)
+        if known is not None:
+            return known
+        name, first = self.function_names[index], self.functions[index]
+        calls = [(first, tuple(range(count)), ()), (kept_apart, (count,), ())]
+        return self._add_function(form, Composed(name, count, (), calls), name)
 
     def _add_function(self, form: Any, function: Callable[..., Any], name: str) -> int:
         index = self._index_by_form[form] = len(self.functions)
