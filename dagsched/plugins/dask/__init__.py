@@ -5,6 +5,8 @@
 See README.md in this folder for what is supported.
 """
 
+from dagsched.plugins.dask.client import Client, as_completed, wait
+from dagsched.plugins.dask.futures import Future
 from dagsched.plugins.dask.getting import get
 
-__all__ = ["get"]
+__all__ = ["Client", "Future", "as_completed", "get", "wait"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dagsched.plugins.dask.futures import Future
 from dagsched.ref import Ref
 
 _ATOMIC = frozenset((int, float, bool, type(None), complex))
@@ -55,6 +56,8 @@ class Constants:
             value: nothing that could be pickled with others without care.
             owner: key of the task that has it.
         """
+        if type(value) is Future:
+            value = value.ref()
         if type(value) is Ref:
             return self._number(value, value)
         number = self._number_by_id.get(id(value))
@@ -69,6 +72,8 @@ class Constants:
 
     def add(self, value: Any) -> int:
         """The number of a source with this value."""
+        if type(value) is Future:
+            value = value.ref()
         return self._number(value if type(value) is Ref else id(value), value)
 
     def _number(self, key: Any, value: Any) -> int:

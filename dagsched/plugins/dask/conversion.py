@@ -5,7 +5,7 @@ topological and in depth-first order, as `dagsched.graph` gives them.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import getitem
 from typing import Any
 
@@ -49,13 +49,13 @@ def convert_graph(
     """
     with no_garbage_collection():
         walk = _Walk(graph, constants or Constants())
-        roots: dict[Any, int] = {}
-        shape = _shape(keys, roots)
-        outputs = walk.run(list(roots))
+        wanted = walk.run(list(dict.fromkeys(_flat(keys))))
     count = len(walk.entries)
     indptr = np.zeros(count + 1, np.int64)
     np.cumsum(np.array(walk.counts, np.int64), out=indptr[1:])
-    deps, ids = np.array(walk.deps, np.int32), np.array(outputs, np.int32)
+    # Several keys may stand for one task.
+    outputs = {task: index for index, task in enumerate(dict.fromkeys(wanted.values()))}
+    deps, ids = np.array(walk.deps, np.int32), np.array(list(outputs), np.int32)
     for numbers in (deps, ids):
         numbers[numbers < 0] = count - 1 - numbers[numbers < 0]
     walk.keep_items_apart(indptr, deps, ids)
@@ -66,10 +66,14 @@ def convert_graph(
             for task, key in enumerate(walk.keys)
             if options.get(key, DEFAULTS) is not DEFAULTS
         }
+    reader = walk.reader
+    functions, names, function_of = used_functions(
+        reader.functions, reader.function_names, np.array(walk.function_of, np.int32)
+    )
     return TaskGraph(
-        functions=walk.reader.functions,
-        function_names=walk.reader.function_names,
-        function_of=np.array(walk.function_of, np.int32),
+        functions=functions,
+        function_names=names,
+        function_of=function_of,
         indptr=indptr,
         deps=deps,
         entries=walk.entries,
@@ -78,17 +82,37 @@ def convert_graph(
         options=asked,
         serials=np.arange(count, dtype=np.int64),
         outputs=ids,
-        shape=shape,
+        shape=_shape(keys, {key: outputs[task] for key, task in wanted.items()}),
         persisted={},
         own_keys=walk.keys,
     )
 
 
-def _shape(keys: Any, roots: dict[Any, int]) -> Any:
+def used_functions(
+    functions: Sequence[Any], names: Sequence[str], function_of: Int32
+) -> tuple[list[Any], list[str], Int32]:
+    """Functions that some task calls, their names, and the index of each task's among them."""
+    used = np.flatnonzero(np.bincount(function_of, minlength=len(functions)))
+    number_of = np.zeros(len(functions), np.int32)
+    number_of[used] = np.arange(len(used))
+    kept = used.tolist()
+    return [functions[i] for i in kept], [names[i] for i in kept], number_of[function_of]
+
+
+def _flat(keys: Any) -> Iterator[Any]:
+    """Keys inside lists, in order."""
+    if isinstance(keys, list):
+        for key in keys:
+            yield from _flat(key)
+    else:
+        yield keys
+
+
+def _shape(keys: Any, index_by_key: Mapping[Any, int]) -> Any:
     """What was asked for with slots in place of keys, lists as tuples, as Dask gives them."""
     if isinstance(keys, list):
-        return tuple([_shape(key, roots) for key in keys])
-    return slot(roots.setdefault(keys, len(roots)))
+        return tuple([_shape(key, index_by_key) for key in keys])
+    return slot(index_by_key[keys])
 
 
 class _Walk:
@@ -106,14 +130,14 @@ class _Walk:
         self._graph = graph
         self._ids: dict[Any, int] = {}
 
-    def run(self, roots: Sequence[Any]) -> list[int]:
-        """The ids of what is wanted."""
+    def run(self, roots: Sequence[Any]) -> dict[Any, int]:
+        """The ids of what is wanted, by key."""
         targets = [self._target(key) for key in roots]
         self._visit([target for target in targets if type(target) is not Source])
-        return [
-            -1 - target.number if type(target) is Source else self._ids[target]
-            for target in targets
-        ]
+        return {
+            key: -1 - target.number if type(target) is Source else self._ids[target]
+            for key, target in zip(roots, targets, strict=True)
+        }
 
     def _target(self, key: Any) -> Any:
         """The task that gives the value of a key that is wanted, or a `Source`."""

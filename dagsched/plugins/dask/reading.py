@@ -482,6 +482,8 @@ def _identity(item: Any) -> Any:
     """What tells functions apart; each look-up of a method makes a new object for it."""
     if type(item) is types.MethodType:
         return (id(item.__self__), id(item.__func__))
+    if type(item) is types.BuiltinMethodType:
+        return (id(item.__self__), item.__name__)
     return id(item)
 
 
