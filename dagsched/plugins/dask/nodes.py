@@ -6,12 +6,9 @@ that no private name of Dask is used here.
 
 from typing import Any
 
+from dask.task_spec import DataNode, GraphNode, Task, TaskRef
+
 from dagsched.composed import dict_of, list_of, set_of, tuple_of
-from dagsched.plugins.optional import require
-
-require("dask.task_spec", "dask")
-
-from dask.task_spec import DataNode, GraphNode, Task, TaskRef  # noqa: E402 - after the clear error
 
 __all__ = [
     "ALIAS", "ATOMIC", "CONTAINER", "CONTAINER_MAKERS", "DATA", "OTHER_NODE", "REFERENCE", "TASK",
