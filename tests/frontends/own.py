@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 MODULES = ("dask.tests.test_delayed", "dask.bag", "dask.array", "dask.dataframe")
 
-SHARE = ("dask.tests.test_delayed", "dask.bag.tests.test_bag", "dask.array.tests.test_slicing",
+SHARE = ("dask.tests.test_delayed", "dask.bag.tests.test_bag", "dask.array.tests.test_rechunk",
          "dask.dataframe.dask_expr.tests.test_indexing")  # fmt: skip
 """What `make test` runs."""
 

@@ -44,10 +44,13 @@ def test_bags() -> None:
     )
 
 
-def test_files_of_bags_are_gone_afterwards(tmp_path: Path) -> None:
+def test_files_of_bags_are_gone_afterwards(env: RunEnv, tmp_path: Path) -> None:
     with dask.config.set(temporary_directory=str(tmp_path)):
         for _ in range(3):
             assert len(db.from_sequence(range(10), npartitions=2).groupby(bool).compute()) == 2
+        with Client(env, set_as_default=False) as client:
+            grouped = db.from_sequence(range(10), npartitions=2).groupby(bool)
+            assert len(client.compute(grouped).result()) == 2
     assert list(tmp_path.iterdir()) == []
 
 

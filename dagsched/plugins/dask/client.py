@@ -23,6 +23,7 @@ from dagsched.delayed import DEFAULTS, Options, identity
 from dagsched.entries import slot
 from dagsched.graph import TaskGraph
 from dagsched.plugins.dask.annotations import options_by_key
+from dagsched.plugins.dask.constants import Constants
 from dagsched.plugins.dask.conversion import convert_graph, used_functions
 from dagsched.plugins.dask.futures import Batch, Future, opened
 from dagsched.plugins.dask.getting import get, low_level_graph
@@ -168,9 +169,7 @@ class Client:
         key = f"{type(collection).__name__.lower()}-{next(self._numbers)}"
         graph[key] = Task(key, finish, _nested(collection.__dask_keys__()), *extra)
         options = options_by_key(collection.__dask_graph__())
-        return self._futures(
-            [key], lambda: self._submit(convert_graph(graph, [key], options), priority), ()
-        )[0]
+        return self._futures([key], lambda: self._run(graph, [key], options, priority), ())[0]
 
     def persist(
         self, collections: Any, optimize_graph: bool = True, priority: int = 0, **_: Any
@@ -187,9 +186,7 @@ class Client:
             options.update(options_by_key(one.__dask_graph__()))
         keys_of = [list(flatten(one.__dask_keys__())) for one in collections]
         keys = list(dict.fromkeys(itertools.chain.from_iterable(keys_of)))
-        futures = self._futures(
-            keys, lambda: self._submit(convert_graph(graph, keys, options), priority), ()
-        )
+        futures = self._futures(keys, lambda: self._run(graph, keys, options, priority), ())
         nodes = {f.key: DataNode(f.key, f) for f in futures}
         made = []
         for one, own in zip(collections, keys_of, strict=True):
@@ -213,7 +210,7 @@ class Client:
             return self.scatter([data])[0]
         keys = [self._key(type(value)) for value in data]
         graph = {key: DataNode(key, value) for key, value in zip(keys, data, strict=True)}
-        return self._futures(keys, lambda: self._submit(convert_graph(graph, keys), 0), ())
+        return self._futures(keys, lambda: self._run(graph, keys, {}, 0), ())
 
     def gather(self, futures: Any, errors: str = "raise") -> Any:
         """The values of futures inside lists, tuples, dicts, in the same shape.
@@ -286,6 +283,19 @@ class Client:
     def _key(self, named: Any) -> str:
         name = named if isinstance(named, str) else getattr(named, "__name__", "call")
         return f"{name}-{next(self._numbers)}"
+
+    def _run(
+        self,
+        graph: Mapping[Any, Any],
+        keys: list[Any],
+        options: Mapping[Any, Options],
+        priority: int,
+    ) -> Run:
+        """A run of a Dask graph; files of its tasks are there until it is over."""
+        constants = Constants()
+        run = self._submit(convert_graph(graph, keys, options, constants), priority)
+        run.add_done_callback(lambda _: constants.close())
+        return run
 
     def _submit(self, graph: TaskGraph, priority: int) -> Run:
         return submit(self.env, by_reference(graph), priority=priority)

@@ -44,8 +44,8 @@ def convert_graph(
         CycleError: a task needs itself.
 
     >>> converted = convert_graph({"x": (abs, -3), "y": (max, "x", 2)}, "y")
-    >>> converted.function_names, converted.entries
-    (['abs', 'max'], [(-3,), [(None, 2), ((0, 0),)]])
+    >>> converted.keys(), converted.entries
+    (['x', 'y'], [(-3,), [(None, 2), ((0, 0),)]])
     """
     with no_garbage_collection():
         walk = _Walk(graph, constants or Constants())

@@ -1,5 +1,7 @@
 """Graphs of Dask as ours: ids, functions, entries; a naive evaluator is the oracle."""
 
+import doctest
+import importlib
 import operator
 from collections.abc import Mapping
 from functools import partial
@@ -251,3 +253,11 @@ def test_partials_and_methods_are_one_function() -> None:
     dsk.update({("m", i): Task(("m", i), text.count, "a") for i in range(10)})
     graph = check(dsk, list(dsk))
     assert len(graph.functions) == 2
+
+
+@pytest.mark.parametrize("name", ["composed", "items", "plugins.optional", "plugins.dask.nodes",
+                                  "plugins.dask.constants", "plugins.dask.conversion"])  # fmt: skip
+def test_examples_in_the_documentation(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(f"dagsched.{name}"))
+    assert results.attempted
+    assert not results.failed
