@@ -51,6 +51,9 @@ EXPLAINED = {
     r"test_routines\.py::test_tensordot_more_than_26_dims": (
         "a constant of 1 GB takes a busy machine's node longer to take than its lease"
     ),
+    r"test_routines\.py::test_average_raises": OTHER_PROCESS,
+    r"test_wrap\.py::test_full_detects_da_dtype": OTHER_PROCESS,
+    r"test_ufunc\.py::test_frompyfunc": "a ufunc that numpy made of a function can't travel",
     r"test_orc": NETWORK,
     r"test_parquet\.py::test_(pyarrow_filesystem_option_real_data|fsspec_to_parquet)": NETWORK,
 }
