@@ -239,18 +239,14 @@ class Cluster:
         self, dag: object, *, timeout_s: float | None, priority: int, started: "list[Run]"
     ) -> "Run":
         """Make a graph and a plan of `dag`, and submit it; the run is in `started` before that."""
-        from dagsched.graph import TaskGraph, build_graph
+        from dagsched.graph import build_graph
         from dagsched.handles import HandleDumper
         from dagsched.plan import ClusterShape
         from dagsched.planning import make_plan
         from dagsched.run import Run, RunShape
 
         assert self._core is not None
-        if isinstance(dag, TaskGraph):
-            graph = dag
-        else:
-            kept = self._references.kept or None
-            graph = build_graph(dag, self._config.source_bytes_min, kept)
+        graph = build_graph(dag, self._config.source_bytes_min, self._references.kept or None)
         self._references.check_own(graph.sources)
         nodes = self.nodes or self._roster.wanted
         shape = ClusterShape(len(nodes), sum(len(node.executorids) for node in nodes))

@@ -125,7 +125,8 @@ def build_graph(
     """Turns calls written down into a graph.
 
     Args:
-        dag: A `Delayed`, or containers with `Delayed`s anywhere inside.
+        dag: A `Delayed`, or containers with `Delayed`s anywhere inside; a graph that a front end
+            has made is returned as it is.
         source_bytes_min: Constants from this size on are sources.
         kept: `Delayed`s whose values are known already, and the references to them.
 
@@ -138,6 +139,8 @@ def build_graph(
     >>> graph.function_names, graph.entries
     (['abs', 'max'], [(-3,), [(None, 2), ((0, 0),)]])
     """
+    if isinstance(dag, TaskGraph):
+        return dag
     kept = kept or {}
     scanner = _Scanner(source_bytes_min, kept)
     ids = {node: scanner.source(ref) for node, ref in kept.items()}
