@@ -58,6 +58,7 @@ class TaskGraph:
     outputs: Int32  # ids of the values that were asked for, each once
     shape: object  # what was asked for, with a Slot(i) for the value of output i
     persisted: Mapping[int, Delayed]  # by id: tasks whose values the environment keeps
+    own_keys: Sequence[object] | None = None  # n: of a graph that another library has written
 
     @property
     def task_count(self) -> int:
@@ -80,7 +81,9 @@ class TaskGraph:
         return self.function_names[int(self.function_of[task_id])]
 
     def key(self, task_id: int) -> str:
-        """The key of the `Delayed` that the task was."""
+        """The key of the `Delayed` that the task was, or the one that its library gave it."""
+        if self.own_keys is not None:
+            return str(self.own_keys[task_id])
         return f"{self.name(task_id)}-{self.serials[task_id]}"
 
     def keys(self) -> list[str]:
@@ -122,7 +125,8 @@ def build_graph(
     """Turns calls written down into a graph.
 
     Args:
-        dag: A `Delayed`, or containers with `Delayed`s anywhere inside.
+        dag: A `Delayed`, or containers with `Delayed`s anywhere inside; a graph that a front end
+            has made is returned as it is.
         source_bytes_min: Constants from this size on are sources.
         kept: `Delayed`s whose values are known already, and the references to them.
 
@@ -135,12 +139,14 @@ def build_graph(
     >>> graph.function_names, graph.entries
     (['abs', 'max'], [(-3,), [(None, 2), ((0, 0),)]])
     """
+    if isinstance(dag, TaskGraph):
+        return dag
     kept = kept or {}
     scanner = _Scanner(source_bytes_min, kept)
     ids = {node: scanner.source(ref) for node, ref in kept.items()}
     known_count = len(ids)
     roots: dict[Delayed, int] = {}
-    with _no_garbage_collection():
+    with no_garbage_collection():
         shape = rebuild(
             dag,
             lambda item: slot(roots.setdefault(item, len(roots))),  # type: ignore[arg-type]  # leaves are Delayeds
@@ -182,7 +188,7 @@ def build_graph(
     )
 
 
-class _no_garbage_collection:  # noqa: N801 - used like a function
+class no_garbage_collection:  # noqa: N801 - used like a function
     """While a graph is made nothing becomes garbage; looking for it takes half as long again."""
 
     __slots__ = ("_was_on",)

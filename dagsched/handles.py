@@ -23,7 +23,7 @@ from dagsched.planning import permuted
 from dagsched.protocol.steps import Whole, pack_steps, unpack_steps
 from dagsched.run import RunShape
 
-VERSION = 2
+VERSION = 3
 
 _ARRAYS = ("order", "function_of", "serials", "outputs")
 _WALL_S = struct.Struct("<d")
@@ -83,6 +83,7 @@ class HandleDumper:
             "options": graph.options,
             "outputs": graph.outputs,
             "shape": graph.shape,
+            "own_keys": graph.own_keys,
             "source_count": len(graph.sources),
             "sources": {number: graph.sources[number] for number in wanted},
         }
@@ -156,6 +157,7 @@ def load_handle(data: bytes | bytearray | memoryview, plan: RunPlan | None) -> H
         outputs=arrays["outputs"],
         shape=_unpacked_shape(values["shape"]),
         persisted={},
+        own_keys=values["own_keys"],
     )
     outputs = position_of[graph.outputs].tolist()
     shape = RunShape(order, starts, outputs, names)

@@ -1,6 +1,7 @@
 """From a task's key to the task, and what a wrong key may have meant. Pure.
 
-A key is a name and a serial number that no other task of the process has. A graph of a million
+A key is a name and a serial number that no other task of the process has, or, in a graph that
+another library has written, whatever that calls it. A graph of a million
 tasks is searched by number, as an array: no text is made of any task but the one that is found.
 """
 
@@ -25,6 +26,8 @@ def find_key(graph: "TaskGraph", key: str) -> int | None:
         >>> find_key(build_graph(delayed(max)(one, 2)), one.key)
         0
     """
+    if graph.own_keys is not None:
+        return next((task for task, own in enumerate(graph.own_keys) if str(own) == key), None)
     name, serial = _split(key)
     if serial is None:
         return None
@@ -42,6 +45,8 @@ def unknown_key(graph: "TaskGraph", key: str) -> str:
 
 def near_keys(graph: "TaskGraph", key: str) -> list[str]:
     """Up to three keys that look like one that isn't there: same number, same or similar name."""
+    if graph.own_keys is not None:
+        return difflib.get_close_matches(key, graph.keys(), NEAR_MAX, cutoff=0.5)
     name, serial = _split(key)
     if serial is not None:
         same = np.flatnonzero(graph.serials == serial).tolist()

@@ -159,6 +159,11 @@ def set_resolver(resolver: Resolver | None) -> None:
     _process_resolver = resolver
 
 
+def is_executor() -> bool:
+    """Whether this process is an executor, so that whoever asks is inside a task."""
+    return _process_resolver is not None
+
+
 def register_environment(env: str, resolver: Resolver) -> None:
     """References of the environment with token `env` are fetched by `resolver` from now on."""
     _resolver_by_env[env] = resolver

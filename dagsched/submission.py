@@ -157,13 +157,14 @@ def _check_environment(env: object) -> None:
 
 
 def _checked_dag(dag: object) -> object:
-    """`dag` as `build_graph` takes it.
+    """`dag` as `build_graph` takes it, or a graph that a front end has made.
 
     Raises:
         TypeError: it is neither a `Delayed` nor a container that can hold one.
     """
     from dagsched.containers import is_container
     from dagsched.delayed import Delayed
+    from dagsched.graph import TaskGraph
     from dagsched.ref import Ref
 
     # Only who has imported networkx can have a graph of it, and importing it takes long.
@@ -172,7 +173,7 @@ def _checked_dag(dag: object) -> object:
         from dagsched.plugins.networkx import from_networkx
 
         return from_networkx(dag)
-    if isinstance(dag, Delayed | Ref) or is_container(dag):
+    if isinstance(dag, Delayed | Ref | TaskGraph) or is_container(dag):
         return dag
     hint = " (call it: delayed(f)(x))" if callable(dag) else ""
     raise TypeError(
