@@ -202,7 +202,7 @@ def test_nothing_is_left_of_a_call(env: RunEnv) -> None:
 def test_without_joblib_the_error_says_what_to_install() -> None:
     code = "import sys; sys.modules['joblib'] = None; import dagsched.plugins.joblib"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert b"ImportError: joblib can't be imported" in found.stderr
+    assert b"ImportError: joblib isn't installed" in found.stderr
     assert b"pip install 'dagsched[joblib]'" in found.stderr
 
 
