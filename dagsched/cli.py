@@ -1,10 +1,11 @@
-"""The command line: `dagsched demo`, `info`, `bench`, `runs`, `resume`, `explain`, `story`.
+"""The command line: `dagsched demo`, `info`, `bench`, `runs`, `resume`, `explain`, `story`, `viz`.
 
 Responsible for arguments, exit codes and error messages; what the commands do stands elsewhere.
 Exit codes: 0 success, 1 the run failed or its result is wrong, 2 wrong usage.
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from dagsched.errors import DagschedError
 
 if TYPE_CHECKING:
     from dagsched.hearsay import TaskTale
+    from dagsched.history import History
     from dagsched.listing import ListedRun
 
 FAILED, USAGE = 1, 2
@@ -314,6 +316,87 @@ def _tale(run_id: str, key: str, metastore: str | None, rootpath: str) -> "TaskT
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     return tell(find_journalled(run_id, Config(), rootpath, metastore), key)
+
+
+@commands.command()
+@click.argument("run", metavar="FILE|RUN")
+@click.option(
+    "-o",
+    "--output",
+    metavar="PICTURE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where to draw; without it the summary is printed.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["dag", "gantt", "trace", "summary"]),
+    help="Of picture.  [default: the first of these that PICTURE's suffix belongs to]",
+)
+@click.option("--title", help="Stands at the top.  [default: the run's id]")
+@click.option("--metastore", metavar="URL", help="Store of RUN, if its directory has gone.")
+@click.option("--rootpath", default="/D", show_default=True, help="Of RUN's environment.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+def viz(
+    run: str,
+    output: Path | None,
+    kind: str | None,
+    title: str | None,
+    metastore: str | None,
+    rootpath: str,
+    as_json: bool,
+) -> None:
+    r"""Draw a run that was saved in a FILE (run.save), or the graph of a RUN that has a journal.
+
+    \b
+    dag      .svg .png .html .dot .json   the graph: where and in what order it was executed
+    gantt    .html .svg .png              a lane an executor; the .html zooms to any task
+    trace    .json .json.gz               for ui.perfetto.dev and chrome://tracing
+    summary  .html .txt .json             critical path, parallelism, time, idle, bytes, memory
+
+    A journal has no times, so that of a RUN there is no gantt and no trace. Exit code 1 if there
+    is no such file or run, or the picture can't be written.
+    """
+    from dagsched.viz import visualize
+    from dagsched.viz.drawing import kind_of
+    from dagsched.viz.report import json_report
+
+    history, words = _history(run, metastore, rootpath)
+    if words is not None and kind in ("gantt", "trace"):
+        raise click.UsageError(
+            f"the journal of run {run} has no times to draw a {kind} of: have its client call "
+            "run.save(path), and draw that file"
+        )
+    try:
+        if output is not None:
+            visualize(history, output, kind or kind_of(output), title=title or words)
+            return
+        if kind not in (None, "summary"):
+            raise click.UsageError(f"a picture of kind {kind!r} needs -o PICTURE")
+        summary = visualize(history, kind="summary", title=title or words)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except ImportError as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json_report(summary.summary, summary.title))
+    else:
+        click.echo(summary.text, nl=False)
+
+
+def _history(run: str, metastore: str | None, rootpath: str) -> "tuple[History, str | None]":
+    """What a file or a journal has, and what to call the latter."""
+    from dagsched.viz import load
+
+    if Path(run).is_file():
+        return load(run), None
+    if re.fullmatch("[0-9a-f]{8}-[0-9]+", run) is None:
+        raise FileNotFoundError(f"there is no file {run}; run.save(path) writes one")
+    from dagsched.config import Config
+    from dagsched.hearsay import find_journalled
+    from dagsched.history import History
+
+    found = find_journalled(run, Config(), rootpath, metastore)
+    return History.of_graph(found.graph), f"graph of run {run}"
 
 
 def main(args: Sequence[str] | None = None) -> None:

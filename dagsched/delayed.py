@@ -295,6 +295,16 @@ class Delayed:
     def __repr__(self) -> str:
         return f"Delayed({self.key})"
 
+    def _repr_html_(self) -> str:
+        from dagsched.notebook import delayed_html
+
+        return delayed_html(self)
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        from dagsched.notebook import bundle
+
+        return bundle(self, self._repr_html_())
+
     def __copy__(self) -> "Delayed":
         return self
 

@@ -23,6 +23,7 @@ from dagsched.errors import CycleError, GraphError
 from dagsched.partition.arrays import distinct
 from dagsched.plan import Int32, Int64
 from dagsched.ref import Ref
+from dagsched.trace import TaskNames
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -85,6 +86,11 @@ class TaskGraph:
         if self.own_keys is not None:
             return str(self.own_keys[task_id])
         return f"{self.name(task_id)}-{self.serials[task_id]}"
+
+    def task_names(self) -> TaskNames:
+        """What the tasks are called, without the tasks."""
+        own = {task_id: asked.name for task_id, asked in self.options.items() if asked.name}
+        return TaskNames(self.function_names, self.function_of, self.serials, own, self.own_keys)
 
     def keys(self) -> list[str]:
         """The keys of all tasks, by id."""

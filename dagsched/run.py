@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dagsched.errors import DagschedError, InternalError, ObjectLost, TaskFailed
 from dagsched.ids import run_id_of
+from dagsched.notebook import Shown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dagsched.completion import CompletedOutputs
     from dagsched.graph import TaskGraph
     from dagsched.master.events import (
@@ -98,11 +101,13 @@ class RunRecord:
     subtree_brokers: Sequence[int] = ()
     node_stats: "Sequence[NodeStats]" = ()
     events: "list[RunHappened | RunStalled]" = field(default_factory=list)  # in order
+    output_bytes: dict[int, int] = field(default_factory=dict)  # by position, where known
+    failed_node: int | None = None  # where a task failed for good
     trouble: str = ""  # what keeps it from going on at the moment
     tally: Mapping[str, int] = field(default_factory=dict)  # what happened, by kind, once over
 
 
-class Run:
+class Run(Shown):
     """The handle of one run of a graph in an environment.
 
     Made by `submit`; also awaitable. Attributes of use: `run_id`, `graph`.
@@ -277,15 +282,19 @@ class Run:
 
     def trace(self) -> "Trace":
         """When and where each task was executed, as far as it is known now."""
-        failed: list[int] = []
-        if self._end is not None and self._end.failure is not None:
-            failed = [self._end.failure.position]
-        count = len(self.shape.order)
-        return self.traces.build(
-            self.shape.order,
-            failed=[position for position in failed if 0 <= position < count],
-            subtree_starts=self.shape.subtree_starts,
-        )
+        from dagsched.history import trace_of
+
+        return trace_of(self)
+
+    def save(self, path: "str | Path") -> "Path":
+        """Keep what pictures and tables need of the run, as far as it is known now, but no values.
+
+        ``dagsched.viz.load(path)`` and ``dagsched viz PATH`` read it, on any machine. Raises
+        OSError if the file can't be written.
+        """
+        from dagsched.historyfile import save_run
+
+        return save_run(self, path)
 
     def explain(self, key: object) -> str:
         """In words, why a task is where it is: what it does, or what it waits for, and where.
@@ -355,6 +364,8 @@ class Run:
         if self._taken:
             return True
         for _, info, _ in event.objects:
+            if info.count == 1:
+                self.record.output_bytes[info.first] = info.size_bytes
             for run, position in info.refs:
                 self._host.pin(run, position)
         self._unpin_objects()
@@ -422,6 +433,7 @@ class Run:
         record.subtree_brokers = event.subtree_brokers
         record.node_stats = event.stats
         record.tally = event.tally
+        record.failed_node = event.node
         if event.state == "done":
             record.done_count = record.total
         record.ended_s = time.monotonic()

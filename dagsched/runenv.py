@@ -25,6 +25,7 @@ from dagsched.nodes import (
     check_nodes,
     group_nodes,
 )
+from dagsched.notebook import Shown
 from dagsched.procs import process_hosts, reserve_private
 from dagsched.rundir import check_rootpath, make_run_directory, remove_run_directory
 from dagsched.submission import resume, rundag, submit
@@ -54,7 +55,7 @@ _in_block: "contextvars.ContextVar[RunEnv | None]" = contextvars.ContextVar(
 )
 
 
-class RunEnv:
+class RunEnv(Shown):
     """Processes to run graphs on; live once it is made.
 
     A context manager, that is the environment in use in its block and is closed at its end.

@@ -133,6 +133,11 @@ def run_stats(run: "Run") -> dict[str, Any]:
 
 def longest_path(indptr: list[int], deps: list[int], durations: list[int]) -> int:
     """Length of the longest path; tasks are in topological order, sources come after them."""
+    return max(path_ends(indptr, deps, durations), default=0)
+
+
+def path_ends(indptr: list[int], deps: list[int], durations: list[int]) -> list[int]:
+    """Length of the longest path that ends with each task, the task included."""
     count = len(durations)
     ends = [0] * count
     for task, duration in enumerate(durations):
@@ -141,7 +146,7 @@ def longest_path(indptr: list[int], deps: list[int], durations: list[int]) -> in
             if dependency < count and ends[dependency] > start:
                 start = ends[dependency]
         ends[task] = start + duration
-    return max(ends, default=0)
+    return ends
 
 
 def broker_rows(nodes: "Sequence[NodeStats]") -> list[dict[str, Any]]:

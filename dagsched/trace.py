@@ -4,16 +4,77 @@ Pure. Executors stamp their tasks; brokers pass the stamps on; the client puts t
 It is not responsible for what the tasks were (see `dagsched.graph`) nor for drawing them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class TaskNames:
+    """What tasks are called; no text is made but of the tasks that are asked for.
+
+    Example:
+        >>> names = TaskNames(["abs"], np.array([0, 0]), np.array([7, 9]), {1: "size"})
+        >>> names.key(0), names.key(1), names.function(1)
+        ('abs-7', 'size-9', 'abs')
+    """
+
+    functions: Sequence[str]
+    function_of: Int32  # by task: index into functions
+    serials: Int64  # by task: the number at the end of its key
+    own: Mapping[int, str] = field(default_factory=dict)  # of tasks with a name of their own
+    own_keys: Sequence[object] | None = None  # by task: of a graph that another library wrote
+
+    def function(self, task: int) -> str:
+        """Name of the function that the task calls."""
+        return self.functions[int(self.function_of[task])]
+
+    def key(self, task: int) -> str:
+        """The key of the `Delayed` that the task was, or the one that its library gave it."""
+        if self.own_keys is not None:
+            return str(self.own_keys[task])
+        return f"{self.own.get(task) or self.function(task)}-{self.serials[task]}"
+
+
+class TraceEvent(NamedTuple):
+    """Something that happened to a run and not in the course of a task; -1: has no meaning."""
+
+    time_ns: int
+    kind: str  # as `dagsched.master.events.RunHappened` has them, "stalled", "failed"
+    node: int = -1
+    executor: int = -1
+    task: int = -1  # by graph id
+    attempt: int = -1
+    item_count: int = 0  # of the subtrees or tasks that it concerns, where it is several
+    text: str = ""
+
+
+class Execution(NamedTuple):
+    """One time that a task ended."""
+
+    node: int
+    executor: int
+    attempt: int
+    start_ns: int
+    end_ns: int
+
+
+class Repeat(NamedTuple):
+    """A time that a task ended and which was not the last."""
+
+    task: int
+    execution: Execution
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +104,17 @@ class Trace:
     part: Int32 = field(default_factory=lambda: np.empty(0, np.int32))
     """Subtree of each task by graph id; empty: not known."""
 
+    names: TaskNames | None = None
+    size_bytes: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    """Bytes of each task's result, -1 where not known; empty: of none. Known are those of outputs
+    of the run that travelled by themselves."""
+
+    events: Sequence[TraceEvent] = ()
+    """Losses, attempts that came to nothing, recoveries, placements: in order of time."""
+
+    repeats: Sequence[Repeat] = ()
+    """Executions that were followed by another of the same task, in order of their ends."""
+
     @property
     def task_count(self) -> int:
         """Tasks of the graph, whether they ran or not."""
@@ -66,15 +138,90 @@ class Trace:
             return 0
         return int(self.end_ns[ran].max() - self.start_ns[ran].min())
 
+    def key(self, task: int) -> str:
+        """The key of a task; its id as text where names are not known."""
+        return str(task) if self.names is None else self.names.key(task)
 
-class Execution(NamedTuple):
-    """One time that a task ended."""
+    def table(self, *, keys: bool = False) -> dict[str, NDArray[Any]]:
+        """A row a task of the graph, as arrays by name of the column, all of the same length.
 
-    node: int
-    executor: int
-    attempt: int
-    start_ns: int
-    end_ns: int
+        Args:
+            keys: also make the column ``key``, a text a task.
+
+        Returns:
+            ``task`` (graph id), ``function`` (index into ``names.functions``), ``start_ns``,
+            ``end_ns``, ``duration_ns`` (monotonic clock; -1: not run), ``node``, ``executor``
+            (ids; -1: not run), ``attempt``, ``executions``, ``failed`` (bool), ``subtree`` (-1:
+            not known), ``size_bytes`` (of the result; -1: not known). Arrays are the trace's own.
+
+        Example:
+            >>> builder = TraceBuilder()
+            >>> builder.add(2, 3, 1, np.array([0]), np.array([100, 150]))
+            >>> builder.build(np.arange(2)).table()["duration_ns"]
+            array([50, -1])
+        """
+        count = self.task_count
+        failed = np.zeros(count, np.bool_)
+        failed[list(self.failed)] = True
+        unknown = np.full(count, -1)
+        columns: dict[str, NDArray[Any]] = {
+            "task": np.arange(count),
+            "function": unknown if self.names is None else self.names.function_of,
+            "start_ns": self.start_ns,
+            "end_ns": self.end_ns,
+            "duration_ns": self.duration_ns,
+            "node": self.node,
+            "executor": self.executor,
+            "attempt": self.attempt,
+            "executions": self.executions,
+            "failed": failed,
+            "subtree": self.part if len(self.part) else unknown,
+            "size_bytes": self.size_bytes if len(self.size_bytes) else unknown,
+        }
+        if keys:
+            columns["key"] = np.array([self.key(task) for task in range(count)], object)
+        return columns
+
+    def to_arrow(self, *, keys: bool = False) -> "pa.Table":
+        """The table for Apache Arrow; ``function`` is a dictionary of names.
+
+        Raises:
+            ImportError: the package pyarrow is not installed.
+        """
+        try:
+            import pyarrow as pa
+        except ImportError as error:
+            raise ImportError(_missing("pyarrow")) from error
+        columns = self.table(keys=keys)
+        if self.names is not None:
+            columns["function"] = pa.DictionaryArray.from_arrays(
+                columns["function"], pa.array(list(self.names.functions), pa.string())
+            )
+        return pa.table(columns)
+
+    def to_pandas(self, *, keys: bool = False) -> "pd.DataFrame":
+        """The table for pandas; ``function`` is a categorical of names.
+
+        Raises:
+            ImportError: the package pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError(_missing("pandas")) from error
+        frame = pd.DataFrame(self.table(keys=keys))
+        if self.names is not None:
+            # Two functions may have one name, and categories must differ.
+            names = np.array(self.names.functions, object)
+            frame["function"] = pd.Categorical(names[self.names.function_of])
+        return frame
+
+
+def _missing(package: str) -> str:
+    return (
+        f"this needs the package {package} (pip install {package}); "
+        "table() gives the same columns as NumPy arrays"
+    )
 
 
 class TraceBuilder:
@@ -165,6 +312,28 @@ class TraceBuilder:
             executions = np.bincount(ids, minlength=count).astype(np.int32)
         failed_ids = tuple(sorted(int(order[position]) for position in failed))
         return Trace(start_ns, end_ns, executor, node, attempt, executions, failed_ids, part)
+
+    def repeats(self, order: NDArray[np.integer]) -> list[Repeat]:
+        """Executions of tasks with several, but for the one of each that `build` tells of.
+
+        Args:
+            order: graph id of the task at each position.
+        """
+        pieces = [_arrays(piece) for piece in sorted(self._pieces, key=lambda piece: piece[2])]
+        if not pieces:
+            return []
+        positions = np.concatenate([piece[3] for piece in pieces])
+        has_several = np.bincount(positions[positions >= 0], minlength=len(order)) > 1
+        if not has_several.any():
+            return []
+        found: dict[int, list[Execution]] = {}
+        for node, executor, attempt, ids, stamps in pieces:
+            for place in np.flatnonzero((ids >= 0) & has_several[ids]).tolist():
+                times = int(stamps[place]), int(stamps[place + 1])
+                ended = found.setdefault(int(order[ids[place]]), [])
+                ended.append(Execution(node, executor, attempt, *times))
+        repeats = [Repeat(task, one) for task, ended in found.items() for one in ended[:-1]]
+        return sorted(repeats, key=lambda repeat: repeat.execution.end_ns)
 
 
 def _arrays(piece: tuple[int, int, int, object, object]) -> tuple[int, int, int, Int32, Int64]:

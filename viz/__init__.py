@@ -3,6 +3,7 @@
 if __name__ == "viz":
     raise ImportError("import dagsched.viz: the top-level name 'viz' is not ours to take")
 
-from dagsched.viz.drawing import Drawing, visualize
+from dagsched.viz.drawing import load, visualize
+from dagsched.viz.views import Drawing, View
 
-__all__ = ["Drawing", "visualize"]
+__all__ = ["Drawing", "View", "load", "visualize"]

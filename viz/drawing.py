@@ -1,100 +1,120 @@
 """`visualize`: pictures of graphs and of runs, in files and in notebooks."""
 
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Literal, overload
 
-from dagsched.viz.formats import dot_text, html_text, json_text
-from dagsched.viz.model import Picture
-from dagsched.viz.png import render_png
-from dagsched.viz.source import picture_of
-from dagsched.viz.svg import draw_svg, svg_size
+from dagsched.history import History
+from dagsched.historyfile import load_history
+from dagsched.viz.source import history_of, picture_of, title_of
+from dagsched.viz.views import (
+    Drawing,
+    Gantt,
+    PerfettoTrace,
+    SummaryView,
+    View,
+    check_suffix,
+    suffix_of,
+)
 
-KINDS = ("dag", "gantt", "trace")
+VIEWS: Mapping[str, type[View]] = {
+    view.kind: view for view in (Drawing, Gantt, PerfettoTrace, SummaryView)
+}
 
 
-class Drawing:
-    """A picture that notebooks show and `save` writes.
+def load(path: str | PathLike[str]) -> History:
+    """What `Run.save` wrote: hand it to `visualize`, or take its ``trace.table()``.
 
-    Args:
-        picture: what is drawn.
+    Nothing of the file is executed, and it takes no more memory than its columns need.
+
+    Raises:
+        FileNotFoundError: there is none.
+        VersionMismatch: a later dagsched wrote it.
+        DagschedError: it is no such file, or damaged.
     """
-
-    def __init__(self, picture: Picture) -> None:
-        self.picture = picture
-
-    @cached_property
-    def svg(self) -> str:
-        """The text of the SVG file; drawn at first use."""
-        return draw_svg(self.picture)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in px."""
-        return svg_size(self.svg)
-
-    def save(self, filename: str | PathLike[str]) -> Path:
-        """Write the picture in the format of the suffix: .svg .png .html .dot .json.
-
-        Raises:
-            ValueError: another suffix.
-            ImportError: .png without the package resvg_py.
-        """
-        path = Path(filename)
-        path.write_bytes(self._writer(path.suffix)())
-        return path
-
-    def _writer(self, suffix: str) -> Callable[[], bytes]:
-        writers: dict[str, Callable[[], bytes]] = {
-            ".svg": self.svg.encode,
-            ".png": lambda: render_png(self.svg, width=self.size[0], height=self.size[1]),
-            ".html": lambda: html_text(self.picture, self.svg).encode(),
-            ".dot": lambda: dot_text(self.picture).encode(),
-            ".json": lambda: json_text(self.picture).encode(),
-        }
-        if suffix.lower() not in writers:
-            raise ValueError(
-                f"pictures are written as {', '.join(writers)}; not as {suffix or 'no suffix'!r}"
-            )
-        return writers[suffix.lower()]
-
-    def _repr_svg_(self) -> str:
-        return self.svg
-
-    def _repr_html_(self) -> str:
-        return f'<div style="overflow:auto;max-height:80vh">{self.svg}</div>'
-
-    def __repr__(self) -> str:
-        width, height = self.size
-        return f"<Drawing of {self.picture.task_count:,} tasks, {width} x {height} px>"
+    return load_history(path)
 
 
+def kind_of(filename: str | PathLike[str]) -> str:
+    """The first kind that is written with the file's suffix.
+
+    Raises:
+        ValueError: none is; the message names those that are.
+
+    Example:
+        >>> kind_of("a.svg"), kind_of("a.json.gz"), kind_of("a.txt")
+        ('dag', 'trace', 'summary')
+    """
+    for view in VIEWS.values():
+        if suffix_of(filename, view.suffixes) is not None:
+            return view.kind
+    known = ", ".join(dict.fromkeys(suffix for view in VIEWS.values() for suffix in view.suffixes))
+    raise ValueError(
+        f"pictures are written as {known}; not as {Path(filename).suffix or 'no suffix'!r}"
+    )
+
+
+@overload
+def visualize(
+    dag_or_run: object,
+    filename: str | PathLike[str] | None = None,
+    kind: Literal["dag"] = "dag",
+    *,
+    title: str | None = None,
+) -> Drawing: ...
+@overload
+def visualize(
+    dag_or_run: object,
+    filename: str | PathLike[str] | None = None,
+    kind: Literal["summary"] = ...,
+    *,
+    title: str | None = None,
+) -> SummaryView: ...
+@overload
 def visualize(
     dag_or_run: object,
     filename: str | PathLike[str] | None = None,
     kind: str = "dag",
     *,
     title: str | None = None,
-) -> Drawing:
-    """Draw a graph, or a run's graph with where and in what order its tasks were executed.
+) -> View: ...
+def visualize(
+    dag_or_run: object,
+    filename: str | PathLike[str] | None = None,
+    kind: str = "dag",
+    *,
+    title: str | None = None,
+) -> View:
+    """Draw a graph, or a run.
 
-    The border's colour is the node; the fill is the darker the earlier the task started; dashed is
-    not run, crossed out failed, doubled tried again. Point at a task in the .svg or .html for its
-    duration, executor and attempts. Graphs of more than 5,000 tasks are drawn as boxes of many.
+    ============ ==================== ==============================================================
+    kind         written as           shows
+    ============ ==================== ==============================================================
+    ``dag``      .svg .png .html .dot the graph. After a run the border's colour is the node, the
+                 .json                fill is the darker the earlier the task started; dashed is
+                                      not run, crossed out failed, doubled tried again. Above
+                                      2,000 tasks boxes of many, which open in the .html
+    ``gantt``    .html .svg .png      a lane an executor, by node; the .html zooms to any task
+    ``trace``    .json .json.gz       the same for ui.perfetto.dev and chrome://tracing
+    ``summary``  .html .txt .json     critical path, parallelism, time by function, idle by cause,
+                                      bytes and memory by node
+    ============ ==================== ==============================================================
 
     Args:
-        dag_or_run: a `Delayed`, containers of them, a networkx.DiGraph, or a `Run`.
-        filename: where to write; .svg .png .html .dot or .json. None: only return the drawing.
-        kind: "dag".
+        dag_or_run: a `Delayed`, containers of them, a networkx.DiGraph, a `Run` (over or not), a
+            `RunEnv` (its last run), or what `load` gave.
+        filename: where to write; None: only return the view.
+        kind: of picture; all but "dag" and "summary" need a run.
         title: stands at the top; None: the run's id.
 
     Returns:
-        A drawing that notebooks show; `save(filename)` writes it once more.
+        A view that notebooks show; `save(filename)` writes it once more.
 
     Raises:
-        ValueError: an unknown suffix or kind; "gantt" and "trace" are not there yet.
+        ValueError: an unknown kind, a suffix that the kind is not written as, or no run.
         TypeError: `dag_or_run` is none of these.
+        OSError: the file can't be written.
 
     Example:
         >>> from dagsched import delayed
@@ -102,11 +122,22 @@ def visualize(
         >>> visualize(total).picture.edges
         [(0, 2), (1, 2)]
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is one of {', '.join(KINDS)}, not {kind!r}")
-    if kind != "dag":
-        raise ValueError(f"pictures of kind {kind!r} are not there yet; kind='dag' is")
-    drawing = Drawing(picture_of(dag_or_run, title))
+    if kind not in VIEWS:
+        raise ValueError(f"kind is one of {', '.join(VIEWS)}, not {kind!r}")
     if filename is not None:
-        drawing.save(filename)
-    return drawing
+        check_suffix(filename, kind, VIEWS[kind].suffixes)  # before the work is done
+    history = history_of(dag_or_run)
+    words = title_of(history) if title is None else title
+    view: View
+    match kind:
+        case "dag":
+            view = Drawing(picture_of(history, title), history)
+        case "gantt":
+            view = Gantt(history, words)
+        case "trace":
+            view = PerfettoTrace(history, words)
+        case _:
+            view = SummaryView(history, words)
+    if filename is not None:
+        view.save(filename)
+    return view

@@ -6,19 +6,38 @@ Only whole-array passes here: what is walked in Python is what is drawn.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from dagsched.trace import Trace
-from dagsched.viz.model import BOXES_MAX, Integers, Mark, State, Tasks, executions_of, ranks
+from dagsched.viz.model import (
+    BOXES_MAX,
+    EDGES_PER_BOX_MAX,
+    Integers,
+    Mark,
+    State,
+    Tasks,
+    executions_of,
+    ranks,
+)
 
 Pairs = Sequence[tuple[int, int]]
 
+_BOXES_MIN = 15
 
-def fold(
-    tasks: Tasks, trace: Trace | None, dependencies: Integers, dependents: Integers
-) -> tuple[list[Mark], Pairs, Pairs]:
-    """Boxes, edges between them, and edges that lead back to an earlier box.
+
+class Folded(NamedTuple):
+    """A graph as boxes."""
+
+    marks: list[Mark]
+    edges: Pairs
+    back_edges: Pairs  # that lead to an earlier box
+    box_of: Integers  # of each task
+
+
+def fold(tasks: Tasks, trace: Trace | None, dependencies: Integers, dependents: Integers) -> Folded:
+    """Boxes and the edges between them; so few boxes that these can be followed.
 
     Args:
         tasks: the graph.
@@ -26,38 +45,45 @@ def fold(
         dependencies: of each edge between tasks.
         dependents: of each edge between tasks.
     """
-    box_of, labels = _boxes(tasks, trace)
-    count = len(labels)
-    sources, targets = box_of[dependencies].astype(np.int64), box_of[dependents].astype(np.int64)
-    crossing = sources != targets
-    pairs = np.unique(targets[crossing] * count + sources[crossing])
+    boxes_max = BOXES_MAX
+    while True:
+        box_of, labels = _boxes(tasks, trace, boxes_max)
+        count = len(labels)
+        sources = box_of[dependencies].astype(np.int64)
+        targets = box_of[dependents].astype(np.int64)
+        crossing = sources != targets
+        pairs = np.unique(targets[crossing] * count + sources[crossing])
+        box_of, labels, pairs = _in_order(box_of, labels, pairs)
+        if len(pairs) <= EDGES_PER_BOX_MAX * count or boxes_max <= _BOXES_MIN:
+            break
+        boxes_max //= 2
     edges = [(int(pair % count), int(pair // count)) for pair in pairs]
     forward = [edge for edge in edges if edge[0] < edge[1]]
     backward = [edge for edge in edges if edge[0] > edge[1]]
-    return _box_marks(tasks, trace, box_of, labels), forward, backward
+    return Folded(_box_marks(tasks, trace, box_of, labels), forward, backward, box_of)
 
 
-def _boxes(tasks: Tasks, trace: Trace | None) -> tuple[Integers, list[str]]:
-    """The box of each task, and each box's label; boxes are in order of their tasks' mean ids."""
-    size = -(-tasks.count // BOXES_MAX)
+def _boxes(tasks: Tasks, trace: Trace | None, boxes_max: int) -> tuple[Integers, list[str]]:
+    """The box of each task, and each box's label."""
+    size = -(-tasks.count // boxes_max)
     intervals = np.arange(tasks.count) // size
     labels = [f"part {box}" for box in range(int(intervals[-1]) + 1)]
     if trace is None or not len(trace.part):
         return intervals, labels
     present, parts = np.unique(trace.part, return_inverse=True)
-    if len(present) < 2 or len(present) > BOXES_MAX:
+    if len(present) < 2 or len(present) > boxes_max:
         return intervals, labels
-    return _pieces(parts, present.tolist())
+    return _pieces(parts, present.tolist(), boxes_max)
 
 
-def _pieces(part_of: Integers, parts: Sequence[int]) -> tuple[Integers, list[str]]:
-    """Parts cut into intervals of ids, about `BOXES_MAX` / 2 in all, with a label each."""
+def _pieces(part_of: Integers, parts: Sequence[int], boxes_max: int) -> tuple[Integers, list[str]]:
+    """Parts cut into intervals of ids, about `boxes_max` / 2 in all, with a label each."""
     order = np.argsort(part_of, kind="stable")
     sizes = np.bincount(part_of)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     place = np.empty(len(part_of), np.int64)
     place[order] = np.arange(len(part_of)) - np.repeat(starts, sizes)
-    size = -(-len(part_of) // (BOXES_MAX // 2))
+    size = -(-len(part_of) // (boxes_max // 2))
     counts = -(-sizes // size)
     first = np.concatenate([[0], np.cumsum(counts)[:-1]])
     box_of = first[part_of] + place * counts[part_of] // sizes[part_of]
@@ -66,12 +92,42 @@ def _pieces(part_of: Integers, parts: Sequence[int]) -> tuple[Integers, list[str
         for part, count in zip(parts, counts.tolist(), strict=True)
         for piece in range(count)
     ]
-    # In order of their mean ids, so that most edges lead forward even where parts are interlocked.
-    means = np.bincount(box_of, weights=np.arange(len(part_of))) / np.bincount(box_of)
-    by_mean = np.argsort(means, kind="stable")
-    number = np.empty(len(labels), np.int64)
-    number[by_mean] = np.arange(len(labels))
-    return number[box_of], [labels[box] for box in by_mean.tolist()]
+    return box_of, labels
+
+
+def _in_order(
+    box_of: Integers, labels: Sequence[str], pairs: Integers
+) -> tuple[Integers, list[str], Integers]:
+    """Boxes numbered anew so that edges lead forward, as far as boxes don't wait for each other.
+
+    Kahn's algorithm; among those that may come next, and where none may, the lowest mean id.
+
+    Args:
+        box_of: of each task.
+        labels: of each box.
+        pairs: of edges between boxes: dependent times the number of boxes, and dependency.
+    """
+    count = len(labels)
+    means = np.bincount(box_of, weights=np.arange(len(box_of))) / np.bincount(box_of)
+    by_mean = np.argsort(means, kind="stable").tolist()
+    missing = [0] * count
+    dependents: list[list[int]] = [[] for _ in range(count)]
+    for target, source in zip(*(part.tolist() for part in np.divmod(pairs, count)), strict=True):
+        missing[target] += 1
+        dependents[source].append(target)
+    order: list[int] = []
+    left = by_mean
+    while left:
+        box = next((one for one in left if not missing[one]), left[0])
+        left.remove(box)
+        order.append(box)
+        for dependent in dependents[box]:
+            missing[dependent] -= 1
+    number = np.empty(count, np.int64)
+    number[order] = np.arange(count)
+    targets, sources = np.divmod(pairs, count)
+    renumbered = np.sort(number[targets] * count + number[sources])
+    return number[box_of], [labels[box] for box in order], renumbered
 
 
 def _box_marks(

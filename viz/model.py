@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 
 from dagsched.trace import Trace
 
-TASKS_MAX = 5_000
+TASKS_MAX = 2_000
 """Most tasks that are drawn one by one."""
 
-BOXES_MAX = 400
+BOXES_MAX = 120
 """Most boxes that a larger graph is folded into."""
+
+EDGES_PER_BOX_MAX = 4
+"""Where boxes have more edges than that, fewer and larger boxes are drawn: no knot is readable."""
 
 Integers = NDArray[np.integer]
 
@@ -81,6 +84,7 @@ class Picture:
     edge_count: int  # between tasks
     nodes: Sequence[NodeLine] = ()
     back_edges: Sequence[tuple[int, int]] = ()
+    box_of: Integers | None = None  # mark of each task, where marks are boxes
 
     @property
     def is_folded(self) -> bool:

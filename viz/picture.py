@@ -46,11 +46,19 @@ def make_picture(
     dependencies, dependents = tasks.edges()
     lines = node_lines(trace, hosts or {})
     if tasks.count > tasks_max:
-        marks, edges, back_edges = fold(tasks, trace, dependencies, dependents)
-    else:
-        marks, back_edges = _task_marks(tasks, trace), ()
-        edges = list(zip(dependencies.tolist(), dependents.tolist(), strict=True))
-    return Picture(title, marks, edges, tasks.count, len(dependents), lines, back_edges)
+        folded = fold(tasks, trace, dependencies, dependents)
+        return Picture(
+            title,
+            folded.marks,
+            folded.edges,
+            tasks.count,
+            len(dependents),
+            lines,
+            folded.back_edges,
+            folded.box_of,
+        )
+    edges = list(zip(dependencies.tolist(), dependents.tolist(), strict=True))
+    return Picture(title, _task_marks(tasks, trace), edges, tasks.count, len(dependents), lines)
 
 
 def node_lines(

@@ -14,13 +14,14 @@ PIXELS_MAX = 60_000_000
 """Larger pictures are scaled down to this many: more memory would not make them clearer."""
 
 
-def render_png(svg: str, *, width: float, height: float) -> bytes:
+def render_png(svg: str, *, width: float, height: float, pixels_max: float = PIXELS_MAX) -> bytes:
     """The picture as the bytes of a PNG file.
 
     Args:
         svg: text of the SVG file.
         width: of the picture in px.
         height: of the picture in px.
+        pixels_max: larger pictures are scaled down to this many.
 
     Raises:
         ImportError: the package resvg_py is not installed.
@@ -32,7 +33,7 @@ def render_png(svg: str, *, width: float, height: float) -> bytes:
             "pictures as .png need the package resvg_py (pip install resvg_py); "
             ".svg and .html need nothing"
         ) from error
-    zoom = min(1.0, (PIXELS_MAX / max(1.0, width * height)) ** 0.5)
+    zoom = min(1.0, (pixels_max / max(1.0, width * height)) ** 0.5)
     own = FONT_FILE.is_file()
     data: bytes = resvg_py.svg_to_bytes(
         svg_string=svg,

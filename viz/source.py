@@ -1,12 +1,12 @@
-"""What users hand over to be drawn, turned into a picture: graphs of every kind, and runs."""
+"""What users hand over to be drawn, turned into a `History`: graphs of every kind, runs, files."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from dagsched.delayed import Delayed
 from dagsched.graph import TaskGraph, build_graph
-from dagsched.trace import Trace
+from dagsched.history import History
+from dagsched.run import Run
 from dagsched.viz.model import Picture, Tasks
 from dagsched.viz.picture import make_picture
 
@@ -14,49 +14,57 @@ if TYPE_CHECKING:
     import networkx as nx
 
 
-@runtime_checkable
-class TracedRun(Protocol):
-    """What a picture needs of a `dagsched.Run`."""
-
-    @property
-    def run_id(self) -> str:
-        """Stands at the top of the picture."""
-
-    @property
-    def graph(self) -> TaskGraph:
-        """What was run."""
-
-    def trace(self) -> Trace:
-        """Where and when."""
-
-
-def picture_of(dag_or_run: object, title: str | None = None) -> Picture:
-    """The picture of a graph or a run.
+def history_of(thing: object) -> History:
+    """What is known of a graph or a run.
 
     Raises:
         TypeError: it is neither.
+        ValueError: an environment without a run.
     """
     # A Delayed answers to every attribute, so it must be known before anything is asked of it.
-    if isinstance(dag_or_run, Delayed | list | tuple | dict | set | frozenset):
-        return make_picture(tasks_of(build_graph(dag_or_run)), title=title or "")
-    if isinstance(dag_or_run, TaskGraph):
-        return make_picture(tasks_of(dag_or_run), title=title or "")
-    if _is_networkx(dag_or_run):
+    if isinstance(thing, Delayed | list | tuple | dict | set | frozenset):
+        return History.of_graph(build_graph(thing))
+    if isinstance(thing, TaskGraph):
+        return History.of_graph(thing)
+    if isinstance(thing, Run):
+        return History.of_run(thing)
+    if isinstance(thing, History):
+        return thing
+    if _is_networkx(thing):
         from dagsched.plugins.networkx import from_networkx
 
-        graph = build_graph(from_networkx(dag_or_run))
-        return make_picture(tasks_of(graph), title=title or "")
-    if isinstance(dag_or_run, TracedRun):
-        return make_picture(
-            tasks_of(dag_or_run.graph),
-            dag_or_run.trace(),
-            title=f"run {dag_or_run.run_id}" if title is None else title,
-            hosts=_hosts(dag_or_run),
-        )
+        return History.of_graph(build_graph(from_networkx(thing)))
+    if _is_environment(thing):
+        if not thing.runs:
+            raise ValueError("the environment has had no run yet: submit one, or draw its graph")
+        return History.of_run(thing.runs[-1])
     raise TypeError(
-        "visualize draws a Delayed, containers of them, a networkx.DiGraph or a Run, "
-        f"not a {type(dag_or_run).__name__}"
+        "visualize draws a Delayed, containers of them, a networkx.DiGraph, a Run, a RunEnv (its "
+        f"last run) or what dagsched.viz.load gives, not a {type(thing).__name__}"
     )
+
+
+def picture_of(history: History, title: str | None = None) -> Picture:
+    """The picture of a graph, with its run if it had one."""
+    tasks = Tasks(
+        history.names.functions,
+        history.names.function_of,
+        history.indptr,
+        history.deps,
+        history.names.key,
+        history.trace.size_bytes if len(history.trace.size_bytes) else None,
+    )
+    return make_picture(
+        tasks,
+        history.trace if history.has_run else None,
+        title=title_of(history) if title is None else title,
+        hosts=history.hosts,
+    )
+
+
+def title_of(history: History) -> str:
+    """What stands at the top of a picture, if its maker has no better words."""
+    return f"run {history.run_id}" if history.has_run else ""
 
 
 def _is_networkx(value: object) -> TypeGuard["nx.DiGraph[Any]"]:
@@ -65,15 +73,7 @@ def _is_networkx(value: object) -> TypeGuard["nx.DiGraph[Any]"]:
     return module is not None and isinstance(value, module.DiGraph)
 
 
-def tasks_of(graph: TaskGraph) -> Tasks:
-    """A graph's arrays, as the picture's model takes them."""
-    return Tasks(graph.function_names, graph.function_of, graph.indptr, graph.deps, graph.key)
-
-
-def _hosts(run: object) -> Mapping[int, tuple[str, Sequence[int]]]:
-    """Host and executors of the run's nodes by id, as far as statistics tell."""
-    record = getattr(run, "record", None)
-    return {
-        stats.id: (stats.host, [executor.id for executor in stats.executors])
-        for stats in getattr(record, "node_stats", ())
-    }
+def _is_environment(value: object) -> TypeGuard[Any]:
+    """The same for an environment."""
+    module = sys.modules.get("dagsched.runenv")
+    return module is not None and isinstance(value, module.RunEnv)

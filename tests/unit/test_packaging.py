@@ -168,6 +168,7 @@ def test_a_wheel_has_each_file_once(checkout: Path, tmp_path: Path) -> None:
     assert {name.partition("/")[0] for name in ours} == {"dagsched"}
     assert "dagsched/py.typed" in ours
     assert any(name.startswith("dagsched/viz/fonts/") for name in ours)
+    assert "dagsched/viz/templates/gantt.html" in ours
 
 
 @pytest.mark.parametrize("has_compiler", [True, False])

@@ -82,8 +82,8 @@ FORBIDDEN = [
     ("dagsched.master", ("dagsched.runenv", "dagsched.cluster", "dagsched.cli")),
 ]
 
-VIZ_USERS = {"dagsched", "dagsched.cli", "dagsched.demo"}
-"""Pictures are for the command line (and the package itself offers them); for nobody else."""
+VIZ_USERS = {"dagsched", "dagsched.cli", "dagsched.demo", "dagsched.notebook"}
+"""Pictures are for the command line and for notebooks (and the package itself offers them)."""
 
 PURE_METASTORE = {
     "dagsched.metastore.records",

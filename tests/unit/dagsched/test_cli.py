@@ -15,10 +15,14 @@ from dagsched import cli, hearsay
 from dagsched.bench.measuring import Answer, BenchError, Spread
 from dagsched.bench.short import BenchOptions
 from dagsched.bench.stages import Breakdown, Stage
+from dagsched.delayed import delayed
 from dagsched.demo.indexing import serial_summary
 from dagsched.demo.program import DemoOptions, DemoReport, ExecutorFigure
 from dagsched.errors import NoNodesError
+from dagsched.graph import build_graph
 from dagsched.hearsay import TaskTale
+from dagsched.history import History
+from dagsched.historyfile import save_history
 from dagsched.info import gather_info
 
 
@@ -65,6 +69,7 @@ def test_no_command_shows_the_help_and_is_wrong_usage(capsys) -> None:
         ["info", "-h"],
         ["bench", "-h"],
         ["explain", "-h"],
+        ["viz", "-h"],
         ["story", "--help"],
     ],
 )
@@ -305,3 +310,56 @@ def test_nothing_of_the_suite_is_imported_before_it_is_asked_for() -> None:
         [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> str:
+    graph = build_graph(delayed(abs)(delayed(abs)(-1)))
+    return str(save_history(History.of_graph(graph), tmp_path / "x.dagsched"))
+
+
+def test_viz_draws_what_was_saved_and_prints_its_summary(
+    saved: str, tmp_path: Path, capsys
+) -> None:
+    assert exit_code_of("viz", saved, "-o", str(tmp_path / "x.svg"), "--title", "mine") == 0
+    assert "<title>mine</title>" in (tmp_path / "x.svg").read_text()
+    assert capsys.readouterr().out == ""
+    assert exit_code_of("viz", saved) == 0
+    assert "2 tasks, 1 edge" in capsys.readouterr().out
+    assert exit_code_of("viz", saved, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["task_count"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["-o", "x.pdf"], 2, "pictures are written as .svg, .png"),
+        (["-o", "x.dot", "--kind", "gantt"], 2, "'gantt' are written as .html, .svg, .png"),
+        (["-o", "x.html", "--kind", "gantt"], 2, "this graph was not run"),
+        (["--kind", "gantt"], 2, "needs -o PICTURE"),
+        (["-o", "absent/x.svg"], 1, "the picture can't be written"),
+    ],
+)
+def test_viz_says_what_is_wrong(
+    saved: str, options: list[str], code: int, words: str, capsys
+) -> None:
+    assert exit_code_of("viz", saved, *options) == code
+    assert words in capsys.readouterr().err
+
+
+def test_viz_without_its_file_or_of_another_kind_says_so(tmp_path: Path, capsys) -> None:
+    assert exit_code_of("viz", str(tmp_path / "x")) == 1
+    assert "run.save(path) writes one" in capsys.readouterr().err
+    (tmp_path / "x").write_text("no")
+    assert exit_code_of("viz", str(tmp_path / "x")) == 1
+    assert "is no run saved by dagsched" in capsys.readouterr().err
+
+
+def test_viz_of_a_run_draws_the_graph_of_its_journal(monkeypatch, tmp_path: Path, capsys) -> None:
+    graph = build_graph(delayed(abs)(delayed(abs)(-1)))
+    known = hearsay.Journalled("5f0c2a91-1", [], graph, None, None, "")
+    monkeypatch.setattr(hearsay, "find_journalled", lambda *_: known)
+    assert exit_code_of("viz", "5f0c2a91-1", "-o", str(tmp_path / "x.svg")) == 0
+    assert "<title>graph of run 5f0c2a91-1</title>" in (tmp_path / "x.svg").read_text()
+    assert exit_code_of("viz", "5f0c2a91-1", "-o", "x.svg", "--kind", "gantt") == 2
+    assert "has no times to draw a gantt of: have its client" in capsys.readouterr().err

@@ -278,7 +278,7 @@ def test_it_can_not_be_changed() -> None:
 
 def test_protocols_are_not_taken_for_attributes() -> None:
     node = five()
-    for name in ("__array__", "__len_hint__", "_repr_html_", "_ipython_display_"):
+    for name in ("__array__", "__len_hint__", "_repr_png_", "_ipython_display_"):
         assert not hasattr(node, name)
     assert copy.copy(node) is node
     assert copy.deepcopy([node])[0] is node

@@ -1,8 +1,12 @@
 """Graphs and traces by hand, for pictures."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
-from dagsched.trace import Trace, TraceBuilder
+from dagsched.history import History
+from dagsched.trace import TaskNames, Trace, TraceBuilder
 from dagsched.viz.model import Tasks
 
 
@@ -79,3 +83,34 @@ def run_in_turns(tasks: Tasks, nodes: dict[int, list[int]]) -> Trace:
         stamps = np.array([1000 * task, 1000 * task + 500])
         builder.add(node, executor, 1, np.array([task]), stamps)
     return builder.build(np.arange(tasks.count))
+
+
+def history_of(tasks: Tasks, trace: Trace | None = None, **more: Any) -> History:
+    """The history of a graph made here, and of its run if it had one."""
+    names = TaskNames(
+        list(tasks.functions), np.asarray(tasks.function_of), np.arange(tasks.count, dtype=np.int64)
+    )
+    has_run = trace is not None
+    trace = replace(trace or TraceBuilder().build(np.arange(tasks.count)), names=names)
+    facts = {"run_id": "cafe0123-7", "state": "done", **more} if has_run else more
+    return History(tasks.indptr, tasks.deps, trace, names, **facts)
+
+
+def many(count: int = 1_000_000, executors: int = 8) -> History:
+    """Leaves of which ten each are merged, a million tasks in all, run in bundles of a thousand."""
+    inputs = np.zeros(count, np.int64)
+    inputs[10::11] = 10
+    heads = np.flatnonzero(inputs)
+    deps = (heads[:, None] - 10 + np.arange(10)).ravel().astype(np.int32)
+    indptr = np.concatenate([[0], np.cumsum(inputs)])
+    builder = TraceBuilder()
+    clock = [10**12] * executors
+    for place, begin in enumerate(range(0, count, 1_000)):
+        ids = np.arange(begin, min(count, begin + 1_000))
+        executor = place % executors
+        stamps = clock[executor] + 50_000 + 10_000 * np.arange(len(ids) + 1)
+        builder.add(2 + 4 * (executor // 4), 10 + executor, 1, ids, stamps)
+        clock[executor] = int(stamps[-1])
+    trace = builder.build(np.arange(count), subtree_starts=np.arange(0, count + 1, count // 100))
+    tasks = Tasks(["leaf", "merge"], (inputs > 0).astype(np.int32), indptr, deps, str)
+    return history_of(tasks, trace, submitted_ns=10**12 - 10**6, ended_ns=max(clock) + 10**6)

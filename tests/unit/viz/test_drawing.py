@@ -3,7 +3,8 @@
 import doctest
 import json
 import struct
-from dataclasses import dataclass
+import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -14,7 +15,8 @@ import pytest
 import dagsched.viz.drawing
 from dagsched import delayed, visualize
 from dagsched.graph import TaskGraph, build_graph
-from dagsched.trace import Trace, TraceBuilder
+from dagsched.history import History
+from dagsched.trace import TraceBuilder
 from dagsched.viz import Drawing
 
 
@@ -27,18 +29,13 @@ def total():
     return delayed(add)(delayed(abs)(-1), delayed(abs)(2))
 
 
-@dataclass
-class FinishedRun:
-    """As much of a `Run` as pictures ask for."""
-
-    run_id: str
-    graph: TaskGraph
-
-    def trace(self) -> Trace:
-        builder = TraceBuilder()
-        builder.add(2, 3, 1, np.array([0, 1]), np.array([10, 20, 30]))
-        builder.add(5, 6, 1, np.array([2]), np.array([40, 90]))
-        return builder.build(np.arange(3))
+def finished_run(run_id: str, graph: TaskGraph) -> History:
+    """What is left of a run of three tasks on two nodes."""
+    builder = TraceBuilder()
+    builder.add(2, 3, 1, np.array([0, 1]), np.array([10, 20, 30]))
+    builder.add(5, 6, 1, np.array([2]), np.array([40, 90]))
+    trace = builder.build(np.arange(3))
+    return replace(History.of_graph(graph), trace=trace, run_id=run_id, state="done")
 
 
 def test_a_delayed_is_drawn(total) -> None:
@@ -65,11 +62,11 @@ def test_a_networkx_graph_is_drawn() -> None:
 
 
 def test_a_run_is_drawn_with_its_id(total) -> None:
-    drawing = visualize(FinishedRun("r7", build_graph(total)))
+    drawing = visualize(finished_run("r7", build_graph(total)))
     assert drawing.picture.title == "run r7"
     assert [line.id for line in drawing.picture.nodes] == [2, 5]
     assert [mark.rank for mark in drawing.picture.marks] == [0, 1, 2]
-    assert visualize(FinishedRun("r7", build_graph(total)), title="x").picture.title == "x"
+    assert visualize(finished_run("r7", build_graph(total)), title="x").picture.title == "x"
 
 
 @pytest.mark.parametrize("thing", [7, "graph", None, object()])
@@ -79,13 +76,13 @@ def test_anything_else_is_a_type_error(thing) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gantt", "trace"])
-def test_kinds_to_come_say_so(total, kind) -> None:
-    with pytest.raises(ValueError, match=f"'{kind}' are not there yet"):
+def test_what_only_a_run_can_show_says_so(total, kind) -> None:
+    with pytest.raises(ValueError, match=f"'{kind}' shows a run, and this graph was not run: hand"):
         visualize(total, kind=kind)
 
 
 def test_an_unknown_kind_names_the_known_ones(total) -> None:
-    with pytest.raises(ValueError, match="one of dag, gantt, trace, not 'pie'"):
+    with pytest.raises(ValueError, match="one of dag, gantt, trace, summary, not 'pie'"):
         visualize(total, kind="pie")
 
 
@@ -94,7 +91,20 @@ def test_an_unknown_suffix_names_the_known_ones_and_writes_nothing(total, tmp_pa
         visualize(total, tmp_path / "x.pdf")
     with pytest.raises(ValueError, match="not as 'no suffix'"):
         visualize(total, tmp_path / "x")
+    with pytest.raises(ValueError, match=r"'gantt' are written as \.html, \.svg, \.png; not as"):
+        visualize(finished_run("r7", build_graph(total)), tmp_path / "x.dot", kind="gantt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_can_not_be_written_says_what_to_do(total, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"can't be written .*: name a file in a directory that"):
+        visualize(total, tmp_path / "absent" / "x.svg")
+
+
+def test_png_without_its_package_names_it(total, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(ImportError, match=r"pip install resvg_py\); \.svg and \.html need nothing"):
+        visualize(total, tmp_path / "x.png")
 
 
 def test_svg_file_is_the_drawing(total, tmp_path: Path) -> None:
@@ -119,7 +129,7 @@ def test_html_file_holds_the_picture_and_refers_to_nothing(total, tmp_path: Path
 
 
 def test_dot_file_has_nodes_edges_and_colours(total, tmp_path: Path) -> None:
-    visualize(FinishedRun("r7", build_graph(total)), tmp_path / "x.dot")
+    visualize(finished_run("r7", build_graph(total)), tmp_path / "x.dot")
     lines = (tmp_path / "x.dot").read_text().splitlines()
     assert lines[0] == 'digraph "run r7" {'
     assert lines[-1] == "}"
@@ -130,7 +140,7 @@ def test_dot_file_has_nodes_edges_and_colours(total, tmp_path: Path) -> None:
 
 
 def test_json_file_has_tasks_nodes_and_edges(total, tmp_path: Path) -> None:
-    visualize(FinishedRun("r7", build_graph(total)), tmp_path / "x.json")
+    visualize(finished_run("r7", build_graph(total)), tmp_path / "x.json")
     content = json.loads((tmp_path / "x.json").read_text())
     assert content["edges"] == [[0, 2], [1, 2]]
     assert [task["start_ns"] for task in content["tasks"]] == [10, 20, 40]
@@ -153,7 +163,7 @@ def test_characters_beyond_the_kept_letters_are_drawn_too(tmp_path: Path) -> Non
 
 def test_the_example_is_true() -> None:
     result = doctest.testmod(dagsched.viz.drawing)
-    assert (result.failed, result.attempted) == (0, 3)
+    assert (result.failed, result.attempted) == (0, 4)
 
 
 def test_the_graph_is_left_as_it_was(total) -> None:

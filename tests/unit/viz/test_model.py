@@ -6,7 +6,7 @@ import pytest
 from dagsched.trace import TraceBuilder
 from dagsched.viz.model import BOXES_MAX, NodeLine, State, Tasks, ranks
 from dagsched.viz.picture import make_picture
-from tests.unit.viz.builders import chain, run_in_turns, straight, wide
+from tests.unit.viz.builders import GraphBuilder, chain, run_in_turns, straight, wide
 
 
 def test_a_graph_not_run_has_waiting_marks_and_no_nodes() -> None:
@@ -88,7 +88,7 @@ def test_large_graphs_become_boxes_that_hold_every_task_once() -> None:
     assert sum(mark.task_count for mark in picture.marks) == 10_000
     assert picture.is_folded
     assert picture.edge_count == 2 * 9_998
-    assert picture.marks[0].detail == "square x 24, root x 1"
+    assert picture.marks[0].detail == "square x 83, root x 1"
     assert picture.marks[0].key == "part 0"
     # The first box holds the root and the last the sum; each other has an edge from and to them.
     last = BOXES_MAX - 1
@@ -98,34 +98,66 @@ def test_large_graphs_become_boxes_that_hold_every_task_once() -> None:
 
 
 def test_boxes_are_pieces_of_the_subtrees_where_those_are_known() -> None:
-    tasks = chain(1_000)
+    tasks = chain(1_200)
     builder = TraceBuilder()
-    builder.add(2, 3, 1, np.arange(500), np.arange(501))
-    builder.add(5, 6, 1, np.arange(500, 900), np.arange(500, 901))
-    trace = builder.build(np.arange(1_000), subtree_starts=np.array([0, 500, 1_000]))
+    builder.add(2, 3, 1, np.arange(600), np.arange(601))
+    builder.add(5, 6, 1, np.arange(600, 1_080), np.arange(600, 1_081))
+    trace = builder.build(np.arange(1_200), subtree_starts=np.array([0, 600, 1_200]))
     picture = make_picture(tasks, trace, tasks_max=100)
     keys = [mark.key for mark in picture.marks]
-    assert keys[0] == "subtree 0, 1 of 100"
-    assert keys[-1] == "subtree 1, 100 of 100"
-    assert {mark.task_count for mark in picture.marks} == {5}
-    assert [mark.node for mark in picture.marks] == [2] * 100 + [5] * 80 + [-1] * 20
-    assert [mark.rank for mark in picture.marks] == [*range(180), *[-1] * 20]
-    assert picture.marks[0].duration_ns == 5
-    assert picture.edges == [(box, box + 1) for box in range(199)]
+    assert keys[0] == "subtree 0, 1 of 30"
+    assert keys[-1] == "subtree 1, 30 of 30"
+    assert {mark.task_count for mark in picture.marks} == {20}
+    assert [mark.node for mark in picture.marks] == [2] * 30 + [5] * 24 + [-1] * 6
+    assert [mark.rank for mark in picture.marks] == [*range(54), *[-1] * 6]
+    assert picture.marks[0].duration_ns == 20
+    assert picture.edges == [(box, box + 1) for box in range(59)]
 
 
 def test_subtrees_that_wait_for_each_other_get_edges_back() -> None:
     # Even tasks of a chain are one subtree, odd ones the other.
-    order = np.concatenate([np.arange(0, 1_000, 2), np.arange(1, 1_000, 2)])
-    trace = TraceBuilder().build(order, subtree_starts=np.array([0, 500, 1_000]))
-    picture = make_picture(chain(1_000), trace, tasks_max=100)
+    order = np.concatenate([np.arange(0, 1_200, 2), np.arange(1, 1_200, 2)])
+    trace = TraceBuilder().build(order, subtree_starts=np.array([0, 600, 1_200]))
+    picture = make_picture(chain(1_200), trace, tasks_max=100)
     assert [mark.key for mark in picture.marks[:3]] == [
-        "subtree 0, 1 of 100",
-        "subtree 1, 1 of 100",
-        "subtree 0, 2 of 100",
+        "subtree 0, 1 of 30",
+        "subtree 1, 1 of 30",
+        "subtree 0, 2 of 30",
     ]
-    assert picture.edges == [(box, box + 1) for box in range(199)]
-    assert picture.back_edges == [(box + 1, box) for box in range(0, 199, 2)]
+    assert picture.edges == [(box, box + 1) for box in range(59)]
+    assert picture.back_edges == [(box + 1, box) for box in range(0, 59, 2)]
+
+
+def test_boxes_stand_below_what_they_wait_for() -> None:
+    # The last task is of the first subtree, most of which has lower ids than the second.
+    graph = GraphBuilder()
+    for _ in range(1_199):
+        graph.call("any")
+    graph.call("last", 1_190)
+    order = np.concatenate([np.arange(599), [1_199], np.arange(599, 1_199)])
+    trace = TraceBuilder().build(order, subtree_starts=np.array([0, 600, 1_200]))
+    picture = make_picture(graph.tasks(), trace, tasks_max=100)
+    ((source, target),) = picture.edges
+    assert picture.marks[source].key == "subtree 1, 30 of 30"
+    assert picture.marks[target].key == "subtree 0, 30 of 30"
+    assert list(picture.back_edges) == []
+
+
+def test_a_knot_is_drawn_as_fewer_boxes() -> None:
+    rng = np.random.default_rng(5)
+    graph = GraphBuilder()
+    for task in range(3_000):
+        graph.call("any", *rng.integers(0, task, min(task, 3)).tolist())
+    picture = make_picture(graph.tasks())
+    assert len(picture.marks) == 15
+    assert sum(mark.task_count for mark in picture.marks) == 3_000
+    assert picture.box_of is not None
+    assert np.bincount(picture.box_of).tolist() == [mark.task_count for mark in picture.marks]
+
+
+def test_graphs_are_drawn_task_by_task_up_to_a_limit() -> None:
+    assert len(make_picture(chain(2_000)).marks) == 2_000
+    assert make_picture(chain(2_001)).is_folded
 
 
 def test_a_box_is_failed_if_any_of_its_tasks_is() -> None:

@@ -128,9 +128,9 @@ def test_labels_and_tooltips_tell_function_key_time_and_place() -> None:
 def test_boxes_tell_their_counts() -> None:
     svg = draw_svg(make_picture(wide(9_998)))
     marks = marks_of(svg)
-    assert len(marks) == 400
-    assert marks[1].find(f"{SVG}text").text == "square x 25"
-    assert (marks[1].find(f"{SVG}title").text or "").startswith("part 1: square x 25\n25 tasks")
+    assert len(marks) == 120
+    assert marks[1].find(f"{SVG}text").text == "square x 84"
+    assert (marks[1].find(f"{SVG}title").text or "").startswith("part 1: square x 84\n84 tasks")
 
 
 def test_names_with_special_characters_stay_valid() -> None:
