@@ -103,7 +103,7 @@ def visualize(
 
     Args:
         dag_or_run: a `Delayed`, containers of them, a networkx.DiGraph, a `Run` (over or not), a
-            `RunEnv` (its last run), or what `load` gave.
+            `RunEnv` (its last run whose handle is held), or what `load` gave.
         filename: where to write; None: only return the view.
         kind: of picture; all but "dag" and "summary" need a run.
         title: stands at the top; None: the run's id.

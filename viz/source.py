@@ -36,7 +36,10 @@ def history_of(thing: object) -> History:
         return History.of_graph(build_graph(from_networkx(thing)))
     if _is_environment(thing):
         if not thing.runs:
-            raise ValueError("the environment has had no run yet: submit one, or draw its graph")
+            raise ValueError(
+                "the environment has no run whose handle is held: keep what submit(env, dag) "
+                "returns, and hand that over"
+            )
         return History.of_run(thing.runs[-1])
     raise TypeError(
         "visualize draws a Delayed, containers of them, a networkx.DiGraph, a Run, a RunEnv (its "

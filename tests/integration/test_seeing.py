@@ -115,5 +115,5 @@ def test_handles_show_themselves(env: RunEnv) -> None:
 
 
 def test_an_environment_without_a_run_says_so(env: RunEnv) -> None:
-    with pytest.raises(ValueError, match="has had no run yet: submit one"):
+    with pytest.raises(ValueError, match="has no run whose handle is held: keep what submit"):
         visualize(env)
