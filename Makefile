@@ -44,13 +44,17 @@ sim: $(STAMP) ## one simulated story, told: make sim SEED=7; many: make sim COUN
 	$(BIN)/python -m dagsched.testing --seed $(SEED) --count $(COUNT) --jobs 2
 
 .PHONY: test
-test: $(STAMP) ## all but the slow part of make chaos (needs a redis-server binary)
-	$(BIN)/python -m pytest -q --ignore=tests/chaos
-	$(BIN)/python -m pytest -q -m 'not slow' tests/chaos
+test: $(STAMP) ## all but the slow part of make chaos and make frontends (needs a redis-server binary)
+	$(BIN)/python -m pytest -q --ignore=tests/chaos --ignore=tests/frontends
+	$(BIN)/python -m pytest -q -m 'not slow' tests/frontends tests/chaos
 
 .PHONY: chaos
 chaos: $(STAMP) ## kills, stops, full memory and disks, hostile tasks; minutes
 	$(BIN)/python -m pytest -q tests/chaos
+
+.PHONY: frontends
+frontends: $(STAMP) ## the tests of the packages that front ends are for; half an hour
+	$(BIN)/python -m pytest -q tests/frontends
 
 .PHONY: format
 format: $(STAMP) ## let the formatter write

@@ -46,10 +46,11 @@ def make_subtree(message: PlaceSubtree, arrays: Sequence[Int32], flags: bytes) -
 
     Args:
         message: that places it.
-        arrays: members, indptr, deps, function_of, levels; imports that nobody has yet.
+        arrays: members, indptr, deps, function_of, levels; imports that nobody has yet, and those
+            that no task of the run makes.
         flags: a byte a task.
     """
-    members, indptr, deps, function_of, levels, unmade = arrays
+    members, indptr, deps, function_of, levels, unmade, given = arrays
     lo, hi = message.lo, message.hi
     mask: np.ndarray | None = None
     if len(members):
@@ -66,7 +67,8 @@ def make_subtree(message: PlaceSubtree, arrays: Sequence[Int32], flags: bytes) -
     first[inner_deps[::-1]] = inner_owners[::-1]
     import_levels = levels[:0]
     if len(levels):
-        places = np.searchsorted(levels, owners[~inside], side="right") - 1
+        is_import = ~inside if not len(given) else ~inside & ~np.isin(deps, given)
+        places = np.searchsorted(levels, owners[is_import], side="right") - 1
         # A piece may begin inside a level; nothing is before that, and no border is needed.
         import_levels = levels[distinct(places[places >= 0])]
     return Subtree(
@@ -189,6 +191,21 @@ def cut_next_window(
     )
 
 
+def inner_edges(subtree: Subtree, positions: Int32) -> tuple[Int64, Int32]:
+    """CSR among rising positions, which are named by their index; others are -1."""
+    counts, deps = gather(subtree, positions)
+    indptr = np.zeros(len(positions) + 1, np.int64)
+    np.cumsum(counts, out=indptr[1:])
+    first, last = positions[0], positions[-1]
+    if last - first + 1 == len(positions):
+        local = deps - first
+        local[(local < 0) | (deps > last)] = -1
+        return indptr, local
+    places = np.searchsorted(positions, deps)
+    places[places == len(positions)] = 0
+    return indptr, np.where(positions[places] == deps, places, -1).astype(np.int32)
+
+
 def cut_rest(
     run: BrokerRun,
     subtree: Subtree,
@@ -205,12 +222,7 @@ def cut_rest(
     """
     if len(rest) == 1:
         return [rest]
-    counts, deps = gather(subtree, rest)
-    places = np.searchsorted(rest, deps)
-    places[places == len(rest)] = 0
-    local = np.where(rest[places] == deps, places, -1).astype(np.int32)
-    indptr = np.zeros(len(rest) + 1, np.int64)
-    np.cumsum(counts, out=indptr[1:])
+    indptr, local = inner_edges(subtree, rest)
     weights = task_seconds(run, subtree.function_of[rest - subtree.lo], config)
     levels = np.zeros(0, np.int32)
     if by_levels:

@@ -231,7 +231,7 @@ class BrokerCore:
             return
         arrays = [np.frombuffer(frame, np.int32) for frame in frames[:4]]
         levels, imports, brokers = (np.frombuffer(frame, np.int32) for frame in frames[5:8])
-        arrays += [levels, imports[brokers < 0]]
+        arrays += [levels, imports[brokers < 0], imports[brokers == 0]]
         subtree = bundling.make_subtree(message, arrays, bytes(frames[4]))
         run.subtrees[subtree.number] = subtree
         run.uncut.append(subtree)

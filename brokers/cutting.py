@@ -93,9 +93,9 @@ class Cutter:
         begin, ledger, config = subtree.cursor, self.core.ledger, self.core.config
         found = gangs.gang_window(run, subtree, self.core.gangs.lanes_max(), config)
         if found is not None:
-            end, gang = found
-            subtree.cursor = end
-            bundles = [gangs.make_gang(run, subtree, begin, end, gang, ledger.bundle_count + 1)]
+            positions, gang = found
+            subtree.cursor = begin + len(positions)
+            bundles = [gangs.make_gang(run, subtree, positions, gang, ledger.bundle_count + 1)]
         else:
             bundles = bundling.cut_next_window(run, subtree, count, config, ledger.bundle_count + 1)
         ledger.bundle_count += len(bundles)

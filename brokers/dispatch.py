@@ -144,7 +144,7 @@ def pick_executors(
             free.append(executor)
         elif not (
             queue[0].solo
-            or queue[-1].weight_s > 4 * config.bundle_s
+            or (queue[-1].weight_s > 4 * config.bundle_s and not queue[-1].lanes)
             or (executor.is_late and queue[0].number == executor.seen_head)
         ):
             soon.append(executor)

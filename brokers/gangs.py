@@ -7,6 +7,7 @@ does not do all that it had, the others are stopped, and what is left becomes bu
 executor each. If an executor dies nothing counts of the whole gang.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from dagsched.brokers.core import BrokerCore
 
 TASKS_MAX = 8_192
-WAIT_S = 0.05
+WAIT_S = 0.2
 """A gang waits so long for executors that were to be free soon; then it is broken up."""
 
 
@@ -181,73 +182,106 @@ class Gangs:
             else:
                 ledger.blame(bundle, loss)
 
+    def rest_of(
+        self, bundle: Bundle, rest: Int32, reports: Sequence[Report]
+    ) -> tuple[list[Bundle], Int32]:
+        """Gangs of what a gang has not done because it took long, and what is not worth one.
+
+        Where its tasks took other than was thought, that is the most of it.
+        """
+        run, subtree, core = bundle.run, bundle.subtree, self.core
+        made: list[Bundle] = []
+        is_late = len(reports) == len(bundle.lanes) and len(rest) < len(bundle.positions)
+        if not is_late or any(report.message.expanded for report in reports):
+            return made, rest
+        lanes_max = self.lanes_max()
+        while len(rest) and lanes_max >= 2:
+            found = gang_at_start(run, subtree, rest, lanes_max, core.config)
+            if found is None:
+                break
+            positions, gang = found
+            core.ledger.bundle_count += 1
+            made.append(make_gang(run, subtree, positions, gang, core.ledger.bundle_count))
+            rest = rest[len(positions) :]
+        core.ledger.enter(run, made)
+        return made, rest
+
     def _parts(self, bundle: Bundle) -> list[Int32]:
         return self.core.reclaimer.parts_of(bundle, bundle.positions)
 
 
 def gang_window(
     run: BrokerRun, subtree: Subtree, lanes_max: int, config: Config
-) -> tuple[int, Gang] | None:
-    """A window at the subtree's cursor that is worth a gang: where it ends, and its lanes.
+) -> tuple[Int32, Gang] | None:
+    """A window at the subtree's cursor that is worth a gang: its positions, and its lanes.
 
-    Only plain calls of functions that were measured, are short, and never made anything large; and
-    nothing from outside but what its first level needs.
+    Nothing in it needs anything from outside but what its first level needs.
     """
-    start, lo, levels = subtree.cursor, subtree.lo, subtree.level_starts
-    if lanes_max < 2 or not len(levels) or subtree.members is not None or run.hungry:
+    if lanes_max < 2 or not len(subtree.level_starts) or subtree.members is not None:
         return None
-    border = subtree.import_levels[subtree.import_levels > start][:1]
-    limit = min(subtree.hi, start + TASKS_MAX, *border.tolist())
-    function_of = subtree.function_of[start - lo : limit - lo]
+    border = subtree.import_levels[subtree.import_levels > subtree.cursor][:1]
+    limit = min(subtree.hi, subtree.cursor + TASKS_MAX, *border.tolist())
+    window = np.arange(subtree.cursor, limit, dtype=np.int32)
+    return gang_at_start(run, subtree, window, lanes_max, config)
+
+
+def gang_at_start(
+    run: BrokerRun, subtree: Subtree, window: Int32, lanes_max: int, config: Config
+) -> tuple[Int32, Gang] | None:
+    """The first levels of rising positions, if they are worth a gang: positions, and its lanes.
+
+    Only plain calls of functions that were measured, are short, and never made anything large.
+    """
+    if run.hungry:
+        return None
+    local = window - np.int32(subtree.lo)
+    function_of = subtree.function_of[local]
     weights_s = run.seconds[function_of]
     unfit = ~(weights_s < config.bundle_s)
-    unfit |= (subtree.flags[start - lo : limit - lo] & (SOLO | META | REFERENCED)) != 0
+    unfit |= (subtree.flags[local] & (SOLO | META | REFERENCED)) != 0
     if run.large_bytes:
         unfit |= np.isin(function_of, list(run.large_bytes))
     count = int(unfit.argmax()) if unfit.any() else len(unfit)
     count = int(np.searchsorted(np.cumsum(weights_s[:count]), lanes_max * config.gang_s))
-    end = start + count
-    if end < subtree.hi:
-        end = int(levels[np.searchsorted(levels, end, side="right") - 1])
-    inner = levels[(levels > start) & (levels < end)] - np.int32(start)
-    weights_s = weights_s[: end - start]
+    borders = np.unique(np.searchsorted(window, subtree.level_starts)).astype(np.int32)
+    if count < len(window) or window[-1] + 1 < subtree.hi:
+        count = int(np.append(np.int32(0), borders[borders <= count])[-1])
+    inner = borders[(borders > 0) & (borders < count)]
+    weights_s = weights_s[:count]
     level_s = float(weights_s.sum()) / (len(inner) + 1)
     # Of wider levels bundles are small beside them, and go to whoever has nothing to do.
     if not len(inner) or not 2 * config.handover_s < level_s <= lanes_max * config.bundle_s:
         return None
-    offsets = subtree.indptr[start - lo : end - lo + 1]
-    deps = subtree.deps[offsets[0] : offsets[-1]] - np.int32(start)
-    deps[(deps < 0) | (deps >= end - start)] = -1
-    level_starts = np.concatenate((np.zeros(1, np.int32), inner)).astype(np.int32)
-    indptr = (offsets - offsets[0]).astype(np.int64)
+    positions = window[:count]
+    indptr, deps = bundling.inner_edges(subtree, positions)
+    level_starts = np.append(np.int32(0), inner).astype(np.int32)
     gang = cut_gang(indptr, deps, weights_s, level_starts, lanes_max, config)
-    return None if gang is None else (end, gang)
+    return None if gang is None else (positions, gang)
 
 
 def make_gang(
-    run: BrokerRun, subtree: Subtree, start: int, end: int, gang: Gang, number: int
+    run: BrokerRun, subtree: Subtree, positions: Int32, gang: Gang, number: int
 ) -> Bundle:
-    """Enter a window as one bundle of several lanes."""
-    parts = [np.sort(lane.tasks) + np.int32(start) for lane in gang.lanes]
+    """Enter rising positions, which are in no living bundle, as one bundle of several lanes."""
+    parts = [positions[np.sort(lane.tasks)] for lane in gang.lanes]
     whole = bundling.Parts.of(subtree, parts)
-    positions = np.arange(start, end, dtype=np.int32)
     run.bundle_of[positions] = number
     inside = run.bundle_of[whole.deps] == number
     bundling.subtract_uses(run, whole.deps[inside])
     exports, borders = bundling.exports_of(run, subtree, whole)
-    function_of = subtree.function_of[start - subtree.lo : end - subtree.lo]
+    function_of = subtree.function_of[positions - subtree.lo]
     bundle = Bundle(
         BundleNo(number), run, subtree, positions, gang.seconds, solo=False,
         frames=(b"", b"", b"", function_of.tobytes(), b""), attempt=subtree.attempt,
     )  # fmt: skip
     lanes = []
     for index, (cut, rising) in enumerate(zip(gang.lanes, parts, strict=True)):
-        order = cut.tasks + np.int32(start)
+        order = positions[cut.tasks]
         counts, deps = bundling.gather(subtree, order, is_rising=False)
         indptr = np.zeros(len(order) + 1, np.int32)
         np.cumsum(counts, out=indptr[1:])
         awaited = cut.awaited.copy()
-        awaited[:, 1] += start
+        awaited[:, 1] = positions[awaited[:, 1]]
         frames = (
             order.tobytes(), indptr.tobytes(), deps.tobytes(),
             subtree.function_of[order - subtree.lo].tobytes(),

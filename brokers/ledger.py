@@ -85,7 +85,12 @@ class Ledger:
             self._tell_expanded(bundle, report)
         successors: list[Bundle] = []
         if len(deferred) and not run.cancelled:
-            successors = self.rebundle(run, subtree, self.core.reclaimer.parts_of(bundle, deferred))
+            rest = deferred
+            if bundle.lanes:
+                successors, rest = self.core.gangs.rest_of(bundle, deferred, reports)
+            if len(rest):
+                parts = self.core.reclaimer.parts_of(bundle, rest)
+                successors = successors + self.rebundle(run, subtree, parts)
         self._wake_dependents(bundle, successors, expanded)
         self.retire(bundle)
         self.core.table.consume(run, bundle.imports, bundle.import_counts)

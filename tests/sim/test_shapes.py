@@ -6,6 +6,7 @@ import pytest
 
 from dagsched.testing import SimCluster, SimGraph, serial_values
 from dagsched.testing import graphs as shapes
+from dagsched.testing.graphs import SimTask
 
 CLUSTERS = [{2: 1}, {2: 4}, {2: 2, 5: 2}, {2: 1, 3: 4}, {2: 1, 3: 1, 4: 2, 5: 3}]
 GRAPHS = {
@@ -103,3 +104,40 @@ def test_empty_graphs_end_at_once():
     cluster = SimCluster({2: 1})
     outcome = cluster.run(SimGraph([], []))
     assert (outcome.state, outcome.makespan_s) == ("done", 0.0)
+
+
+def hand_in_hand(steps: int, seconds: float) -> SimGraph:
+    """A stencil whose tasks were measured to take 0.1 ms."""
+    graph = shapes.stencil(8, steps)
+    graph.function_s, graph.is_measured = [1e-4], True
+    graph.tasks = {number: SimTask(number, seconds=seconds) for number in range(graph.count)}
+    return graph
+
+
+def test_a_gang_whose_tasks_take_longer_than_thought_goes_on_as_gangs():
+    cluster = SimCluster({2: 2})
+    graph = hand_in_hand(1_000, 0.001)
+    assert cluster.run(graph).state == "done"
+    assert sum(cluster.executed.values()) == graph.count
+    # By bundles of single levels it would be two for each of 1,000.
+    assert cluster.network.counts["RunBundle"] < 100
+
+
+def test_a_constant_of_each_task_is_no_reason_against_gangs():
+    cluster = SimCluster({2: 2})
+    graph = hand_in_hand(200, 1e-4)
+    graph.sources.append(shapes.constant(7, 70_000))
+    for row in graph.deps:
+        row.append(graph.count)
+    outcome = cluster.run(graph)
+    values = serial_values(graph)
+    assert {i: outcome.value_of(i) for i in graph.outputs} == {i: values[i] for i in graph.outputs}
+    assert cluster.network.counts["RunBundle"] < 20
+
+
+def test_runs_side_by_side_have_gangs_in_turn():
+    cluster = SimCluster({2: 2})
+    outcomes = [cluster.submit(hand_in_hand(1_000, 1e-4)) for _ in range(2)]
+    cluster.step_until(lambda: all(outcome.is_over for outcome in outcomes), 60.0)
+    assert [outcome.state for outcome in outcomes] == ["done", "done"]
+    assert cluster.network.counts["RunBundle"] < 60
