@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dagsched.brokers.core import BrokerCore
 
 TASKS_MAX = 8_192
-WAIT_S = 0.2
+WAIT_S = 0.5
 """A gang waits so long for executors that were to be free soon; then it is broken up."""
 
 

@@ -25,7 +25,7 @@ from dagsched.pickling import dumps
 from dagsched.protocol.messages import TRACE_GAP, Frame, RunBundle
 from dagsched.serialize import load_value
 
-LONG_LANE_NS = 500_000_000
+LONG_LANE_NS = 1_000_000_000
 """As `LONG_BUNDLE_NS`, for tasks that were measured: the machine may have other things to do."""
 
 

@@ -12,7 +12,7 @@ from dagsched.protocol.messages import RunBundle
 from dagsched.testing.graphs import SimTask, mixed
 
 HANDOVER_S = 0.000_01
-LONG_LANE_S = 0.5
+LONG_LANE_S = 1.0
 """As in a real executor."""
 
 
