@@ -21,9 +21,8 @@ import sys
 import time
 from pathlib import Path
 
-from graphs import add, chain, inc, noop, tree, wide
-
 from dagsched import Delayed, RunEnv, delayed, submit
+from dagsched.bench.graphs import add, chain, increment, noop, tree, wide
 
 MB = 1_000_000
 STEPS = 100
@@ -46,7 +45,7 @@ def layered(count: int) -> tuple[Delayed, object]:
         layer = [
             delayed(add)(rng.choice(layer), rng.choice(layer))
             if rng.random() < 0.5
-            else delayed(inc)(rng.choice(layer))
+            else delayed(increment)(rng.choice(layer))
             for _ in range(width)
         ]
     return delayed(len)(layer), width
@@ -71,7 +70,7 @@ def memory(name: str) -> int:
 def measure(shape: str, count: int, executors: int, store: str | None) -> dict[str, float]:
     with RunEnv(executors=executors, metastore=store) as env:
         env.wait_for_nodes(timeout=60)
-        submit(env, [delayed(inc)(1), delayed(add)(1, 2), delayed(noop)(0)]).result(60)
+        submit(env, [delayed(increment)(1), delayed(add)(1, 2), delayed(noop)(0)]).result(60)
         bare = memory("VmRSS")
         graph, right = SHAPES[shape](count)
         built = memory("VmRSS")

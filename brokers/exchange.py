@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dagsched.brokers.bundling import RETURNED_GRAPH
+from dagsched.brokers.sending import Sendings
 from dagsched.brokers.state import BrokerRun, Executor, Fetcher, Int32, StoredObject, Subtree
 from dagsched.brokers.table import SMALL
 from dagsched.ids import ProcessId, RunNo
@@ -56,7 +57,7 @@ class Exchange:
         self._data: dict[tuple[ProcessId, RunNo, bool], list[tuple[ObjectInfo, Frame]]] = {}
         self._missing: dict[tuple[ProcessId, RunNo], list[int]] = {}
         self._wanted: dict[tuple[ProcessId, RunNo, bool], list[Int32]] = {}
-        self._sending: dict[tuple[ProcessId, RunNo, int], StoredObject] = {}
+        self._sendings = Sendings(core)
         self._early: dict[RunNo, list[tuple[ProcessId, int, Int32, bool]]] = {}
         self._early_stored: dict[RunNo, list[ObjectInfo]] = {}
         self._early_redirects: dict[RunNo, list[Redirect]] = {}
@@ -369,21 +370,20 @@ class Exchange:
                 info.first, info.count, info.size_bytes, None, info.type_name, info.refs
             )
             self._data.setdefault((peer, number, info_only), []).append((bare, frame))
-        elif (peer, number, info.first) not in self._sending:
-            self.core.table.pin(stored)
-            self._sending[peer, number, info.first] = stored
-            self.core.actions.transfers.append((peer, number, info))
+        else:
+            self._sendings.begin(peer, number, stored)
 
     @property
     def transfer_count(self) -> int:
         """Large objects that are being sent."""
-        return len(self._sending)
+        return len(self._sendings)
 
     def transfer_done(self, peer: ProcessId, number: RunNo, first: int) -> None:
         """The shell has sent a large object, or given up."""
-        stored = self._sending.pop((peer, number, first), None)
-        if stored is not None:
-            self.core.table.unpin(stored)
+        if self._sendings.end(peer, number, first):
+            run = self.core.runs.get(number)
+            epoch = run.epoch if run is not None else 0
+            self.fetch_asked(peer, number, epoch, np.array([first], np.int32), info_only=False)
 
     def missing(self, number: RunNo, positions: Sequence[int]) -> None:
         """Another node does not have these: who collects them is told so."""
@@ -414,8 +414,7 @@ class Exchange:
         """Forget what a node that is gone asked for."""
         self.peers.pop(peer, None)
         self._lost_ids.add(peer)
-        for sent in [sent for sent in self._sending if sent[0] == peer]:
-            self.core.table.unpin(self._sending.pop(sent))
+        self._sendings.peer_lost(peer)
         for run in self.core.runs.values():
             run.fetchers.drop(lambda fetcher: fetcher[0] == peer)
             asked = np.flatnonzero(run.sought == peer)

@@ -11,7 +11,7 @@ from dagsched.protocol.messages import (
     RunBundle,
     SetPeers,
 )
-from tests.unit.brokers.test_core import Node, bundles_of, int32
+from tests.unit.brokers.test_core import Node, bundles_of, int32, shared
 
 PEER = 7
 COUNT = 300
@@ -120,3 +120,20 @@ def test_what_is_asked_for_before_the_run_has_begun_may_name_what_it_does_not_ha
     end(node, bundle, [(0, COUNT)])
     (data,) = told(node.turn(), ObjectsData)
     assert [(info.first, info.count) for info in data.message.objects] == [(0, COUNT)]
+
+
+def test_what_is_asked_for_again_while_it_is_sent_is_sent_again():
+    node = with_peers()
+    node.place([[]], flags=[EXPORTED])
+    (bundle,) = bundles_of(node.turn())
+    node.done(*bundle, objects=[shared(0)])
+    node.turn()
+    ask(node, [0])
+    assert node.turn().transfers == [(PEER, 1, shared(0))]
+    ask(node, [0])
+    assert node.turn().transfers == []
+    # It may have come before the second question was asked, and be used up.
+    node.core.transfer_done(PEER, 1, 0, node.now)
+    assert node.turn().transfers == [(PEER, 1, shared(0))]
+    node.core.transfer_done(PEER, 1, 0, node.now)
+    assert node.turn().transfers == []
