@@ -18,6 +18,7 @@ from dagsched.brokers.state import (
     Int32,
     Subtree,
 )
+from dagsched.brokers.status import AWAITING_POSITION
 from dagsched.ids import BundleNo, RunNo
 from dagsched.protocol.asking import AskTask, TaskAnswer, TaskView
 
@@ -199,6 +200,9 @@ class _Views:
                 return TaskView(position, "ended", executor.id, attempt=bundle.attempt)
             ahead = mine - theirs
             since_s = bundle.begun_s if ahead else look.since_s
+        elif look is not None and look.position == AWAITING_POSITION:
+            since_s = max(0.0, self._now - bundle.begun_s)  # how far it is isn't known
+            return TaskView(position, "in_lane", executor.id, since_s, bundle.attempt)
         else:
             ahead = _place(order, position)
         state = "bundled" if ahead else "running"

@@ -132,6 +132,10 @@ _PHRASES = {
         "is in a bundle that executor {executor} of node {node} has run for {ago}{attempt}, "
         "{ahead} tasks behind the one that runs"
     ),
+    "in_lane": (
+        "is among what executor {executor} of node {node} has run for {ago}{attempt} hand in hand "
+        "with others, and waits for a value of one of them"
+    ),
     "queued": "is with executor {executor} of node {node}, which runs another bundle first",
     "ready": "is ready on node {node} and waits for an executor, {behind}{attempt}{detail}",
     "held_back": (

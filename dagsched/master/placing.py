@@ -222,7 +222,8 @@ class Placer:
         for number in run.successors[subtree.number]:
             successor = run.subtrees[number]
             successor.unplaced_count -= 1
-            if not successor.unplaced_count:
+            # A broker may have had it of a master before us, or what waits for it is placed.
+            if not successor.unplaced_count and successor.state is SubtreeState.WAITING:
                 self._make_ready(run, successor)
 
     def _hosts(self, run: MasterRun, nodes: list[Node]) -> list[Host]:

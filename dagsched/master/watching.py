@@ -21,7 +21,7 @@ RETRIES = ("exception", "crash", "timeout")
 
 COUNTED = ("node_losses", "executor_losses", *(f"{kind}_retries" for kind in RETRIES), "stalls")
 
-AT_WORK = frozenset(("running", "bundled"))
+AT_WORK = frozenset(("running", "bundled", "in_lane"))
 
 
 class Watch:

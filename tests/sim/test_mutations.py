@@ -14,7 +14,7 @@ from dagsched.brokers.ledger import Ledger
 from dagsched.brokers.pressure import Pressure
 from dagsched.brokers.state import StoredObject
 from dagsched.errors import InternalError
-from dagsched.master import recovery
+from dagsched.master import rebuilding
 from dagsched.master.balancing import Balance
 from dagsched.master.core import MasterCore
 from dagsched.master.departures import Departures
@@ -127,7 +127,7 @@ NOTICED_BY_STORIES: dict[str, Break] = {
     "a repeated batch is handed over again": instead(Session, "receive", repeated_batches_count),
     "what was lost on the way is not sent again": instead(Session, "_resend", nothing),
     "nothing is computed again after a loss": instead(
-        recovery, "least_set", lambda *_: np.zeros(0, np.int32)
+        rebuilding, "least_set", lambda *_: np.zeros(0, np.int32)
     ),
     "inputs are released though others import them": together(
         instead(MasterCore, "_release_imports", importers_count_for_nothing),
@@ -189,13 +189,13 @@ def test_stories_notice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_the_least_set_is_noticed_to_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Right values, and nothing lost, but far more work than need be."""
-    original = recovery.least_set
+    original = rebuilding.least_set
 
     def all_that_is_not_there(plan: Any, is_there: Any, wanted: Any) -> Any:
         needed = original(plan, is_there, wanted)
         return needed if not len(needed) else np.flatnonzero(~is_there).astype(np.int32)
 
-    monkeypatch.setattr(recovery, "least_set", all_that_is_not_there)
+    monkeypatch.setattr(rebuilding, "least_set", all_that_is_not_there)
     noticed = 0
     for seed in range(30):
         try:

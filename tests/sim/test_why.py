@@ -379,7 +379,9 @@ def is_begun(cluster: SimCluster, position: int) -> bool:
             if bundle is not None and bundle.message.run == 1 and position in bundle.positions:
                 place = bundle.positions.index(position)
                 starts = [bundle.began_s, *bundle.ends_s]
-                return starts[place] <= cluster.clock.now
+                if bundle.lane is not None:
+                    starts = bundle.lane.begins_s[: bundle.lane.run_count]
+                return place < len(starts) and starts[place] <= cluster.clock.now
     return False
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dagsched.brokers.answers import INPUTS_MAX, Look, task_answer
+from dagsched.brokers.status import AWAITING_POSITION
 from dagsched.protocol.asking import AskTask, TaskAnswer, TaskView
 from dagsched.protocol.messages import (
     EXPORTED,
@@ -182,6 +183,8 @@ def test_of_a_gang_the_executor_of_the_tasks_own_lane_is_named() -> None:
         TaskView(11, "bundled", 4, 4.5, 1, 1),
         TaskView(10, "bundled", 4, 4.5, 1, 2),
     ]
+    at[4] = Look(AWAITING_POSITION, 4.25, False)
+    assert ask(node, 11).task == TaskView(11, "in_lane", 4, 4.5, 1)
 
 
 def test_a_lane_that_has_ended_or_is_lost_while_others_go_on() -> None:
