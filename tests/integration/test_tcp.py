@@ -19,7 +19,7 @@ import zmq
 from dagsched import NodeEnv, RunEnv, addprocs, delayed, rundag
 from dagsched.brokers.launch import package_root
 from dagsched.errors import AuthenticationError
-from dagsched.protocol.codec import Decoder, encode_batch
+from dagsched.protocol.codec import PROTOCOL_VERSION, Decoder, encode_batch
 from dagsched.protocol.messages import BrokerHello, MasterToBroker, Parcel, Refused
 from dagsched.protocol.session import Stamp
 from dagsched.transport import BrokerEndpoint, CurveKeys
@@ -252,7 +252,9 @@ def test_the_right_key_and_another_environments_token(env):
     assert works(env)
 
 
-@pytest.mark.parametrize("version", [("3.2", None, None), (None, "9.9", None), (None, None, 3)])
+@pytest.mark.parametrize(
+    "version", [("3.2", None, None), (None, "9.9", None), (None, None, PROTOCOL_VERSION + 1)]
+)
 def test_another_version_is_told_both(env, version):
     own = env._cluster._shell._core.version
     version = tuple(theirs or mine for theirs, mine in zip(version, own, strict=True))
