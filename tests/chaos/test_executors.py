@@ -96,7 +96,8 @@ def test_killed_before_it_reports(
         repeated = [name for name, count in counts.items() if count == 2]
         assert repeated, "what the dead one had done is lost"
         assert len(repeated) < 100, "and only that"
-        assert run.stats()["run"]["retry_count"] == 0, "nobody's fault"
+        # Of several it is nobody's fault; a task that was alone in its bundle is charged.
+        assert run.stats()["run"]["retry_count"] == (len(repeated) == 1)
 
 
 @pytest.mark.slow
