@@ -43,6 +43,7 @@ from dagsched.protocol.messages import (
     BrokerToBroker,
     BrokerToMaster,
     BundleDone,
+    BundleLeftOut,
     CancelRun,
     DrainRun,
     EndRun,
@@ -400,6 +401,8 @@ class BrokerCore:
         match message:
             case BundleDone():
                 self._bundle_done(sender, message, frames)
+            case BundleLeftOut():
+                self.ledger.left_out(sender, message.bundle)
             case GetValue():
                 self.exchange.get_value(sender, message)
             case ExecutorHello():
@@ -413,6 +416,7 @@ class BrokerCore:
     def _bundle_done(
         self, executor: Executor, message: BundleDone, frames: Sequence[Frame]
     ) -> None:
+        executor.doubted.discard(message.bundle)
         executor.rss_peak_bytes = max(executor.rss_peak_bytes, message.rss_peak_bytes)
         self.exchange.views_changed(executor, message)
         for stored in executor.collected:

@@ -45,6 +45,7 @@ from dagsched.protocol.codec import Decoder, encode_batch
 from dagsched.protocol.messages import (
     BrokerToExecutor,
     BundleDone,
+    BundleLeftOut,
     ExecutorHello,
     ForgetRun,
     Frame,
@@ -287,6 +288,8 @@ class Executor:
             place += 1
         if self._is_taken_back(message.bundle):
             status[RUNNING] = 0
+            # The broker may have looked in this very moment, and think that it was begun.
+            self.send([Parcel(BundleLeftOut(message.bundle))])
             return
         self._services.nursery.offer()
         bundle = self._bundle_run(message, frames[:own_count], frames[place:], code)

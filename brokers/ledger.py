@@ -401,22 +401,42 @@ class Ledger:
         dispatch.push_ready(bundle.run, bundle)
 
     def taken_back(self, executor_id: int, number: int, *, is_left_out: bool) -> None:
-        """Whether an executor won't begin a bundle that waited there: then others may have it."""
+        """Whether an executor won't begin a bundle that it was sent: then others may have it.
+
+        Who seems to have begun it may have left it out in this very moment, and says so then.
+        """
         executor = self.core.executors.get(ProcessId(executor_id))
-        for bundle in executor.queue[1:] if executor is not None else ():
-            if executor is not None and bundle.number == number:
-                if not is_left_out:
-                    bundle.is_recalled = False
-                    return
-                executor.queue.remove(bundle)
-                # Nothing more behind what it runs: it would be taken back as well.
-                executor.is_late, executor.seen_head = True, executor.queue[0].number
-                if bundle.lanes:
-                    self.core.gangs.left_out(executor, bundle)
-                elif bundle.run.cancelled:
-                    self.retire(bundle)
-                else:
-                    self.requeue(bundle, is_new_attempt=False)
+        if executor is None:
+            return
+        if is_left_out:
+            self._remove(executor, number)
+            return
+        for bundle in executor.queue[1:]:
+            if bundle.number == number:
+                bundle.is_recalled = False
+                executor.doubted.add(number)
+
+    def left_out(self, executor: Executor, number: int) -> None:
+        """An executor has left a bundle out; mostly that is known."""
+        if number in executor.doubted:
+            self._remove(executor, number)
+
+    def _remove(self, executor: Executor, number: int) -> None:
+        """Take a bundle that an executor has left out off its queue, for others."""
+        executor.doubted.discard(number)
+        bundle = next((bundle for bundle in executor.queue if bundle.number == number), None)
+        if bundle is None:
+            return
+        executor.queue.remove(bundle)
+        if executor.queue:
+            # Nothing more behind what it runs: it would be taken back as well.
+            executor.is_late, executor.seen_head = True, executor.queue[0].number
+        if bundle.lanes:
+            self.core.gangs.left_out(executor, bundle)
+        elif bundle.run.cancelled:
+            self.retire(bundle)
+        else:
+            self.requeue(bundle, is_new_attempt=False)
 
     def blame(self, bundle: Bundle, loss: Loss) -> None:
         """Charge the task that ran; it is tried again alone, the others without it.

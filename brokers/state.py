@@ -323,6 +323,7 @@ class Executor:
     collected: list[StoredObject] = field(default_factory=list)  # pinned for its running task
     draining: bool = False
     killed: bool = False  # by us: nobody is charged
+    doubted: set[int] = field(default_factory=set)  # bundles taken back in vain, as it seems
     seen_head: int = 0  # the bundle that it ran when last looked at
     is_late: bool = False  # it has run that for longer than anybody should have to wait behind it
     call_count: float = 0.0  # calls measured, the latest; what they took, and should have

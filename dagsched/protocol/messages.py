@@ -482,11 +482,9 @@ BrokerToBroker = (
 class RunBundle(Struct, frozen=True, tag="bundle"):
     """Run these tasks, in this order, and answer `BundleDone`.
 
-    Frames: positions (k, rising), indptr (k + 1, from 0), deps (positions), function_of (k),
-    exports (pairs first, count: each becomes one object); for a lane of a gang awaited (rows index
-    of the first user, position, uses here) and handed (rows index, lane that needs its value), both
-    int32 and rising; then new chunks (`chunks`), then new functions (`functions`), then the inline
-    ones of `imports`.
+    Frames: positions (k; rising, but in lanes), indptr (k + 1, from 0), deps (positions),
+    function_of (k), exports (pairs first, count: each becomes one object); of a lane
+    `LaneCut.awaited` and `handed`; then new `chunks`, new `functions`, the inline `imports`.
     ``options`` names only tasks that asked for something. ``meta`` are positions whose function
     gets Refs; for them `imports` bring size and type, and no bytes need be read.
     """
@@ -546,14 +544,12 @@ class ExecutorHello(Struct, frozen=True, tag="executor_hello"):
 class BundleDone(Struct, frozen=True, tag="bundle_done"):
     """What came of a bundle.
 
-    Frames: positions of the tasks that ended well, in the order they ran; stamps (int64 ns, one
-    more than positions, as in `TaskTrace`); then the inline `objects`; then an exception frame for
-    each of `failures` of kind ``raised`` or ``not_exception``; then the frames of each of
-    `expanded` (position, frame count).
+    Frames: positions of the tasks that ended well, in the order they ran; stamps, as in `TaskTrace`;
+    the inline `objects`; an exception for each of `failures` of kind ``raised`` or
+    ``not_exception``; those of each of `expanded` (position, frame count).
     ``deferred``: tasks not run, because the bundle was stopped or an input of theirs failed or was
-    expanded; values that they need from this bundle are among `objects`. A lane of a gang tells of
-    its own tasks; its `objects` may be values that another lane has handed over, too. Where it
-    waited for one, positions have a gap, as in `TaskTrace`.
+    expanded; values that they need from this bundle are among `objects`. Those of a lane may be
+    another lane's, handed over; where it waited for one positions have a gap, as in `TaskTrace`.
     ``held``/``dropped``: imported objects (run, first position) of which a view outlives its task,
     and such of before whose last view has died.
     """
@@ -584,12 +580,16 @@ class GetValue(Struct, frozen=True, tag="get_value"):
     broker: int
 
 
-ExecutorToBroker = ExecutorHello | BundleDone | GetValue
+class BundleLeftOut(Struct, frozen=True, tag="left_out"):
+    """A bundle that was sent was not begun, for it was taken back."""
 
-Message = (
-    MasterToBroker | Refused | Relayed | BrokerToMaster | BrokerToBroker | BrokerToExecutor
-    | ExecutorToBroker
-)  # fmt: skip
+    bundle: int
+
+
+ExecutorToBroker = ExecutorHello | BundleDone | BundleLeftOut | GetValue
+
+_ToOrFromMaster = MasterToBroker | Refused | Relayed | BrokerToMaster
+Message = _ToOrFromMaster | BrokerToBroker | BrokerToExecutor | ExecutorToBroker
 
 
 class Parcel(NamedTuple):

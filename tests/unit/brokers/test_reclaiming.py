@@ -6,6 +6,7 @@ from dagsched.brokers.answers import Look
 from dagsched.ids import RunNo
 from dagsched.protocol.messages import (
     AskHoldings,
+    BundleLeftOut,
     DrainRun,
     ExitInfo,
     FetchObjects,
@@ -187,3 +188,37 @@ def test_who_could_not_be_asked_is_asked_again_and_who_was_gets_nothing_more():
     node.place([[] for _ in range(4)], run=2, seconds=0.004)
     # An executor has few words for bundles to leave out, and may be stopped for long.
     assert {executor for executor, _ in bundles_of(node.turn())} == {4}
+
+
+def test_what_seemed_to_be_begun_and_was_left_out_goes_to_others():
+    node = Node(executors=(3, 4))
+    node.place([[] for _ in range(4)], seconds=0.004)
+    sent = bundles_of(node.turn())
+    first, waiting = (parcel.message.bundle for _, parcel in sent[:2])
+    for executor, bundle in sent[2:]:
+        node.done(executor, bundle)
+    assert node.turn().take_back == [(3, waiting)]
+    left_out = BundleLeftOut(waiting)
+    node.core.receive_executor(3, left_out, (), node.now)  # nobody has asked for it yet: late
+    assert bundles_of(node.turn()) == []
+    node.core.ledger.taken_back(3, waiting, is_left_out=False)
+    node.done(3, sent[0][1])  # so it is the one that runs, by what the broker knows
+    node.core.receive_executor(3, left_out, (), node.now)
+    ((executor, parcel),) = bundles_of(node.turn())
+    assert (executor, parcel.message.bundle) == (3, waiting)
+    node.core.receive_executor(3, left_out, (), node.now)
+    assert bundles_of(node.turn()) == []
+    node.core.check()
+    assert first != waiting
+
+
+def test_what_was_left_out_when_its_turn_had_come_goes_to_others():
+    node = Node(executors=(3, 4))
+    node.place([[] for _ in range(4)], seconds=0.004)
+    sent = bundles_of(node.turn())
+    waiting = sent[1][1].message.bundle
+    for executor, bundle in [*sent[2:], sent[0]]:
+        node.done(executor, bundle)
+    node.core.ledger.taken_back(3, waiting, is_left_out=True)
+    ((_, parcel),) = bundles_of(node.turn())
+    assert parcel.message.bundle == waiting
