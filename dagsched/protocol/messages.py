@@ -544,7 +544,7 @@ class ExecutorHello(Struct, frozen=True, tag="executor_hello"):
 class BundleDone(Struct, frozen=True, tag="bundle_done"):
     """What came of a bundle.
 
-    Frames: positions of the tasks that ended well, in the order they ran; stamps, as in `TaskTrace`;
+    Frames: positions of tasks that ended well, in the order they ran; stamps, as in `TaskTrace`;
     the inline `objects`; an exception for each of `failures` of kind ``raised`` or
     ``not_exception``; those of each of `expanded` (position, frame count).
     ``deferred``: tasks not run, because the bundle was stopped or an input of theirs failed or was
