@@ -66,8 +66,10 @@ def redis_server() -> Iterator[RedisServer]:
     directory = Path(tempfile.mkdtemp(prefix="redis-"))
     port = _free_port()
     path = directory / "redis.sock"
+    # It shall not outlive these tests, however they end.
+    mortal = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
     process = subprocess.Popen(
-        [program, "--port", str(port), "--bind", "127.0.0.1", "--unixsocket", str(path),
+        [*mortal, program, "--port", str(port), "--bind", "127.0.0.1", "--unixsocket", str(path),
          "--dir", str(directory), "--save", "", "--appendonly", "no"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -118,8 +118,6 @@ def test_the_table_has_a_row_a_task() -> None:
 
 
 def test_tables_of_other_packages_have_names_of_functions() -> None:
-    pytest.importorskip("pyarrow")
-    pytest.importorskip("pandas")
     arrow, frame = named_trace().to_arrow(keys=True), named_trace().to_pandas()
     assert arrow.column("function").to_pylist() == ["load", "sum", "sum"]
     assert arrow.column("key").to_pylist() == ["load-7", "total-8", "sum-9"]

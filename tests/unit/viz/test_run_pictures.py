@@ -265,7 +265,7 @@ def shown_by_browser(page: Path, place: str) -> str:
     """The document of a page once its script has run, where a browser is installed."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("there is no browser")
+        pytest.skip("needs a browser: apt-get install chromium")
     done = subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000",
          f"--user-data-dir={page.parent / 'browser'}", "--dump-dom", f"file://{page}#{place}"],
