@@ -40,9 +40,9 @@ def moment(marks: Marks, mixed: Mixed, seed: int) -> None:
 def test_a_broker_is_killed(seed: int, marks: Marks) -> None:
     mixed = Mixed(marks, seed)
     with cluster() as env:
-        overheard = Overheard(env)
         run = submit(env, mixed.dag())
         moment(marks, mixed, seed)
+        overheard = Overheard(env)  # from now on: what moves for balance is told of as well
         victim = env.nodes[seed % 2]
         pid = clusters.broker_pid(env, victim.brokerid)
         killed_s = time.monotonic()
