@@ -25,7 +25,8 @@ PARTS_MAX = 16
 """Nodes' worth of parts that work given back is cut into for the sake of slow ones, at most."""
 
 TASKS_MIN = 2
-"""Who has more tasks than this for each executor can give back some."""
+"""Who has more tasks than this for each executor can give back some; one will do if they are long:
+what waits behind a long task, or on a slow node, is better off with whoever has nothing to do."""
 
 WIDTH_MIN = 2
 """A run is spread if it has so many tasks for each of its longest path."""
@@ -55,7 +56,7 @@ def gives(
     rich = [
         node
         for node in nodes
-        if _has_plenty(node, run)
+        if _has_plenty(node, run, least_s)
         and run.shares[node.broker].unfinished_tasks * mean_s > least_s * node.speed
     ]
     if not rich or not (has_idle or _is_starved(run, nodes, rich)):
@@ -77,9 +78,11 @@ def part_count(nodes: Iterable[Node], parts_a_node: int) -> int:
     return max(1, count * parts_a_node)
 
 
-def _has_plenty(node: Node, run: MasterRun) -> bool:
+def _has_plenty(node: Node, run: MasterRun, least_s: float) -> bool:
     share = run.shares.get(node.broker)
-    return share is not None and share.unfinished_tasks > TASKS_MIN * len(node.executors)
+    are_long = node.measured_in_all.took_s > least_s * node.measured_in_all.call_count
+    least = (1 if are_long else TASKS_MIN) * len(node.executors)
+    return share is not None and share.unfinished_tasks > least
 
 
 def evened(

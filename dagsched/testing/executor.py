@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 START_S = 0.01
 LONG_BUNDLE_S = 0.1
+_MOMENT_S = 1e-3
 """A bundle that takes longer ends at the next task, as in a real executor."""
 
 
@@ -89,6 +90,7 @@ class SimExecutor:
         self._segment_count = 0
         self._taken_back: set[int] = set()
         self._latest = 0  # the bundle that it has begun, or left out, last
+        self._due_s = 0.0  # when what it runs ends
         self._turn = 0  # rises when the end of the present bundle changes
 
     def start(self) -> None:
@@ -208,6 +210,7 @@ class SimExecutor:
 
     def _end_at(self, when_s: float) -> None:
         """The present bundle ends then."""
+        self._due_s = when_s
         self._turn += 1
         turn = self._turn
 
@@ -262,12 +265,12 @@ class SimExecutor:
     def take_back(self, number: int) -> bool:
         """Leave out a bundle that was sent; False: it runs, or has run, as it seems.
 
-        Each fifth seems so though it is left out: the broker looks in that very moment.
+        Each fifth of those whose turn comes in this very moment seems so though it is left out.
         """
         if self._latest == number:
             return False
         self._taken_back.add(number)
-        return number % 5 != 0
+        return number % 5 != 0 or self._due_s - self._node.clock.now > _MOMENT_S
 
     def die(self, *, exit_code: int | None = None, signal: int | None = None) -> None:
         """End now, whatever runs."""

@@ -4,6 +4,7 @@ One environment runs all graphs, one after the other, in the order of the inheri
 each run all executors are named, no object lives, and what was used of shared memory is free.
 """
 
+import contextlib
 import io
 import os
 import time
@@ -214,12 +215,11 @@ def test_references_reach_the_client_without_their_values(env: RunEnv) -> None:
 
 def segment_bytes() -> int:
     """Shared memory that environments of this process take, in bytes."""
-    own = f"-{os.getpid()}-"
-    return sum(
-        entry.stat().st_blocks * 512
-        for entry in Path("/dev/shm").iterdir()
-        if entry.name.startswith("dagsched") and own in entry.name
-    )
+    total = 0
+    for entry in Path("/dev/shm").glob(f"dagsched*-{os.getpid()}-*"):
+        with contextlib.suppress(FileNotFoundError):  # it has just been given back
+            total += entry.stat().st_blocks * 512
+    return total
 
 
 def test_shared_memory_is_back_at_its_level(env: RunEnv) -> None:
