@@ -16,7 +16,7 @@ help: ## say what there is
 .PHONY: setup
 setup: $(STAMP) ## make .venv and install the checkout into it
 
-$(STAMP): setup.cfg setup.py pyproject.toml brokers/objects/_nursery.c
+$(STAMP): setup.cfg setup.py pyproject.toml brokers/objects/_nursery.c dagsched/_walking.c
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
@@ -65,4 +65,4 @@ format: $(STAMP) ## let the formatter write
 clean: ## remove what was built, .venv too
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	find brokers -name '*.so' -delete
+	find brokers dagsched -name '*.so' -delete

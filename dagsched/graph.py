@@ -1,40 +1,36 @@
 """The compact graph: calls written down become dense ids, arrays and argument entries.
 
-Pure. One depth-first walk from the outputs visits each task once, whatever the number of paths;
-ids are given in post-order, dependencies in the order of arguments, so they are topological and
-neighbours in the graph have neighbouring ids. The walk is the only part of a run that costs
-Python time for each task in the client, so its common case is a single loop without calls.
+Pure. One depth-first walk from the outputs visits each task once, whatever the number of paths
+(`dagsched.walking`); ids are given in post-order, dependencies in the order of arguments, so they
+are topological and neighbours in the graph have neighbouring ids.
 """
 
 import gc
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dagsched.containers import leaves, rebuild
-from dagsched.delayed import DEFAULTS, Delayed, Options, function_name
+from dagsched.delayed import Delayed, Options, function_name
 from dagsched.entries import Entry, Slot, is_slot, slot
-from dagsched.errors import CycleError, GraphError
+from dagsched.errors import GraphError
 from dagsched.partition.arrays import distinct
 from dagsched.plan import Int32, Int64
 from dagsched.ref import Ref
 from dagsched.trace import TaskNames
+from dagsched.walking import ATOMIC, walked
 
 if TYPE_CHECKING:
     import networkx as nx
 
 SOURCE_BYTES_MIN = 65_536  # as in Config: constants from this size on are sources
 
-_ATOMIC = frozenset((int, float, bool, type(None), complex))
 _CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
 _SIZED = frozenset((str, bytes, bytearray))
 # Constants that need no care: plain pickle knows them, and no task can change them.
-_IMMUTABLE = _ATOMIC | {str, bytes, range, Slot}
+_IMMUTABLE = ATOMIC | {str, bytes, range, Slot}
 _BY_NAME = frozenset((type, type(len), type(lambda: 0)))
 _ITEM_BYTES = 8  # what an item of a container takes at the very least
 
@@ -159,12 +155,9 @@ def build_graph(
             _is_delayed,
             _set_order,
         )
-        entries, deps, counts = _walk(list(roots), ids, scanner)
-    tasks = list(ids)[known_count:]
-    count = len(tasks)
-    indptr = np.zeros(count + 1, np.int64)
-    np.cumsum(np.array(counts, np.int64), out=indptr[1:])
-    dep_ids = np.array(deps, np.int32)
+        found = walked(list(roots), ids, scanner)
+    count = len(found.entries)
+    dep_ids = found.deps
     outputs = np.array([ids[root] for root in roots], np.int32)
     sources = scanner.sources
     if sources:
@@ -175,22 +168,22 @@ def build_graph(
     plain = bytearray(b"\1") * count
     for node in scanner.not_plain:
         plain[ids[node]] = 0
-    functions, function_of = _distinct_functions(tasks)
-    options = _unusual_options(tasks)
+    persisted = [task_id for task_id, asked in found.options.items() if asked.persist]
+    tasks = list(ids)[known_count:] if persisted else []
     return TaskGraph(
-        functions=functions,
-        function_names=[function_name(function) for function in functions],
-        function_of=function_of,
-        indptr=indptr,
+        functions=found.functions,
+        function_names=[function_name(function) for function in found.functions],
+        function_of=found.function_of,
+        indptr=found.indptr,
         deps=dep_ids,
-        entries=entries,
+        entries=found.entries,
         plain=plain,
         sources=sources,
-        options=options,
-        serials=np.fromiter(map(attrgetter("_serial"), tasks), np.int64, count),
+        options=found.options,
+        serials=found.serials,
         outputs=outputs,
         shape=shape,
-        persisted={task_id: tasks[task_id] for task_id, asked in options.items() if asked.persist},
+        persisted={task_id: tasks[task_id] for task_id in persisted},
     )
 
 
@@ -206,102 +199,6 @@ class no_garbage_collection:  # noqa: N801 - used like a function
     def __exit__(self, *_: object) -> None:
         if self._was_on:
             gc.enable()
-
-
-def _walk(
-    roots: list[Delayed], ids: dict[Delayed, int], scanner: "_Scanner"
-) -> tuple[list[Entry], list[int], list[int]]:
-    """Visits every task that the roots need, once, dependencies first.
-
-    `ids` gets the id of each, in order; what it has already is taken as known. Returns entries,
-    dependencies of all in one list, and how many each has. Ids below 0 are sources.
-
-    A task with dependencies not yet visited goes back on the stack below them, so that it is
-    looked at twice, and a task that is looked at again before its dependencies are done depends
-    on itself.
-    """
-    entries: list[Entry] = []
-    deps: list[int] = []
-    counts: list[int] = []
-    opened: set[Delayed] = set()
-    known_slots: dict[tuple[tuple[int, int], ...], Any] = {}
-    ids_get, atomic, size_max = ids.get, _ATOMIC, scanner.source_bytes_min
-    entries_append, counts_append = entries.append, counts.append
-    next_id = 0
-    stack = roots[::-1]
-    while stack:
-        node = stack.pop()
-        if node in ids:
-            continue
-        args = node._args
-        pending = None
-        mine = []
-        mixed = False
-        common = node._kwargs is None
-        if common:
-            for arg in args:
-                kind = type(arg)
-                if kind is Delayed:
-                    task_id = ids_get(arg)
-                    if task_id is not None:
-                        mine.append(task_id)
-                    elif pending is None:
-                        pending = [arg]
-                    else:
-                        pending.append(arg)
-                elif kind in atomic or ((kind is str or kind is bytes) and len(arg) < size_max):
-                    mixed = True
-                else:
-                    common = False
-                    break
-        if not common:
-            entry, pending, mine = scanner.entry(node, ids)
-        if pending:
-            if node in opened:
-                raise _cycle_error(node, opened, ids)
-            opened.add(node)
-            stack.append(node)
-            pending.reverse()
-            stack += pending
-            continue
-        ids[node] = next_id
-        next_id += 1
-        if common:
-            if not mine:
-                entry = args
-            elif not mixed and (len(mine) == 1 or len(set(mine)) == len(mine)):
-                entry = None
-            else:
-                entry, mine = _mixed_entry(args, mine, known_slots)
-        entries_append(entry)
-        counts_append(len(mine))
-        deps += mine
-    return entries, deps, counts
-
-
-def _mixed_entry(
-    args: tuple[Any, ...], mine: list[int], known: dict[tuple[tuple[int, int], ...], Any]
-) -> tuple[Entry, list[int]]:
-    """Entry and dependencies of a call with constants or repeated tasks as arguments.
-
-    `mine` are ids of the tasks among the arguments, `known` equal slots of earlier calls: pickle
-    writes the same object only once.
-    """
-    if len(mine) == 1:
-        for index, arg in enumerate(args):
-            if type(arg) is Delayed:
-                slots: tuple[tuple[int, int], ...] = ((index, 0),)
-                rest = (*args[:index], None, *args[index + 1 :])
-                return [rest, known.setdefault(slots, slots)], mine
-    index_of: dict[int, int] = {}
-    values = list(args)
-    places: list[tuple[int, int]] = []
-    for index, arg in enumerate(args):
-        if type(arg) is Delayed:
-            places.append((index, index_of.setdefault(mine[len(places)], len(index_of))))
-            values[index] = None
-    slots = tuple(places)
-    return [tuple(values), known.setdefault(slots, slots)], list(index_of)
 
 
 class _Scanner:
@@ -360,12 +257,12 @@ class _Scanner:
         self._nested = False
         self._owner = node
         replaced = self._argument
-        args = [arg if type(arg) in _ATOMIC else replaced(arg) for arg in node._args]
+        args = [arg if type(arg) in ATOMIC else replaced(arg) for arg in node._args]
         kwargs = node._kwargs
         needed = self._needed
         if kwargs is not None:
             given = {
-                name: arg if type(arg) in _ATOMIC else replaced(arg) for name, arg in kwargs.items()
+                name: arg if type(arg) in ATOMIC else replaced(arg) for name, arg in kwargs.items()
             }
         if not self._plain:
             self.not_plain.append(node)
@@ -485,53 +382,3 @@ def _drop_unused(sources: list[object], deps: Int32, outputs: Int32, count: int)
     for ids in (deps, outputs):
         ids[ids >= count] = count + np.searchsorted(used, ids[ids >= count]).astype(np.int32)
     return [sources[index - count] for index in used.tolist()]
-
-
-def _distinct_functions(
-    tasks: list[Delayed],
-) -> tuple[list[Callable[..., Any]], Int32]:
-    """The different callables, in order of their first task, and the index of each task's."""
-    of_task = list(map(attrgetter("_call.__wrapped__"), tasks))
-    keys = list(map(id, of_task))
-    by_key = dict(zip(reversed(keys), reversed(of_task), strict=True))
-    functions: list[Callable[..., Any]] = []
-    index_by_key: dict[int, int] = {}
-    index_by_method: dict[tuple[int, int], int] = {}
-    for key in dict.fromkeys(keys):
-        function = by_key[key]
-        index = len(functions)
-        if type(function) is MethodType:
-            # Each look-up of a method makes a new object for it.
-            method = (id(function.__self__), id(function.__func__))
-            index = index_by_method.setdefault(method, index)
-        if index == len(functions):
-            functions.append(function)
-        index_by_key[key] = index
-    return functions, np.fromiter(map(index_by_key.__getitem__, keys), np.int32, len(keys))
-
-
-def _unusual_options(tasks: list[Delayed]) -> dict[int, Options]:
-    """Options by id of the tasks that have any."""
-    options = list(map(attrgetter("_call._options"), tasks))
-    if options.count(DEFAULTS) == len(options):
-        return {}
-    return {task_id: asked for task_id, asked in enumerate(options) if asked is not DEFAULTS}
-
-
-def _cycle_error(start: Delayed, opened: set[Delayed], ids: dict[Delayed, int]) -> CycleError:
-    """Finds the shortest way from a task back to itself, among those not done."""
-    found_from: dict[Delayed, Delayed] = {}
-    queue = deque([start])
-    while queue and start not in found_from:
-        node = queue.popleft()
-        for needed in leaves((node._args, node._kwargs), _is_delayed):
-            assert isinstance(needed, Delayed)
-            if needed in opened and needed not in ids and needed not in found_from:
-                found_from[needed] = node
-                queue.append(needed)
-    path = [start]
-    while (before := found_from[path[-1]]) is not start:
-        path.append(before)
-    # path is start, the task that needs it, the task that needs that, ..
-    cycle = tuple(node.key for node in path)
-    return CycleError(f"tasks depend on each other: {' -> '.join((*cycle, cycle[0]))}", cycle)

@@ -142,6 +142,7 @@ def test_an_installation_works_away_from_the_checkout(
     assert (python.parent / "dagsched").is_file()
     if shutil.which("cc") is not None:
         run(python, "-c", "from dagsched.brokers.objects import _nursery", cwd=tmp_path)
+        run(python, "-c", "from dagsched import _walking", cwd=tmp_path)
 
 
 def test_a_wheel_has_each_file_once(checkout: Path, tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_a_wheel_has_each_file_once(checkout: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("has_compiler", [True, False])
-def test_the_compiled_part_is_left_out_where_there_is_no_compiler(
+def test_the_compiled_parts_are_left_out_where_there_is_no_compiler(
     has_compiler: bool, checkout: Path, tmp_path: Path
 ) -> None:
     if has_compiler and shutil.which("cc") is None:
@@ -182,5 +183,6 @@ def test_the_compiled_part_is_left_out_where_there_is_no_compiler(
         sys.executable, "setup.py", "--quiet", "build", "--build-base", tmp_path,
         cwd=checkout, **environ,
     )  # fmt: skip
-    assert len(list(tmp_path.rglob("_nursery*.so"))) == has_compiler
-    assert list(tmp_path.rglob("nursery.py"))
+    for name in ("nursery", "walking"):
+        assert len(list(tmp_path.rglob(f"_{name}*.so"))) == has_compiler
+        assert list(tmp_path.rglob(f"{name}.py"))
