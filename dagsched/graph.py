@@ -16,6 +16,7 @@ from dagsched.containers import leaves, rebuild
 from dagsched.delayed import Delayed, Options, function_name
 from dagsched.entries import Entry, Slot, is_slot, slot
 from dagsched.errors import GraphError
+from dagsched.given import taken
 from dagsched.partition.arrays import distinct
 from dagsched.plan import Int32, Int64
 from dagsched.ref import Ref
@@ -127,14 +128,14 @@ def build_graph(
     """Turns calls written down into a graph.
 
     Args:
-        dag: A `Delayed`, or containers with `Delayed`s anywhere inside; a graph that a front end
-            has made is returned as it is.
+        dag: A `Delayed`, or containers with `Delayed`s anywhere inside; or a graph that a front
+            end has made, which is taken as it is, less functions that no task calls.
         source_bytes_min: Constants from this size on are sources.
         kept: `Delayed`s whose values are known already, and the references to them.
 
     Raises:
         CycleError: A task needs itself, by way of a container that was changed later.
-        GraphError: A `Delayed` is a key of a dict.
+        GraphError: A `Delayed` is a key of a dict; a front end's graph makes no sense.
 
     >>> from dagsched.delayed import delayed
     >>> graph = build_graph(delayed(max)(delayed(abs)(-3), 2))
@@ -142,7 +143,7 @@ def build_graph(
     (['abs', 'max'], [(-3,), [(None, 2), ((0, 0),)]])
     """
     if isinstance(dag, TaskGraph):
-        return dag
+        return taken(dag)
     kept = kept or {}
     scanner = _Scanner(source_bytes_min, kept)
     ids = {node: scanner.source(ref) for node, ref in kept.items()}

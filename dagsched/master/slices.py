@@ -48,11 +48,16 @@ def check_plan(plan: RunPlan) -> None:
             f"{starts[:1].tolist()} to {starts[-1:].tolist()}, {len(plan.indptr)} row starts, "
             f"{len(plan.deps)} dependencies, {len(plan.flags)} flags, {len(plan.chunks)} chunks"
         )
-    for name, positions in (("dependency", plan.deps), ("output", plan.outputs)):
-        if len(positions) and not 0 <= positions.min() <= positions.max() < total:
+    function_count = min(len(plan.functions), total)  # brokers take no index as high as `total`
+    for name, numbers, limit, of in (
+        ("dependency", plan.deps, total, "positions"),
+        ("output", plan.outputs, total, "positions"),
+        ("function", plan.function_of, function_count, "functions"),
+    ):
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < limit:
             raise GraphError(
-                f"the plan names a {name} outside its {total} positions: "
-                f"{int(positions.min())} to {int(positions.max())}"
+                f"the plan names a {name} outside its {limit} {of}: "
+                f"{int(numbers.min())} to {int(numbers.max())}"
             )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import pytest
 
 from dagsched import RunEnv, delayed, resume, rundag, submit
 from dagsched.errors import DagschedError, GraphError, TaskCancelled, TaskTimedOut
+from dagsched.graph import build_graph
 from tests import graphs
 
 
@@ -245,6 +246,15 @@ def test_what_is_no_graph_is_refused(env: RunEnv) -> None:
         rundag(env, add(1), timeout="1")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="priority must be an int"):
         rundag(env, add(1), priority=1.5)  # type: ignore[arg-type]
+
+
+def test_a_graph_with_a_function_that_no_task_calls(env: RunEnv) -> None:
+    graph = build_graph(delayed(abs)(-3))
+    more = replace(
+        graph, functions=[min, *graph.functions], function_names=["min", "abs"],
+        function_of=graph.function_of + np.int32(1),
+    )  # fmt: skip
+    assert rundag(env, more, timeout=30) == 3
 
 
 def test_a_networkx_graph(env: RunEnv) -> None:

@@ -42,6 +42,7 @@ PURE = [
     "dagsched.containers",
     "dagsched.entries",
     "dagsched.errors",
+    "dagsched.given",
     "dagsched.graph",
     "dagsched.ids",
     "dagsched.master.core",

@@ -24,7 +24,7 @@ from dagsched.entries import slot
 from dagsched.graph import TaskGraph
 from dagsched.plugins.dask.annotations import options_by_key
 from dagsched.plugins.dask.constants import Constants
-from dagsched.plugins.dask.conversion import convert_graph, used_functions
+from dagsched.plugins.dask.conversion import convert_graph
 from dagsched.plugins.dask.futures import Batch, Future, opened
 from dagsched.plugins.dask.getting import get, low_level_graph
 from dagsched.ref import collect
@@ -324,16 +324,12 @@ def by_reference(graph: TaskGraph) -> TaskGraph:
     total = graph.indptr[-1] + len(constants) + len(outputs)
     last = count + len(constants)
     number = len(graph.functions)
-    functions, names, function_of = used_functions(
-        [*graph.functions, identity, list_of],
-        [*graph.function_names, "scatter", "references"],
-        np.append(graph.function_of, [number] * len(constants) + [number + 1]).astype(np.int32),
-    )
+    called = [number] * len(constants) + [number + 1]
     return replace(
         graph,
-        functions=functions,
-        function_names=names,
-        function_of=function_of,
+        functions=[*graph.functions, identity, list_of],
+        function_names=[*graph.function_names, "scatter", "references"],
+        function_of=np.append(graph.function_of, called).astype(np.int32),
         indptr=np.concatenate((graph.indptr, ends, [total])),
         deps=np.concatenate((deps, constants, outputs)),
         entries=[*graph.entries, *[None] * (added - 1), [(None,) * len(places), places]],

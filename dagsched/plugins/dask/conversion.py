@@ -66,14 +66,10 @@ def convert_graph(
             for task, key in enumerate(walk.keys)
             if options.get(key, DEFAULTS) is not DEFAULTS
         }
-    reader = walk.reader
-    functions, names, function_of = used_functions(
-        reader.functions, reader.function_names, np.array(walk.function_of, np.int32)
-    )
     return TaskGraph(
-        functions=functions,
-        function_names=names,
-        function_of=function_of,
+        functions=walk.reader.functions,
+        function_names=walk.reader.function_names,
+        function_of=np.array(walk.function_of, np.int32),
         indptr=indptr,
         deps=deps,
         entries=walk.entries,
@@ -86,17 +82,6 @@ def convert_graph(
         persisted={},
         own_keys=walk.keys,
     )
-
-
-def used_functions(
-    functions: Sequence[Any], names: Sequence[str], function_of: Int32
-) -> tuple[list[Any], list[str], Int32]:
-    """Functions that some task calls, their names, and the index of each task's among them."""
-    used = np.flatnonzero(np.bincount(function_of, minlength=len(functions)))
-    number_of = np.zeros(len(functions), np.int32)
-    number_of[used] = np.arange(len(used))
-    kept = used.tolist()
-    return [functions[i] for i in kept], [names[i] for i in kept], number_of[function_of]
 
 
 def _flat(keys: Any) -> Iterator[Any]:

@@ -1222,6 +1222,15 @@ def test_inconsistent_plans_are_refused():
         driver.core.submit(1, plan_of([[], [5]], [0, 2], [0]), 0.0)
     with pytest.raises(GraphError, match="inconsistent"):
         driver.core.submit(1, replace(alone(2, 1), chunks=[]), 0.0)
+    # No node would take it, and nobody would say so.
+    plan = plan_of([[]], [0, 1], [0])
+    known = plan.functions[0]
+    plan = replace(
+        plan, functions=[known, known], function_pickles=[b"", b""],
+        function_of=np.array([1], np.int32),
+    )  # fmt: skip
+    with pytest.raises(GraphError, match="a function outside its 1 functions: 1 to 1"):
+        driver.core.submit(1, plan, 0.0)
 
 
 def test_impossible_messages_are_protocol_errors():
