@@ -13,7 +13,7 @@ from typing import NamedTuple
 from dagsched.brokers.objects.layout import plan_layout, write_header
 from dagsched.entries import Slot
 from dagsched.errors import SerializationError
-from dagsched.pickling import cloud_dumps, dumps, is_picklable, plain_dumps
+from dagsched.pickling import cloud_dumps, dumps, is_picklable, plain_dumps, proxy_dumps
 from dagsched.protocol.messages import Frame
 from dagsched.remote_errors import DumpedException, dump_exception, load_exception
 from dagsched.unpicklable import describe, find_culprit
@@ -88,7 +88,8 @@ def dump_entries(entries: Sequence[object], plain: bool) -> bytes:
 
     A task may change its arguments in place, so no two tasks may share a mutable one. Hence small
     entries that are not plain become a pickle of their own, loaded for each call; larger ones stay
-    together, so that what many tasks share is sent once, and are copied for each call. The result
+    together, so that what many tasks share is sent once, and are copied for each call (but those
+    with a manager's proxy, whose copy is no proxy). The result
     is the pickle of a list, or of ``(list, indexes of entries to be copied)``; in the list a
     ``bytes`` is a pickled entry.
 
@@ -111,7 +112,9 @@ def dump_entries(entries: Sequence[object], plain: bool) -> bytes:
             data = plain_dumps(entry)
         except Exception:  # noqa: BLE001 - cloudpickle may know how, and its error is the one to tell
             data = None
-        if data is not None and len(data) <= SEPARATE_ENTRY_BYTES_MAX:
+        if data is None or len(data) > SEPARATE_ENTRY_BYTES_MAX:
+            data = proxy_dumps(entry)
+        if data is not None:
             packed.append(data)
         else:
             together.append(index)

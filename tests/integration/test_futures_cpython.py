@@ -7,6 +7,7 @@ hold is written down again in `test_futures`, which always runs.
 import importlib
 import multiprocessing
 import unittest
+from multiprocessing.resource_tracker import ensure_running
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -31,7 +32,6 @@ NOT_OURS = {
     "test_context_manager_shutdown": "looks for the pool's processes",
     "test_shutdown_deadlock_pickle": "waits for the pool's thread by its private name",
     "test_traceback": "the cause is a RemoteTraceback of ours",
-    "test_ressources_gced_in_workers": "so are proxies of its managers",
     "test_hang_gh83386": "as the next",
     "test_interpreter_shutdown": "makes its executor by name, in a script; so does the next",
     "test_submit_after_interpreter_shutdown": "see test_futures for both",
@@ -119,6 +119,12 @@ for _name, _where in MIXINS.items():
     _module = cpython(_where)
     if _module is not None:
         globals()[f"Test{_name}"] = pytest.mark.slow(_adapted(_name, _module))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def resource_tracker() -> None:
+    """It stays until this process ends, whichever test has it started by making a manager."""
+    ensure_running()
 
 
 @pytest.mark.skipif(cpython("util") is not None, reason="they are there, and run above")
