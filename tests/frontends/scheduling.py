@@ -34,10 +34,12 @@ def scheduler_under_test() -> Iterator[None]:
         with dask.config.set({"multiprocessing.context": "fork", "num_workers": 2}):
             yield from scheduling_by(get)
         return
-    from dagsched import RunEnv, setrunenv
+    from dagsched import Config, RunEnv, setrunenv
     from dagsched.plugins.dask import get
 
-    with RunEnv(executors=2, metastore="memory://") as env:
+    # None of these tests is about lost nodes, and without its only one all that follow fail.
+    config = Config(lease_s=60)
+    with RunEnv(executors=2, metastore="memory://", config=config) as env:
         setrunenv(env)
         yield from scheduling_by(get)
         setrunenv(None)
