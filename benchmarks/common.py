@@ -1,6 +1,7 @@
 """What the scripts share: their arguments, their tables, their pictures' place."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from dagsched.bench.display import HEADINGS, answer_cells, markdown
 from dagsched.bench.measuring import Answer, machine_line
 
 PLOTS = Path(__file__).resolve().parent / "plots"
+README = PLOTS.parent / "README.md"
 
 
 def positive(text: str) -> int:
@@ -30,6 +32,18 @@ def answers_table(answers: Sequence[Answer]) -> str:
     return "\n".join([markdown(HEADINGS, [answer_cells(answer) for answer in answers]), *(
         ["", *notes] if notes else []
     )])  # fmt: skip
+
+
+def replaced(text: str, name: str, section: str) -> str:
+    """README's text with another section between the marks of that name.
+
+    Raises:
+        SystemExit: the marks aren't there.
+    """
+    marks = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not marks.search(text):
+        raise SystemExit(f"README.md has no <!-- {name} --> and <!-- /{name} -->")
+    return marks.sub(lambda found: f"{found[1]}{section}\n{found[2]}", text)
 
 
 def print_section(text: str) -> None:

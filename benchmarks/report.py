@@ -8,7 +8,6 @@ some ten minutes on an idle machine; nothing else should run meanwhile.
 """
 
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +19,10 @@ import nodes
 import peers
 import stages
 import startup
-from common import PLOTS, arguments
+from common import PLOTS, README, arguments, replaced
 from plots import need_matplotlib
 
 from dagsched.bench.measuring import machine_line
-
-README = Path(__file__).resolve().parent / "README.md"
 
 SECTIONS: dict[str, tuple[str, Callable[[int, bool], str]]] = {
     "floor": ("floor.py", lambda rounds, _: floor.section(rounds)),
@@ -50,18 +47,6 @@ SECTIONS: dict[str, tuple[str, Callable[[int, bool], str]]] = {
 
 def _plot(name: str, has_plots: bool) -> Path | None:
     return PLOTS / f"{name}.png" if has_plots else None
-
-
-def replaced(text: str, name: str, section: str) -> str:
-    """README's text with another section between the marks of that name.
-
-    Raises:
-        SystemExit: the marks aren't there.
-    """
-    marks = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    if not marks.search(text):
-        raise SystemExit(f"README.md has no <!-- {name} --> and <!-- /{name} -->")
-    return marks.sub(lambda found: f"{found[1]}{section}\n{found[2]}", text)
 
 
 def main() -> None:
