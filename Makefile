@@ -56,6 +56,14 @@ chaos: $(STAMP) ## kills, stops, full memory and disks, hostile tasks; minutes
 frontends: $(STAMP) ## the tests of the packages that front ends are for; half an hour
 	$(BIN)/python -m pytest -q tests/frontends
 
+OLDEST_DASK := $(shell sed -n 's/.*dask\[.*\] >=//p' setup.cfg | head -n 1)
+
+.PHONY: oldest
+oldest: $(STAMP) ## the Dask front end with the oldest Dask that setup.cfg allows, in .venv/oldest
+	$(BIN)/python -m venv $(VENV)/oldest
+	$(VENV)/oldest/bin/python -m pip install --quiet -e '.[test]' 'dask[array,bag,dataframe]==$(OLDEST_DASK)'
+	$(VENV)/oldest/bin/python -m pytest -q tests/frontends/test_dask.py tests/unit/dagsched/test_dask_conversion.py tests/unit/dagsched/test_composed.py
+
 .PHONY: format
 format: $(STAMP) ## let the formatter write
 	$(BIN)/ruff format .
