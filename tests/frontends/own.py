@@ -57,6 +57,8 @@ EXPLAINED = {
     r"test_io\.py::test_from_map_column_projection": SHARED_MEMORY,
     r"test_fusion\.py::test_fusion_executes_only_once": SHARED_MEMORY,
     r"test_dataframe\.py::test_head_npartitions_warn": OTHER_PROCESS,
+    r"test_collection\.py::test_head( |$)": OTHER_PROCESS,
+    r"test_extensions\.py::test_register_extension_type": "a copy of a type isn't equal to it",
     r"test_parquet\.py::test_filter_isna": "looks for the one nan of numpy; a copy is another",
     r"test_orc": NETWORK,
     r"test_parquet\.py::test_(pyarrow_filesystem_option_real_data|fsspec_to_parquet)": NETWORK,

@@ -3,7 +3,8 @@
 Of joblib's own ``test_parallel`` all tests that take any backend hold as well, with this one in the
 place of loky's and multiprocessing's, but for those that look into a backend's private parts or
 names, expect loky's memmaps, its warnings, its limits of threads in children, its default of one
-job, more processes than there are executors, or new ones for each initializer. What those tests hold is written down again here.
+job, more processes than there are executors, or new ones for each initializer. What those tests
+hold is written down again here.
 """
 
 import itertools
