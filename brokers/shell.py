@@ -502,7 +502,7 @@ class BrokerShell:
         check_peer(self._core, message, parcel.frames)
         match message:
             case TransferStart():
-                self._incoming.start(peer, message)
+                self._incoming.start(peer, message, now)
             case TransferChunk():
                 self._incoming.chunk(peer, message, parcel.frames)
             case TransferCredit():
@@ -522,8 +522,8 @@ class BrokerShell:
     def _take_transfers(self, now: float) -> None:
         for peer, run, first in self._outgoing.take_done():
             self._core.transfer_done(peer, run, first, now)
-        for peer, run, info in self._incoming.take_stored():
-            self._core.object_received(peer, run, info, now)
+        for peer, run, info, started_s in self._incoming.take_stored():
+            self._core.object_received(peer, run, info, started_s, now)
         for run, position, text in self._incoming.take_failed():
             self._fail_for_memory(run, position, text)
         for job, location in self._spiller.take_done():

@@ -160,6 +160,7 @@ class Receiving:
     info: ObjectInfo
     location: Location
     target: memoryview
+    started_s: float
     taken_bytes: int = 0
 
 
@@ -184,10 +185,10 @@ class IncomingTransfers:
         self._arena = arena
         self._receiving: dict[tuple[int, int], Receiving] = {}
         self._parcels: list[tuple[int, Parcel]] = []
-        self._stored: list[tuple[int, int, ObjectInfo]] = []
+        self._stored: list[tuple[int, int, ObjectInfo, float]] = []
         self._failed: list[tuple[int, int, str]] = []
 
-    def start(self, peer: int, message: TransferStart) -> None:
+    def start(self, peer: int, message: TransferStart, now: float) -> None:
         """An object will follow.
 
         Raises:
@@ -204,7 +205,7 @@ class IncomingTransfers:
             # The sender shall not wait; what it has sent already is dropped when it comes.
             self._credit(key, info.size_bytes)
             return
-        self._receiving[key] = Receiving(message.run, info, location, target)
+        self._receiving[key] = Receiving(message.run, info, location, target, now)
 
     def chunk(self, peer: int, message: TransferChunk, frames: Sequence[Frame]) -> None:
         """Some of an object's bytes.
@@ -230,7 +231,7 @@ class IncomingTransfers:
             stored = ObjectInfo(
                 info.first, info.count, size, receiving.location, info.type_name, info.refs
             )
-            self._stored.append((peer, receiving.run, stored))
+            self._stored.append((peer, receiving.run, stored, receiving.started_s))
 
     def peer_lost(self, peer: int) -> None:
         """Drop what will never be whole."""
@@ -245,8 +246,8 @@ class IncomingTransfers:
         parcels, self._parcels = self._parcels, []
         return parcels
 
-    def take_stored(self) -> list[tuple[int, int, ObjectInfo]]:
-        """Objects that are whole now: sender, run, and where they lie."""
+    def take_stored(self) -> list[tuple[int, int, ObjectInfo, float]]:
+        """Objects that are whole now: sender, run, where they lie, and when they began to come."""
         stored, self._stored = self._stored, []
         return stored
 

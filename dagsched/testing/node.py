@@ -174,7 +174,7 @@ class SimNode(SimProcess):
             self._cluster.record(f"{peer} -> {self.broker}", message)
             match message:
                 case TransferStart():
-                    self._incoming.start(peer, message)
+                    self._incoming.start(peer, message, self.now)
                 case TransferChunk():
                     self._incoming.chunk(peer, message, frames)
                 case TransferCredit():
@@ -300,9 +300,9 @@ class SimNode(SimProcess):
     def _act(self) -> None:
         for peer, run, first in self._outgoing.take_done():
             self.core.transfer_done(peer, run, first, self.now)
-        for peer, run, info in self._incoming.take_stored():
+        for peer, run, info, started_s in self._incoming.take_stored():
             self._cluster.note_moved(run, info)
-            self.core.object_received(peer, run, info, self.now)
+            self.core.object_received(peer, run, info, started_s, self.now)
         actions = self.core.take_actions()
         if self._cluster.checks:
             self.core.check()

@@ -49,7 +49,7 @@ def _deliver(incoming, parcels):
     for peer, parcel in parcels:
         assert peer == B
         if isinstance(parcel.message, TransferStart):
-            incoming.start(A, parcel.message)
+            incoming.start(A, parcel.message, 2.5)
         else:
             incoming.chunk(A, parcel.message, [bytes(frame) for frame in parcel.frames])
 
@@ -73,7 +73,8 @@ def test_object_arrives(arenas, size):
         done += outgoing.take_done()
         stored += incoming.take_stored()
     assert done == [(B, 9, 7)]
-    [(peer, run, info)] = stored
+    [(peer, run, info, started_s)] = stored
+    assert started_s == 2.5
     assert (peer, run, info.first, info.count, info.size_bytes) == (A, 9, 7, 1, size)
     assert (info.type_name, info.refs) == ("ndarray", ((1, 2),))
     assert bytes(map_object(info.location)) == data
@@ -137,7 +138,7 @@ def test_sender_gives_up_when_the_peer_is_lost(arenas):
 def test_receiver_frees_what_will_never_be_whole(arenas):
     target = arenas[1]
     incoming = IncomingTransfers(target)
-    incoming.start(A, TransferStart(1, 9, ObjectInfo(7, 1, 5000)))
+    incoming.start(A, TransferStart(1, 9, ObjectInfo(7, 1, 5000)), 2.5)
     incoming.chunk(A, TransferChunk(1, 0), [bytes(1000)])
     assert target.used_bytes == 8192
     incoming.peer_lost(A)
@@ -192,13 +193,13 @@ def test_sender_refuses_wrong_credit(arenas):
 )
 def test_receiver_refuses_wrong_chunks(arenas, offset, frames):
     incoming = IncomingTransfers(arenas[1])
-    incoming.start(A, TransferStart(1, 9, ObjectInfo(7, 1, 5000)))
+    incoming.start(A, TransferStart(1, 9, ObjectInfo(7, 1, 5000)), 2.5)
     with pytest.raises(ProtocolError, match="wrong chunk"):
         incoming.chunk(A, TransferChunk(1, offset), frames)
     with pytest.raises(ProtocolError, match="can't start"):
-        incoming.start(A, TransferStart(1, 9, ObjectInfo(8, 1, 5000)))
+        incoming.start(A, TransferStart(1, 9, ObjectInfo(8, 1, 5000)), 2.5)
     with pytest.raises(ProtocolError, match="can't start"):
-        incoming.start(A, TransferStart(2, 9, ObjectInfo(8, 1, 0)))
+        incoming.start(A, TransferStart(2, 9, ObjectInfo(8, 1, 0)), 2.5)
 
 
 def test_a_segments_name_is_no_path():
