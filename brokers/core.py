@@ -371,11 +371,11 @@ class BrokerCore:
         self.exchange.arrived(RunNo(run), info, None, self.broker, info_only=False)
 
     def object_received(
-        self, peer: int, run: int, info: ObjectInfo, started_s: float, now: float
+        self, peer: int, run: int, info: ObjectInfo, span: tuple[float, float], now: float
     ) -> None:
-        """A large object of another node, which began to come then, lies in the own arena now."""
+        """A large object of another node, which came in that span, lies in the own arena now."""
         self._now = max(self._now, now)
-        self.exchange.arrived(RunNo(run), info, None, ProcessId(peer), False, started_s)
+        self.exchange.arrived(RunNo(run), info, None, ProcessId(peer), False, span)
 
     def object_spilled(self, job: int, location: Location | None, now: float) -> None:
         """An object that was to move lies in a file; None: there was no room for it."""

@@ -224,7 +224,7 @@ class Exchange:
         frame: Frame | None,
         peer: ProcessId,
         info_only: bool,
-        started_s: float | None = None,
+        span: tuple[float, float] | None = None,
     ) -> None:
         """An object of another node, or a constant, has come."""
         core = self.core
@@ -239,7 +239,7 @@ class Exchange:
         reader = core.runs.get(targets[0][0]) if targets else run
         if reader is not None and peer != core.broker and not info_only:
             reader.counters.in_bytes += info.size_bytes
-            reader.trace.arrived(targets[0][1] if targets else info.first, info, peer, started_s)
+            reader.trace.arrived(targets[0][1] if targets else info.first, info, peer, span)
         collecting = self._collecting.pop(key, ())
         stored: StoredObject | None = None
         if run is not None and run.object_of[info.first] < 0:

@@ -92,23 +92,27 @@ class RunTrace:
                 self._asked_ns = np.zeros(self._total, np.int64)
             self._asked_ns[positions] = self._now_ns()
 
-    def arrived(self, position: int, info: ObjectInfo, node: int, started_s: float | None) -> None:
+    def arrived(
+        self, position: int, info: ObjectInfo, node: int, span: tuple[float, float] | None
+    ) -> None:
         """An object has come from another node.
 
         Args:
             position: its first one in this run.
             info: what it is.
             node: from which it came.
-            started_s: when it began to come; None: all came at once.
+            span: when it began to come and was whole; None: all came at once, now.
         """
         if not self._is_kept:
             return
         asked_ns = 0 if self._asked_ns is None else int(self._asked_ns[position])
-        end_ns = self._now_ns()
-        start_ns = end_ns if started_s is None else round(started_s * 1e9)
+        start_s, end_s = span or (self._now(), self._now())
         self._transfers.extend(
-            (position, info.count, node, info.size_bytes, asked_ns or -1, start_ns, end_ns)
-        )
+            (
+                position, info.count, node, info.size_bytes, asked_ns or -1,
+                round(start_s * 1e9), round(end_s * 1e9),
+            )
+        )  # fmt: skip
 
     def filed(self, kind: int, info: ObjectInfo, started_s: float | None = None) -> None:
         """An object went to a file, or is going to be read there; see `FILE_COLUMNS`."""

@@ -682,7 +682,7 @@ def test_a_large_object_of_another_node_is_counted_and_goes_with_its_last_use():
     node = Node(executors=(3,))
     node.place([[0]], lo=1, total=2, imports={0: 7})
     node.turn()
-    node.core.object_received(7, 1, shared(0, segment="s-2-0-0"), 1.5, node.now)
+    node.core.object_received(7, 1, shared(0, segment="s-2-0-0"), (0.0, 0.0), node.now)
     [(_, bundle)] = bundles_of(node.turn())
     node.done(3, bundle, objects=[inline(1)], frames=[b"v"])
     assert node.turn().free == [shared(0, segment="s-2-0-0").location]
