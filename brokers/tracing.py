@@ -107,12 +107,12 @@ class RunTrace:
             return
         asked_ns = 0 if self._asked_ns is None else int(self._asked_ns[position])
         start_s, end_s = span or (self._now(), self._now())
+        start_ns, end_ns = round(start_s * 1e9), round(end_s * 1e9)
+        if not 0 < asked_ns <= start_ns:  # asked for again since, and this is the first answer
+            asked_ns = -1
         self._transfers.extend(
-            (
-                position, info.count, node, info.size_bytes, asked_ns or -1,
-                round(start_s * 1e9), round(end_s * 1e9),
-            )
-        )  # fmt: skip
+            (position, info.count, node, info.size_bytes, asked_ns, start_ns, end_ns)
+        )
 
     def filed(self, kind: int, info: ObjectInfo, started_s: float | None = None) -> None:
         """An object went to a file, or is going to be read there; see `FILE_COLUMNS`."""
