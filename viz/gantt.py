@@ -380,7 +380,7 @@ def _move_colour(chart: Chart, index: int) -> str:
 
 def _moves(chart: Chart, node: int, y: float) -> list[str]:
     """A thin bar a transfer or spill: pale while it was wanted and there, but hadn't begun."""
-    moves, parts = chart.moves, []
+    moves, pale, parts = chart.moves, [], []
     here = moves.of_node(node)
     for index in range(here.start, here.stop):
         begin, start, end = (
@@ -389,15 +389,14 @@ def _moves(chart: Chart, node: int, y: float) -> list[str]:
         )
         told = escape("\n".join(about(chart.history, moves, index)))
         common = f'y="{y:.1f}" height="{MOVES_HEIGHT}" fill="{_move_colour(chart, index)}"'
-        pale = ""
         if start > begin:
             wide = start - begin
-            pale = f'<rect x="{begin:.2f}" width="{wide:.2f}" fill-opacity=".3" {common}/>'
+            pale.append(f'<rect x="{begin:.2f}" width="{wide:.2f}" fill-opacity=".3" {common}/>')
         parts.append(
-            f'<g class="move"><title>{told}</title>{pale}'
+            f'<g class="move"><title>{told}</title>'
             f'<rect x="{start:.2f}" width="{max(0.8, end - start):.2f}" {common}/></g>'
         )
-    return parts
+    return pale + parts
 
 
 def _moves_in_columns(chart: Chart, node: int, y: float) -> list[str]:
