@@ -8,6 +8,7 @@ CPU seconds of all our processes, than the same without, in alternation within o
 
 import argparse
 import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from common import arguments, positive, print_section
 from dagsched import NodeEnv, RunEnv, addprocs
 from dagsched.bench.display import markdown
 from dagsched.bench.graphs import Measured, chain, task_bench, wide
-from dagsched.bench.measuring import alternated, family_cpu_s, ratios, run_s
+from dagsched.bench.measuring import alternated, family_cpu_s, run_s
 from dagsched.config import Config
 
 WIDTH = 16
@@ -53,7 +54,7 @@ def environment(nodes: int, executors: int, *, is_recorded: bool) -> Iterator[Ru
 
 
 def row(name: str, made: Measured, on: RunEnv, off: RunEnv, rounds: int) -> list[str]:
-    """Medians of both, and of the ratios round by round with their spread."""
+    """Medians of both and how much more one is; between which half of the rounds' ratios lie."""
     runs: list[list[Taken]] = [[], []]
 
     def measure(index: int, env: RunEnv) -> Callable[[], float]:
@@ -72,13 +73,14 @@ def row(name: str, made: Measured, on: RunEnv, off: RunEnv, rounds: int) -> list
     cells = [name]
     for column in Taken._fields:
         with_it, without = ([getattr(run, column) for run in kept] for kept in runs)
-        change = ratios(with_it, without)
+        more = statistics.median(with_it) / statistics.median(without) - 1
+        quarters = statistics.quantiles(
+            [one / other - 1 for one, other in zip(with_it, without, strict=True)], n=4
+        )
         cells += [
-            f"{statistics.median(with_it):.3f}",
-            f"{statistics.median(without):.3f}",
-            f"{100 * (change.median - 1):+.1f} %",
-            f"{statistics.median(with_it) / statistics.median(without) - 1:+.1%}",
-            f"{100 * (change.least - 1):+.0f} .. {100 * (change.most - 1):+.0f} %",
+            f"{1_000 * statistics.median(with_it):.1f}",
+            f"{1_000 * statistics.median(without):.1f}",
+            f"{100 * more:+.1f} % ({100 * quarters[0]:+.1f} .. {100 * quarters[2]:+.1f})",
         ]
     return cells
 
@@ -99,11 +101,11 @@ def main() -> None:
     with environment(*one, is_recorded=True) as on, environment(*one, is_recorded=False) as off:
         rows = [row(name, made, on, off, given.rounds) for name, made in graphs.items()]
     heading = ["graph"]
-    for unit in ("s", "CPU s"):
-        heading += [f"{unit}, on", "off", "median of ratios", "ratio of medians", "range"]
+    for unit in ("ms", "CPU ms"):
+        heading += [f"{unit}, on", f"{unit}, off", "more"]
     print_section(
-        f"{count:,} tasks, {given.nodes} nodes of {given.executors}, {given.rounds} rounds\n\n"
-        + markdown(heading, rows)
+        f"{count:,} tasks, {given.nodes} x {given.executors} executors, {given.rounds} rounds, "
+        f"load {os.getloadavg()[0]:.1f}\n\n" + markdown(heading, rows)
     )
 
 
