@@ -371,7 +371,7 @@ def _rows(table: str, run: Mapping[str, Any], values: Mapping[str, Any]) -> Rows
         for name, one in zip(COLUMNS[table], found, strict=True)
     }
     count, every = run["task_count"], run.get("every", {}).get(table, 1)
-    _check(_is_count(every) and every > 0, f"the table {table} has no number of rows")
+    _check(_is_count(every) and 0 < every < 1 << 31, f"the table {table} has no number of rows")
     if "task" in columns and len(found[0]):
         tasks = columns["task"]
         _check(tasks.min() >= -1 and tasks.max() < count, f"the table {table} has another's task")

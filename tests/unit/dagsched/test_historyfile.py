@@ -193,6 +193,11 @@ def rewritten(path: Path, column: str, kind: str, items: int, packed: bytes) -> 
         ("function", [0, 1, 9], "a task has no function"),
         ("node", [1, 1], "column node does not have an item a task"),
         ("subtree", [1, 1], "column subtree does not have an item a task"),
+        ("bundle", [1, 1], "column bundle does not have an item a task"),
+        ("transfers.task", [1, 3], "table transfers has another's task"),
+        ("transfers.task", [1, -2], "table transfers has another's task"),
+        ("transfers.size_bytes", [1], "table transfers is not whole"),
+        ("spills.kind", [3], "a spill of no kind"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(saved: Path, column, values, problem) -> None:
@@ -221,6 +226,20 @@ def test_words_that_make_no_sense_are_refused(saved: Path, column, value) -> Non
     text = json.dumps(value).encode()
     rewritten(saved, column, "json", len(text), zlib.compress(text))
     with pytest.raises(DagschedError, match="or it is damaged"):
+        load_history(saved)
+
+
+@pytest.mark.parametrize("every", [0, -1, 1 << 40, "2", None])
+def test_a_table_of_no_number_of_rows_is_refused(saved: Path, every: object) -> None:
+    content = saved.read_bytes()
+    _, version, head_bytes = HEAD.unpack_from(content)
+    head = json.loads(content[HEAD.size : HEAD.size + head_bytes])
+    assert head["run"]["every"] == {"transfers": 4}
+    head["run"]["every"] = {"transfers": every}
+    text = json.dumps(head).encode()
+    columns = content[HEAD.size + head_bytes :]
+    saved.write_bytes(HEAD.pack(b"dagsched", version, len(text)) + text + columns)
+    with pytest.raises(DagschedError, match="the table transfers has no number of rows"):
         load_history(saved)
 
 
