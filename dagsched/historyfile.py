@@ -360,7 +360,7 @@ def _rows(table: str, run: Mapping[str, Any], values: Mapping[str, Any]) -> Rows
     names = [f"{table}.{name}" for name in COLUMNS[table]]
     found = [values[name] for name in names if name in values]
     if not found:
-        return Rows()
+        return Rows.none(table)
     _check(
         len(found) == len(names)
         and all(isinstance(one, np.ndarray) and len(one) == len(found[0]) for one in found),

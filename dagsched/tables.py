@@ -4,7 +4,7 @@ Responsible for how many rows are kept, and for their columns; `dagsched.trace` 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Rows:
         (1, [5000], 1)
     """
 
-    columns: Mapping[str, Int64] = field(default_factory=dict)
+    columns: Mapping[str, Int64]
     every: int = 1
     """Each row stands for so many: there were more than are kept."""
 
@@ -55,6 +55,11 @@ class Rows:
         return cls(
             {name: column.copy() for name, column in zip(names, columns, strict=True)}, every
         )
+
+    @classmethod
+    def none(cls, table: str) -> "Rows":
+        """A table without rows."""
+        return cls.of(table, np.empty(0))
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -83,35 +88,38 @@ class Sample:
         >>> sample = Sample(1, rows_max=3)
         >>> for value in range(10):
         ...     sample.add(np.array([[value]]))
-        >>> sample.rows().ravel().tolist(), sample.every
+        >>> rows, every = sample.taken()
+        >>> rows.ravel().tolist(), every
         ([0, 4, 8], 4)
     """
 
     def __init__(self, width: int, rows_max: int = ROWS_MAX) -> None:
         self.width = width
         self.rows_max = rows_max
-        self.every = 1
         self._came_count = 0
         self._kept_count = 0
-        self._pieces: list[Int64] = []
+        # What is kept, and one of how many: set as one, for another thread may look.
+        self._state: tuple[list[Int64], int] = ([], 1)
 
     def add(self, rows: Int64) -> None:
         """Take some more rows."""
-        skipped = -self._came_count % self.every
+        pieces, every = self._state
+        kept = rows[-self._came_count % every :: every]
         self._came_count += len(rows)
-        kept = rows[skipped :: self.every]
+        if not len(kept):
+            return
         self._kept_count += len(kept)
-        self._pieces.append(kept)
+        pieces.append(kept if every == 1 else kept.copy())  # not a view that keeps all
         while self._kept_count > self.rows_max:
-            self.every *= 2
-            rest = self.rows()[::2].copy()
-            self._pieces = [rest]
+            rest = self.taken()[0][::2].copy()
+            every *= 2
+            self._state = ([rest], every)
             self._kept_count = len(rest)
 
-    def rows(self) -> Int64:
-        """Those that are kept, in the order in which they came."""
-        none = np.empty((0, self.width), np.int64)
-        return np.concatenate([none, *self._pieces])
+    def taken(self) -> tuple[Int64, int]:
+        """Rows that are kept, in the order in which they came, and one of how many each is."""
+        pieces, every = self._state
+        return np.concatenate([np.empty((0, self.width), np.int64), *pieces]), every
 
 
 def thinned(rows: Int64, rows_max: int) -> tuple[Int64, int]:

@@ -7,6 +7,7 @@ what the tasks were (see `dagsched.graph`) nor for drawing them.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -129,9 +130,9 @@ class Trace:
     """Bundle in which each task was executed, as its node numbers them, -1 where not known; empty:
     of none."""
 
-    bundles: Rows = field(default_factory=Rows)
-    transfers: Rows = field(default_factory=Rows)
-    spills: Rows = field(default_factory=Rows)
+    bundles: Rows = field(default_factory=partial(Rows.none, "bundles"))
+    transfers: Rows = field(default_factory=partial(Rows.none, "transfers"))
+    spills: Rows = field(default_factory=partial(Rows.none, "spills"))
     """See `table`."""
 
     @property
@@ -435,7 +436,7 @@ class TraceBuilder:
         bundle = np.full(len(order), -1, np.int32)
         pieces = [piece for piece in self._by_attempt() if len(piece.bundles)]
         if not pieces:
-            return np.empty(0, np.int32), Rows.of("bundles", np.empty(0))
+            return np.empty(0, np.int32), Rows.none("bundles")
         rows = [_rows(piece.bundles, wire.BUNDLE_COLUMNS) for piece in pieces]
         arrays = [_arrays(piece) for piece in pieces]
         number, length, read, written = np.concatenate(rows).T
@@ -470,24 +471,23 @@ class TraceBuilder:
             first, count, size = np.concatenate(pieces).T
             # What is left over of a block's bytes is its first value's.
             within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-            shares = np.repeat(size // count, count) + (within == 0) * np.repeat(
-                size % count, count
-            )
+            shares = np.repeat(size // count, count)
+            shares[within == 0] += size % count
             sizes[order[np.repeat(first, count) + within]] = shares
         return sizes
 
     def transfers(self, order: NDArray[np.integer]) -> Rows:
         """The table of transfers; `order` as above."""
-        target, position, count, source, *rest = self._transfers.rows().T
+        rows, every = self._transfers.taken()
+        target, position, count, source, *rest = rows.T
         columns = (_tasks_at(order, position), count, source, target, *rest)
-        return _by_end("transfers", columns, self._transfers.every)
+        return _by_end("transfers", columns, every)
 
     def spills(self, order: NDArray[np.integer]) -> Rows:
         """The table of spills; `order` as above."""
-        node, position, count, *rest = self._files.rows().T
-        return _by_end(
-            "spills", (_tasks_at(order, position), count, node, *rest), self._files.every
-        )
+        rows, every = self._files.taken()
+        node, position, count, *rest = rows.T
+        return _by_end("spills", (_tasks_at(order, position), count, node, *rest), every)
 
     def repeats(self, order: NDArray[np.integer]) -> list[Repeat]:
         """Executions of tasks with several, but for the one of each that `build` tells of.

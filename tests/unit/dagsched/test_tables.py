@@ -125,11 +125,11 @@ def test_of_too_many_rows_every_kth_is_kept_however_they_come(piece: int) -> Non
     sample = Sample(1, rows_max=100)
     for begin in range(0, 1_000, piece):
         sample.add(everything[begin : begin + piece])
-        assert len(sample.rows()) <= 100
-    assert sample.every == 16
-    assert sample.rows().ravel().tolist() == list(range(0, 1_000, 16))
+        assert len(sample.taken()[0]) <= 100
+    rows, every = sample.taken()
+    assert (rows.ravel().tolist(), every) == (list(range(0, 1_000, 16)), 16)
     rows, every = thinned(everything, 100)
-    assert (rows.tolist(), every) == (sample.rows().tolist(), 16)
+    assert (rows.ravel().tolist(), every) == (list(range(0, 1_000, 16)), 16)
 
 
 def test_the_limit_is_of_each_table_and_said() -> None:

@@ -129,7 +129,10 @@ def test_thin_bars_stand_at_their_time_above_the_lanes_of_their_node(moved: Hist
 
 def test_measured_transfers_take_the_place_of_lines_from_the_graph(moved: History) -> None:
     assert draw_gantt(moved, "x").count('class="value"') == 2
-    nothing = replace(moved, trace=replace(moved.trace, transfers=Rows(), spills=Rows()))
+    nothing = replace(
+        moved,
+        trace=replace(moved.trace, transfers=Rows.none("transfers"), spills=Rows.none("spills")),
+    )
     svg = draw_gantt(nothing, "x")
     assert svg.count('class="value"') == 2
     assert 'class="move"' not in svg
@@ -141,7 +144,9 @@ def test_more_moves_than_can_be_told_apart_are_columns(moved: History) -> None:
     end = np.arange(count) * 110 * MS // (2 * count)
     rows = np.stack([np.zeros(count), np.ones(count), np.full(count, 2), np.full(count, 5),
                      np.full(count, 9), np.full(count, -1), end, end], axis=1)  # fmt: skip
-    trace = replace(moved.trace, transfers=Rows.of("transfers", rows, every=4), spills=Rows())
+    trace = replace(
+        moved.trace, transfers=Rows.of("transfers", rows, every=4), spills=Rows.none("spills")
+    )
     svg = draw_gantt(replace(moved, trace=trace), "x")
     ET.fromstring(svg)
     assert 'class="move"' not in svg
@@ -224,7 +229,7 @@ def test_waiting_for_a_transfer_is_a_cause_of_its_own(moved: History) -> None:
     assert idle.moving_ns == 30 * MS
     assert idle.waiting_ns == 40 * MS
     assert sum(idle) + course.busy_ns == 3 * 110 * MS
-    nothing = replace(moved, trace=replace(moved.trace, transfers=Rows()))
+    nothing = replace(moved, trace=replace(moved.trace, transfers=Rows.none("transfers")))
     course = summarize(nothing).course
     assert course is not None
     assert (course.idle.moving_ns, course.idle.waiting_ns) == (0, 70 * MS)
