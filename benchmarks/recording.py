@@ -54,7 +54,10 @@ def environment(nodes: int, executors: int, *, is_recorded: bool) -> Iterator[Ru
 
 
 def row(name: str, made: Measured, on: RunEnv, off: RunEnv, rounds: int) -> list[str]:
-    """Medians of both and how much more one is; between which half of the rounds' ratios lie."""
+    """Medians of both and how much more one is, and between which half of the rounds' ratios lie.
+
+    Then the same of the least of all rounds: what others on the machine do adds to all others.
+    """
     runs: list[list[Taken]] = [[], []]
 
     def measure(index: int, env: RunEnv) -> Callable[[], float]:
@@ -81,6 +84,7 @@ def row(name: str, made: Measured, on: RunEnv, off: RunEnv, rounds: int) -> list
             f"{1_000 * statistics.median(with_it):.1f}",
             f"{1_000 * statistics.median(without):.1f}",
             f"{100 * more:+.1f} % ({100 * quarters[0]:+.1f} .. {100 * quarters[2]:+.1f})",
+            f"{100 * (min(with_it) / min(without) - 1):+.1f} %",
         ]
     return cells
 
@@ -102,7 +106,7 @@ def main() -> None:
         rows = [row(name, made, on, off, given.rounds) for name, made in graphs.items()]
     heading = ["graph"]
     for unit in ("ms", "CPU ms"):
-        heading += [f"{unit}, on", f"{unit}, off", "more"]
+        heading += [f"{unit}, on", f"{unit}, off", "more", "more, least"]
     print_section(
         f"{count:,} tasks, {given.nodes} x {given.executors} executors, {given.rounds} rounds, "
         f"load {os.getloadavg()[0]:.1f}\n\n" + markdown(heading, rows)
