@@ -17,7 +17,7 @@ from simulated import BUNDLE_S, LOCAL_S, TASK_S, Result, plan_of, quiet_config
 from workflows import Float64, Graph, Int32
 
 from dagsched.brokers.accounts import PROGRESS_RATE_MAX, PROGRESS_S
-from dagsched.brokers.ledger import TRACES_MAX
+from dagsched.brokers.tracing import BUNDLES_MAX
 from dagsched.master.core import MasterCore, own_version
 from dagsched.master.events import OutputsComplete
 from dagsched.plan import ClusterShape, RunPlan
@@ -210,8 +210,9 @@ class Model:
             bundles = int(self._is_bundle_end[lo:hi].sum())
             self.result.bundle_count += bundles
             position = np.array([lo], np.int32).tobytes()
-            trace = (TaskTrace(1, 10_000 * broker, 1), [position, bytes(16)])
-            parcels += [trace] * (self._executors * -(-bundles // TRACES_MAX))
+            row = np.array([1, 1, 0, 0]).tobytes()
+            trace = (TaskTrace(1, 10_000 * broker, 1), [position, bytes(16), row, b""])
+            parcels += [trace] * (self._executors * -(-bundles // BUNDLES_MAX))
             firsts = np.flatnonzero(self._flags[lo:hi] & EXPORTED).astype(np.int32) + np.int32(lo)
             frames = [firsts.tobytes(), self._sizes[firsts].tobytes()]
             parcels.append((SubtreeDone(1, 1, self._subtree_of[task], attempt, ()), frames))

@@ -359,8 +359,11 @@ class Simulation:
             info.type_name, info.refs,
         )  # fmt: skip
 
+        begun_s = self._now
+
         def arrive() -> None:
-            self._brokers[peer].object_received(broker, run, there, self._now)
+            span = (begun_s, self._now)
+            self._brokers[peer].object_received(broker, run, there, span, self._now)
             self._turn(peer)
             self._brokers[broker].transfer_done(peer, run, info.first, self._now)
             self._turn(broker)

@@ -75,6 +75,8 @@ class Accounts:
             idle_count = 0  # they wait for memory, and could do nothing for others
         told = False
         for run in self.core.runs.values():
+            if run.trace.has_many_rows:
+                self.core.ledger.flush_traces(run)
             is_later = run.done_count != run.told_count
             news = (idle_count, False) if idle_count else (0, _has_spare(run))
             if not is_later and (news == run.told_news or not run.is_unfinished()):
@@ -84,6 +86,8 @@ class Accounts:
             if now - last_s >= every_s:
                 seconds = self.take_seconds(run)
                 self.core.tell_master(Progress(run.number, run.done_count, *news, seconds))
+                if not self.core.is_orphan:
+                    self.core.actions.to_master += run.trace.take_rows(run.number)
                 run.told_count, run.told_at_s, run.told_news = run.done_count, now, news
             told = True
         if not told or self.is_progress_due:

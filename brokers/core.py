@@ -30,6 +30,7 @@ from dagsched.brokers.reclaiming import Reclaimer
 from dagsched.brokers.routes import peers_after
 from dagsched.brokers.state import BrokerRun, Bundle, BundleState, Executor, Loss, Report
 from dagsched.brokers.table import ObjectTable
+from dagsched.brokers.tracing import RunTrace
 from dagsched.config import Config
 from dagsched.errors import InternalError
 from dagsched.ids import ProcessId, RunNo, SubtreeNo
@@ -258,6 +259,7 @@ class BrokerCore:
             hold=np.zeros(total, np.uint8),
             asked=np.zeros(total, np.uint8),
             sought=np.zeros(total, np.int32),
+            trace=RunTrace(total, lambda: self._now, is_kept=self.config.trace),
             started_s=now,
             total_tasks=total,
         )
@@ -368,10 +370,12 @@ class BrokerCore:
         self._now = max(self._now, now)
         self.exchange.arrived(RunNo(run), info, None, self.broker, info_only=False)
 
-    def object_received(self, peer: int, run: int, info: ObjectInfo, now: float) -> None:
-        """A large object of another node lies in the broker's own arena now."""
+    def object_received(
+        self, peer: int, run: int, info: ObjectInfo, span: tuple[float, float], now: float
+    ) -> None:
+        """A large object of another node, which came in that span, lies in the own arena now."""
         self._now = max(self._now, now)
-        self.exchange.arrived(RunNo(run), info, None, ProcessId(peer), info_only=False)
+        self.exchange.arrived(RunNo(run), info, None, ProcessId(peer), False, span)
 
     def object_spilled(self, job: int, location: Location | None, now: float) -> None:
         """An object that was to move lies in a file; None: there was no room for it."""

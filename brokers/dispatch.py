@@ -31,6 +31,7 @@ from dagsched.protocol.messages import (
     RunBundle,
     TaskOptions,
 )
+from dagsched.protocol.tracing import FILE_READ
 
 LAST = 1 << 62
 """Where others of its run are ready, a task that has to be alone waits."""
@@ -218,6 +219,8 @@ def bundle_parcel(
         infos.append(info)
         if info.location is not None:
             table.touch(stored)
+            if table.spilled_bytes and info.location.is_spilled:
+                run.trace.filed(FILE_READ, info)
         else:
             frame = stored.storage.frame if stored.storage is not None else None
             frames.append(frame if frame is not None else b"")

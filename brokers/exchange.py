@@ -100,7 +100,7 @@ class Exchange:
         if run.lacking:
             run.lacking.difference_update(positions.tolist())
         for number in distinct(brokers).tolist():
-            self._ask(ProcessId(number), run.number, positions[brokers == number])
+            self.ask(ProcessId(number), run.number, positions[brokers == number])
 
     def _want(self, run: BrokerRun, position: int, broker: ProcessId, info_only: bool) -> None:
         stored = self.core.table.find(run, run.number, position)
@@ -113,7 +113,7 @@ class Exchange:
             run.asked[position] = wanted
             run.sought[position] = broker
             run.lacking.discard(position)
-            self._ask(broker, run.number, [position], info_only=info_only)
+            self.ask(broker, run.number, [position], info_only=info_only)
 
     def _expect_bytes(self, run: BrokerRun, positions: Int32) -> None:
         """What others had, and was known by size only, is to be computed here."""
@@ -132,12 +132,7 @@ class Exchange:
         run.objects[run.objects.index(stored)] = None
         self.core.table.live_count -= 1
 
-    def ask(self, broker: ProcessId, number: RunNo, positions: Sequence[int]) -> None:
-        """Ask a node for objects that are to be held here for others."""
-        if positions:
-            self._ask(broker, number, positions)
-
-    def _ask(
+    def ask(
         self,
         broker: ProcessId,
         number: RunNo,
@@ -145,9 +140,11 @@ class Exchange:
         *,
         info_only: bool = False,
     ) -> None:
-        """Have `flush` ask a node."""
-        wanted = self._wanted.setdefault((broker, number, info_only), [])
-        wanted.append(np.asarray(positions, np.int32))
+        """Have `flush` ask a node for objects."""
+        asked, run = np.asarray(positions, np.int32), self.core.runs.get(number)
+        self._wanted.setdefault((broker, number, info_only), []).append(asked)
+        if run is not None and not info_only:
+            run.trace.asked(asked)
 
     def relocate(self, number: RunNo, positions: Sequence[int], brokers: Sequence[int]) -> None:
         """Values have, or will have, another holder: ask it for those that are needed here."""
@@ -159,7 +156,7 @@ class Exchange:
                 if holder == 0:
                     self.missing(number, [position])
                 elif broker != self.core.broker:
-                    self._ask(broker, number, [position])
+                    self.ask(broker, number, [position])
                 else:
                     self._maybe_free_executor()
             if run is None or run.object_of[position] >= 0:
@@ -227,6 +224,7 @@ class Exchange:
         frame: Frame | None,
         peer: ProcessId,
         info_only: bool,
+        span: tuple[float, float] | None = None,
     ) -> None:
         """An object of another node, or a constant, has come."""
         core = self.core
@@ -241,6 +239,7 @@ class Exchange:
         reader = core.runs.get(targets[0][0]) if targets else run
         if reader is not None and peer != core.broker and not info_only:
             reader.counters.in_bytes += info.size_bytes
+            reader.trace.arrived(targets[0][1] if targets else info.first, info, peer, span)
         collecting = self._collecting.pop(key, ())
         stored: StoredObject | None = None
         if run is not None and run.object_of[info.first] < 0:
@@ -470,7 +469,7 @@ class Exchange:
             run.lacking.discard(message.position)
             broker = ProcessId(message.source_broker)
             self._redirect_holders[key] = broker
-            self._ask(broker, source, [message.source_position])
+            self.ask(broker, source, [message.source_position])
 
     def _alias(self, run: BrokerRun, position: int, source: StoredObject) -> None:
         if run.object_of[position] >= 0:
@@ -520,7 +519,7 @@ class Exchange:
         elif message.broker not in (0, self.core.broker):
             waiting = self._collecting.setdefault((number, position), [])
             if not waiting:
-                self._ask(ProcessId(message.broker), number, [position])
+                self.ask(ProcessId(message.broker), number, [position])
             waiting.append((executor, message.request))
         else:
             self._reply(executor, message.request, None)

@@ -319,7 +319,7 @@ class Executor:
             outcome.retries,
         )
         fault("executor.before_report")
-        self.send([Parcel(done, _frames_of(outcome))])
+        self.send([Parcel(done, _frames_of(outcome, has_stamps=self._settings.config.trace))])
         fault("executor.after_report")
         # Only now: if anything up to here ends the process, this bundle is the one to look at.
         status[RUNNING] = 0
@@ -444,8 +444,9 @@ class _Collector:
             ]
 
 
-def _frames_of(outcome: Outcome) -> list[Frame]:
-    frames: list[Frame] = [int32_frame(outcome.done), int64_frame(outcome.stamps)]
+def _frames_of(outcome: Outcome, *, has_stamps: bool) -> list[Frame]:
+    stamps = int64_frame(outcome.stamps) if has_stamps else b""
+    frames: list[Frame] = [int32_frame(outcome.done), stamps]
     frames += outcome.inline
     frames += outcome.failure_frames
     frames += outcome.expanded_frames

@@ -169,7 +169,8 @@ class Holder:
                 run.hold[position] |= EXPORTED
             self._taking[number, position] = message.kept
             wanted.append(position)
-        core.exchange.ask(source, number, wanted)
+        if wanted:
+            core.exchange.ask(source, number, wanted)
 
     def wants(self, number: RunNo, position: int) -> bool:
         """An object of an ended run is being taken over for a Ref."""

@@ -32,15 +32,10 @@ from dagsched.protocol.messages import (
     SubtreeDone,
     TaskExpanded,
     TaskFailed,
-    TaskTrace,
 )
 
 if TYPE_CHECKING:
     from dagsched.brokers.core import BrokerCore
-
-TRACES_MAX = 64  # bundles whose times are sent to the master as one batch
-GAP_FRAME = np.array([TRACE_GAP], "<i4").tobytes()
-ORPHAN_TRACES_MAX = 10_000  # bundles whose times are kept while there is no master
 
 
 class Ledger:
@@ -323,18 +318,16 @@ class Ledger:
             task_count -= report.positions().tolist().count(TRACE_GAP)
         self.core.accounts.bundle_ended(executor, bundle, report.message, task_count)
         if len(frames[0]):
-            trace = TaskTrace(run.number, executor.id, bundle.attempt)
-            run.traces.append(Parcel(trace, (bytes(frames[0]), bytes(frames[1]))))
-            if len(run.traces) >= TRACES_MAX:
+            run.trace.bundle_ended(report, bundle)
+            if run.trace.is_due:
                 self.flush_traces(run)
 
     def flush_traces(self, run: BrokerRun) -> None:
-        """Send the master the times kept so far."""
+        """Send the master what was noted so far."""
         if self.core.is_orphan:
-            del run.traces[:-ORPHAN_TRACES_MAX]
-            return
-        self.core.actions.to_master += merged_traces(run.traces)
-        run.traces = []
+            run.trace.trim()
+        else:
+            self.core.actions.to_master += run.trace.take(run.number)
 
     def subtree_ended(self, run: BrokerRun, subtree: Subtree) -> None:
         """All its tasks have ended: say so, with what others may want of it."""
@@ -512,20 +505,3 @@ class Ledger:
             successor.attempt = bundle.attempt + is_new_attempt
         self._wake_dependents(bundle, successors, [])
         self.retire(bundle)
-
-
-def merged_traces(traces: Sequence[Parcel]) -> list[Parcel]:
-    """One message an executor and attempt: the master pays for each, and passes it on unread."""
-    by_source: dict[TaskTrace, list[Parcel]] = {}
-    for parcel in traces:
-        by_source.setdefault(parcel.message, []).append(parcel)  # type: ignore[arg-type]  # are TaskTraces
-    return [
-        Parcel(
-            message,
-            (
-                GAP_FRAME.join(bytes(parcel.frames[0]) for parcel in parcels),
-                b"".join(bytes(parcel.frames[1]) for parcel in parcels),
-            ),
-        )
-        for message, parcels in by_source.items()
-    ]

@@ -20,6 +20,7 @@ from dagsched.brokers.state import BrokerRun, Bundle, BundleState, StoredObject
 from dagsched.ids import BundleNo
 from dagsched.partition.arrays import distinct
 from dagsched.protocol.messages import Location
+from dagsched.protocol.tracing import FILE_MOVED
 
 if TYPE_CHECKING:
     from dagsched.brokers.core import BrokerCore
@@ -64,7 +65,7 @@ class Pressure:
                 self._hold_back_bytes = int(limit * HOLD_BACK_SHARE)
         self.held: set[BundleNo] = set()  # bundles that are held back at this moment
         self.spill_count = 0  # objects that were moved to files, ever
-        self._jobs: dict[int, StoredObject] = {}  # on their way to files
+        self._jobs: dict[int, tuple[StoredObject, float]] = {}  # on their way to files, since when
         self._job_count = 0
         self._moving_bytes = 0
         self._barren_until_s = 0.0
@@ -195,7 +196,7 @@ class Pressure:
             wanted -= location.size_bytes
             self._moving_bytes += location.size_bytes
             self._job_count += 1
-            self._jobs[self._job_count] = stored
+            self._jobs[self._job_count] = (stored, now)
             table.pin(stored)
             self.core.actions.spill.append((self._job_count, location))
         # All was looked at; what is still too much can't be moved now.
@@ -203,7 +204,7 @@ class Pressure:
 
     def spilled(self, job: int, location: Location | None, now: float) -> None:
         """An object has been copied to a file; None: there is no room for that either."""
-        stored, table = self._jobs.pop(job), self.core.table
+        (stored, begun_s), table = self._jobs.pop(job), self.core.table
         old = stored.info.location
         assert old is not None
         self._moving_bytes -= old.size_bytes
@@ -212,6 +213,9 @@ class Pressure:
         elif self._is_movable(stored, pin_count=1) and stored not in self._wanted_soon():
             table.move(stored, location)
             self.spill_count += 1
+            run = self.core.runs.get(stored.run)
+            if run is not None:  # not a value kept of one that has ended
+                run.trace.filed(FILE_MOVED, stored.info, begun_s)
         else:  # it has gone meanwhile, or is being read where it was
             self.core.actions.free.append(location)
         table.unpin(stored)

@@ -109,7 +109,7 @@ class BrokerShell:
         self._core.look = self._pool.look
         self._core.accounts.stale_batches = lambda: self._peer_links.counts["stale"]
         self._outgoing = OutgoingTransfers(settings.config)
-        self._incoming = IncomingTransfers(self._arena)
+        self._incoming = IncomingTransfers(self._arena, time.monotonic)
         from_master = Decoder(MasterToBroker | Refused | Relayed, config)
         self._master_links = Links(from_master, config, time.monotonic_ns)
         self._routes = Routes()
@@ -522,8 +522,8 @@ class BrokerShell:
     def _take_transfers(self, now: float) -> None:
         for peer, run, first in self._outgoing.take_done():
             self._core.transfer_done(peer, run, first, now)
-        for peer, run, info in self._incoming.take_stored():
-            self._core.object_received(peer, run, info, now)
+        for peer, run, info, span in self._incoming.take_stored():
+            self._core.object_received(peer, run, info, span, now)
         for run, position, text in self._incoming.take_failed():
             self._fail_for_memory(run, position, text)
         for job, location in self._spiller.take_done():

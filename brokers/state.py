@@ -10,6 +10,7 @@ from enum import Enum, auto
 import numpy as np
 from numpy.typing import NDArray
 
+from dagsched.brokers.tracing import RunTrace
 from dagsched.brokers.wants import Wants
 from dagsched.errors import InternalError
 from dagsched.ids import BundleNo, Position, ProcessId, RunNo, SubtreeNo
@@ -214,6 +215,7 @@ class BrokerRun:
     hold: NDArray[np.uint8]  # flags for which the master must say when they end
     asked: NDArray[np.uint8]  # of another node: 1 size and type, 2 the bytes
     sought: Int32  # of which node, as long as it isn't here; 0: of none
+    trace: RunTrace
     objects: list[StoredObject | None] = field(default_factory=list)
     subtrees: dict[SubtreeNo, Subtree] = field(default_factory=dict)
     uncut: list[Subtree] = field(default_factory=list)  # see `uncut_subtrees`
@@ -239,7 +241,6 @@ class BrokerRun:
     suspects: set[Position] = field(default_factory=set)  # one of these took an executor down
     total_tasks: int = 0  # positions from here on are sources
     outputs_ready: list[StoredObject] = field(default_factory=list)
-    traces: list[Parcel] = field(default_factory=list)
     cancelled: bool = False
     draining: bool = False  # no further bundle is to begin here
     drain_told: bool = False

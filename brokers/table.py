@@ -16,6 +16,7 @@ from dagsched.errors import InternalError
 from dagsched.ids import ProcessId, RunNo
 from dagsched.partition.arrays import distinct
 from dagsched.protocol.messages import Frame, Location, ObjectInfo
+from dagsched.protocol.tracing import FILE_MADE
 
 SMALL = 48  # below this many elements Python loops beat numpy calls
 
@@ -61,6 +62,8 @@ class ObjectTable:
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         stored = StoredObject(run.number, info, storage, broker)
         self._place(stored)
+        if info.location is not None and info.location.is_spilled:
+            run.trace.filed(FILE_MADE, info)
         return self._enter(run, stored)
 
     def add_remote(self, run: BrokerRun, info: ObjectInfo, broker: ProcessId) -> StoredObject:

@@ -32,6 +32,10 @@ TRANSFERS_A_PEER_MAX = 4
 """Objects under way to one peer at once; the others wait their turn."""
 
 
+Span = tuple[float, float]
+"""When something began and ended, monotonic seconds."""
+
+
 @dataclass(slots=True, eq=False)
 class Sending:
     """An object under way to a peer."""
@@ -160,6 +164,7 @@ class Receiving:
     info: ObjectInfo
     location: Location
     target: memoryview
+    started_s: float
     taken_bytes: int = 0
 
 
@@ -178,13 +183,15 @@ class IncomingTransfers:
 
     Args:
         arena: the broker's own.
+        clock: gives the monotonic time, seconds.
     """
 
-    def __init__(self, arena: Room) -> None:
+    def __init__(self, arena: Room, clock: Callable[[], float]) -> None:
         self._arena = arena
+        self._clock = clock
         self._receiving: dict[tuple[int, int], Receiving] = {}
         self._parcels: list[tuple[int, Parcel]] = []
-        self._stored: list[tuple[int, int, ObjectInfo]] = []
+        self._stored: list[tuple[int, int, ObjectInfo, Span]] = []
         self._failed: list[tuple[int, int, str]] = []
 
     def start(self, peer: int, message: TransferStart) -> None:
@@ -204,7 +211,7 @@ class IncomingTransfers:
             # The sender shall not wait; what it has sent already is dropped when it comes.
             self._credit(key, info.size_bytes)
             return
-        self._receiving[key] = Receiving(message.run, info, location, target)
+        self._receiving[key] = Receiving(message.run, info, location, target, self._clock())
 
     def chunk(self, peer: int, message: TransferChunk, frames: Sequence[Frame]) -> None:
         """Some of an object's bytes.
@@ -230,7 +237,8 @@ class IncomingTransfers:
             stored = ObjectInfo(
                 info.first, info.count, size, receiving.location, info.type_name, info.refs
             )
-            self._stored.append((peer, receiving.run, stored))
+            span = (receiving.started_s, self._clock())
+            self._stored.append((peer, receiving.run, stored, span))
 
     def peer_lost(self, peer: int) -> None:
         """Drop what will never be whole."""
@@ -245,8 +253,8 @@ class IncomingTransfers:
         parcels, self._parcels = self._parcels, []
         return parcels
 
-    def take_stored(self) -> list[tuple[int, int, ObjectInfo]]:
-        """Objects that are whole now: sender, run, and where they lie."""
+    def take_stored(self) -> list[tuple[int, int, ObjectInfo, Span]]:
+        """Objects that are whole now: sender, run, where they lie, first and last moment."""
         stored, self._stored = self._stored, []
         return stored
 

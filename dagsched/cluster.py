@@ -460,9 +460,9 @@ class Cluster:
             case events.RunProgressed():
                 if (run := self._running.get(event.run)) is not None:
                     run.take_progress(event.done_count, event.total)
-            case events.TracesArrived():
+            case events.TracesArrived() | events.NodeTraced():
                 if (run := self._running.get(event.run)) is not None:
-                    run.take_traces(event)
+                    run.take_traces(event, self._config.trace_rows_max)
             case events.RunStarted():
                 if (run := self._running.get(event.run)) is not None:
                     run.take_started()

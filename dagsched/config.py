@@ -97,6 +97,14 @@ class Config:
     story_events_max: int = 10_000
     """What is kept of a run's placements, losses and retries, so that each task's story is told."""
 
+    trace: bool = True
+    """Whether it is recorded when and where each task ran, and each bundle, transfer and spill.
+    Without, `Run.trace()` knows of none, and nobody learns from it how long single calls took."""
+
+    trace_rows_max: int = 1_000_000
+    """Most rows of bundles, of transfers and of spills that a run's trace has, each; beyond, every
+    second is kept, then every fourth, and so on."""
+
     lease_s: float = 2.5
     """A node not heard of for this long is lost: more than a broker's longest turn, which is the
     allocation of a very large object's memory (a second for each GiB on a slow machine)."""
@@ -164,7 +172,7 @@ class Config:
                 if value == "":
                     raise ValueError(f"{name} must not be empty")
                 continue
-            if name in ("withhold_roots", "hand_in_hand"):
+            if name in ("withhold_roots", "hand_in_hand", "trace"):
                 if not isinstance(value, bool):
                     raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
                 continue

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dagsched.plan import Int32, Int64
+from dagsched.tables import input_bytes
 from dagsched.trace import TaskNames, Trace, TraceBuilder, TraceEvent
 
 if TYPE_CHECKING:
@@ -99,13 +100,12 @@ def trace_of(run: "Run") -> Trace:
         failed=[failure.position] if failure is not None and 0 <= failure.position < count else [],
         subtree_starts=run.shape.subtree_starts,
     )
-    sizes = np.empty(0, np.int64)
-    known = [(position, size) for position, size in run.record.output_bytes.items()]
-    known = [(position, size) for position, size in known if position < count]
-    if known:
-        sizes = np.full(count, -1, np.int64)
-        positions, values = zip(*known, strict=True)
-        sizes[order[list(positions)]] = values
+    sizes = run.traces.sizes(order)
+    for position, size in list(run.record.output_bytes.items()):
+        if position < count:
+            sizes[order[position]] = size
+    indptr, deps = _between_tasks(run.graph)
+    bundle, bundles = run.traces.bundles(order)
     events = [_event(run, event) for event in list(run.record.events)]
     if failure is not None and run.record.ended_s is not None:
         task = int(order[failure.position]) if 0 <= failure.position < count else -1
@@ -117,8 +117,13 @@ def trace_of(run: "Run") -> Trace:
         trace,
         names=run.graph.task_names(),
         size_bytes=sizes,
+        in_bytes=np.where(trace.ran, input_bytes(indptr, deps, sizes), -1),
+        bundle=bundle,
         events=events,
         repeats=run.traces.repeats(order),
+        bundles=bundles,
+        transfers=run.traces.transfers(order),
+        spills=run.traces.spills(order),
     )
 
 

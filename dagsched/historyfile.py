@@ -12,7 +12,10 @@ A file is a head and packed columns; integers are little-endian:
 all, then the next. Columns of the tasks: ``inputs`` (number of dependencies), ``function``,
 ``serial`` (differences), ``start`` (ns since ``run.base_ns``, differences), ``duration`` (plus one;
 0: not run), ``executor``, ``node``, ``attempt``, ``executions``, ``subtree``, ``size``; of edges
-``deps`` (a task's id less that of its dependency). JSON: ``functions``, ``own`` (names of tasks,
+``deps`` (a task's id less that of its dependency). ``bundle``, a task, is left out where none is
+known; of the tables ``bundles``, ``transfers`` and ``spills`` each column is one by the name
+``TABLE.COLUMN``, times as differences, and the head's "every" says of how many rows each is one.
+JSON: ``functions``, ``own`` (names of tasks,
 by id), ``keys`` (of all tasks, where another library wrote the graph), ``events``, ``repeats``,
 ``failed``, ``stats``. Readers leave out what they don't know; what can't be read by older ones gets
 a new version.
@@ -26,6 +29,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -37,6 +41,7 @@ from dagsched.columns import KINDS, inflate, pack, unpack
 from dagsched.errors import DagschedError, VersionMismatch
 from dagsched.history import History
 from dagsched.stats import BROKER_FIELDS, EXECUTOR_FIELDS
+from dagsched.tables import COLUMNS, SPILL_KINDS, Rows, input_bytes
 from dagsched.trace import Execution, Repeat, TaskNames, Trace, TraceEvent
 
 if TYPE_CHECKING:
@@ -97,6 +102,8 @@ def save_history(history: History, path: str | PathLike[str]) -> Path:
         "base_ns": _base_ns(history.trace),
         "task_count": history.task_count,
     }
+    every = {name: getattr(history.trace, name).every for name in COLUMNS}
+    run["every"] = {name: number for name, number in every.items() if number > 1}
     head = json.dumps({"run": run, "columns": [column for column, _ in packed]}).encode()
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -147,6 +154,12 @@ def _columns(history: History) -> dict[str, object]:
         columns["subtree"] = trace.part
     if len(trace.size_bytes):
         columns["size"] = trace.size_bytes
+    if len(trace.bundle):
+        columns["bundle"] = trace.bundle
+    for table in COLUMNS:
+        for name, column in getattr(trace, table).columns.items():
+            is_time = name.endswith("_ns")
+            columns[f"{table}.{name}"] = np.diff(column, prepend=0) if is_time else column
     return columns
 
 
@@ -239,7 +252,7 @@ def _unpacked(column: _Column, packed: bytes) -> Any:
 def _history(run: Mapping[str, Any], values: Mapping[str, Any]) -> History:
     count = run["task_count"]
     _check(_is_count(count), "it has no number of tasks")
-    for name in (*_TASK_COLUMNS, "subtree", "size"):
+    for name in (*_TASK_COLUMNS, "subtree", "size", "bundle"):
         if name in values or name in _TASK_COLUMNS:
             _check(
                 isinstance(values[name], np.ndarray) and len(values[name]) == count,
@@ -247,7 +260,7 @@ def _history(run: Mapping[str, Any], values: Mapping[str, Any]) -> History:
             )
     names = _names(values, count)
     indptr, deps = _edges(values, count)
-    trace = _trace(run, values, names)
+    trace = _with_bytes(_trace(run, values, names), indptr, deps)
     stats = values["stats"]
     _check(_are_stats(stats), "its statistics are not tables")
     return History(
@@ -335,7 +348,44 @@ def _trace(run: Mapping[str, Any], values: Mapping[str, Any], names: TaskNames) 
         values.get("size", np.empty(0)).astype(np.int64),
         [_event(row, count) for row in values["events"]],
         [Repeat(int(row[0]), Execution(*map(int, row[1:]))) for row in values["repeats"]],
+        bundle=values.get("bundle", np.empty(0)).astype(np.int32),
+        bundles=_rows("bundles", run, values),
+        transfers=_rows("transfers", run, values),
+        spills=_rows("spills", run, values),
     )
+
+
+def _rows(table: str, run: Mapping[str, Any], values: Mapping[str, Any]) -> Rows:
+    """One of the tables beside that of tasks; empty where the file has none."""
+    names = [f"{table}.{name}" for name in COLUMNS[table]]
+    found = [values[name] for name in names if name in values]
+    if not found:
+        return Rows.none(table)
+    _check(
+        len(found) == len(names)
+        and all(isinstance(one, np.ndarray) and len(one) == len(found[0]) for one in found),
+        f"the table {table} is not whole",
+    )
+    columns = {
+        name: np.cumsum(one, dtype=np.int64) if name.endswith("_ns") else one.astype(np.int64)
+        for name, one in zip(COLUMNS[table], found, strict=True)
+    }
+    count, every = run["task_count"], run.get("every", {}).get(table, 1)
+    _check(_is_count(every) and 0 < every < 1 << 31, f"the table {table} has no number of rows")
+    if "task" in columns and len(found[0]):
+        tasks = columns["task"]
+        _check(tasks.min() >= -1 and tasks.max() < count, f"the table {table} has another's task")
+    if "kind" in columns:
+        _check(np.isin(columns["kind"], list(SPILL_KINDS)).all(), "a spill of no kind")
+    return Rows(columns, every)
+
+
+def _with_bytes(trace: Trace, indptr: NDArray[np.int64], deps: NDArray[np.int32]) -> Trace:
+    """With the bytes of inputs, which follow from those of results."""
+    if not len(trace.size_bytes):
+        return trace
+    known = input_bytes(indptr, deps, trace.size_bytes)
+    return replace(trace, in_bytes=np.where(trace.ran, known, -1))
 
 
 def _event(row: Any, count: int) -> TraceEvent:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dagsched.graph import TaskGraph
     from dagsched.master.events import (
         HeldObject,
+        NodeTraced,
         OutputsArrived,
         OutputsComplete,
         RunEnded,
@@ -352,9 +353,9 @@ class Run(Shown):
         self.record.done_count = done_count
         self.record.total = total
 
-    def take_traces(self, event: "TracesArrived") -> None:
-        """Tasks that ended on one executor."""
-        self.traces.add(event.broker, event.executor, event.attempt, event.positions, event.stamps)
+    def take_traces(self, event: "TracesArrived | NodeTraced", rows_max: int) -> None:
+        """What a node tells for the trace, which keeps so many rows of a kind."""
+        self.traces.take(event, rows_max)
 
     def take_outputs(self, event: "OutputsComplete") -> bool:
         """Keep the outputs; whether they are all here already and the cluster's can go.

@@ -12,8 +12,10 @@ from html import escape
 import numpy as np
 
 from dagsched.history import History
+from dagsched.tables import COLUMNS
 from dagsched.viz.lanes import Lanes, active, integral, make_lanes
 from dagsched.viz.model import Integers
+from dagsched.viz.moves import TRANSFER, Moves, about, make_moves
 from dagsched.viz.palette import FAILED, node_colours, shortened, text_on, text_width
 from dagsched.viz.perfetto import crossings
 from dagsched.viz.text import counted, duration, size
@@ -31,6 +33,9 @@ CHART_WIDTH = 1000.0
 LABEL_WIDTH = 190.0
 MARGIN = 16.0
 NAMES_SHOWN = 9
+MOVES_HEIGHT = 10.0
+FILES = "#7a4a21"
+"""The colour of what went to files, or was read there; values from other nodes have theirs."""
 
 _FONT = "DejaVu Sans, Verdana, Arial, sans-serif"
 _STYLE = (
@@ -48,7 +53,9 @@ class Chart:
     lanes: Lanes
     shown: Sequence[int]  # lanes, in order
     colours: Mapping[int, str]  # by function
+    node_colours: Mapping[int, str]
     lane_height: float
+    moves: Moves
 
     @property
     def px_per_ns(self) -> float:
@@ -73,12 +80,16 @@ def draw_gantt(history: History, title: str) -> str:
     shown = _shown_lanes(lanes)
     colours, order = function_colours(history)
     height = 22.0 if len(shown) <= 40 else 12.0 if len(shown) <= 100 else 6.0
-    chart = Chart(history, lanes, shown, colours, height)
+    moves = make_moves(history, lanes.origin_ns)
+    nodes = sorted({node for node, _ in lanes.places} | set(moves.source.tolist()))
+    by_node = dict(zip(nodes, node_colours(len(nodes)), strict=True))
+    chart = Chart(history, lanes, shown, colours, by_node, height, moves)
     width = 2 * MARGIN + LABEL_WIDTH + CHART_WIDTH
     parts: list[str] = []
     y = _legend(parts, chart, order, title)
     top = y
     place_of: dict[int, float] = {}
+    moved_at: dict[int, float] = {}
     last_node = -1
     body: list[str] = []
     for lane in shown:
@@ -88,6 +99,10 @@ def draw_gantt(history: History, title: str) -> str:
             body.append(_node_label(chart, node, y))
             y += 6
             last_node = node
+            if len(moves.node[moves.of_node(node)]):
+                moved_at[node] = y
+                body.append(_moves_label(chart, node, y))
+                y += MOVES_HEIGHT + 2
         place_of[lane] = y
         body.append(_lane_label(chart, lane, y))
         y += height + 2
@@ -96,7 +111,12 @@ def draw_gantt(history: History, title: str) -> str:
     is_fine = len(lanes.task) <= BARS_MAX
     for lane, place in place_of.items():
         parts += _bars(chart, lane, place) if is_fine else _columns(chart, lane, place)
-    parts += _values(chart, place_of) if is_fine else []
+    for node, place in moved_at.items():
+        is_few = len(moves) <= BARS_MAX
+        parts += _moves(chart, node, place) if is_few else _moves_in_columns(chart, node, place)
+    if is_fine:
+        measured = len(history.trace.transfers)
+        parts += _transfers(chart, place_of, moved_at) if measured else _values(chart, place_of)
     parts += _events(chart, place_of, top, bottom)
     total = bottom + 30
     head = (
@@ -137,6 +157,8 @@ def gantt_headline(history: History, lanes: Lanes) -> str:
     busy = int(integral(*active(lanes.start_ns, lanes.end_ns), np.array([lanes.length_ns]))[0])
     if lanes.length_ns and lanes.places:
         parts.append(f"{busy / (lanes.length_ns * len(lanes.places)):.0%} busy")
+    trace = history.trace
+    parts += [rows.words(name) for name in COLUMNS if (rows := getattr(trace, name)).every > 1]
     return ", ".join(parts)
 
 
@@ -156,6 +178,11 @@ def _legend(parts: list[str], chart: Chart, order: Sequence[int], title: str) ->
     if len(order) > NAMES_SHOWN:
         entries.append(("#ffffff", f"and {len(order) - NAMES_SHOWN} more functions"))
     entries.append(("#eef0f3", "idle"))
+    kinds = set(chart.moves.kind.tolist())
+    if TRANSFER in kinds:
+        entries.append(("#ffffff", "thin bars: from the node of that colour, pale: not yet coming"))
+    if kinds - {TRANSFER}:
+        entries.append((FILES, "to a file, or read there"))
     if len(chart.lanes.task) > BARS_MAX:
         entries.append(
             ("#ffffff", "a px shows the function with most of its time, pale: partly idle")
@@ -199,8 +226,7 @@ def ticks(length_ns: int, count_max: int = 10) -> list[int]:
 
 
 def _node_label(chart: Chart, node: int, y: float) -> str:
-    nodes = sorted({one for one, _ in chart.lanes.places})
-    colour = node_colours(len(nodes))[nodes.index(node)]
+    colour = chart.node_colours[node]
     text = f"node {node}"
     for row in chart.history.stats.get("brokers", ()):
         if row["id"] == node:
@@ -227,6 +253,19 @@ def _lane_label(chart: Chart, lane: int, y: float) -> str:
         return parts
     text = f"executor {lanes.places[lane][1]}, {counted(count, 'task')}"
     return parts + _text(right - 8, y + height / 2 + 4, text, ' text-anchor="end"')
+
+
+def _moves_label(chart: Chart, node: int, y: float) -> str:
+    right, moves = MARGIN + LABEL_WIDTH, chart.moves
+    kinds = moves.kind[moves.of_node(node)]
+    came = int((kinds == TRANSFER).sum())
+    parts = [counted(came, "object") + " came"] if came else []
+    parts += [f"{len(kinds) - came:,} with files"] if len(kinds) > came else []
+    return (
+        f'<rect x="{right:.1f}" y="{y:.1f}" width="{CHART_WIDTH:.1f}" height="{MOVES_HEIGHT}" '
+        'fill="#f6f7f9"/>'
+        + _text(right - 8, y + 9, ", ".join(parts), ' text-anchor="end" style="font-size:9.5px"')
+    )
 
 
 # --- in the lanes ---------------------------------------------------------------------------------
@@ -331,6 +370,75 @@ def _dominant(
     time_left = np.where(last >= 0, ends[np.maximum(last, 0)] - edges[:-1], 0)
     goes_on = (best < 0) | (time_left > (edges[1] - edges[0]) / 2)
     return np.where(goes_on, going_on, best)
+
+
+def _move_colour(chart: Chart, index: int) -> str:
+    moves = chart.moves
+    is_transfer = moves.kind[index] == TRANSFER
+    return chart.node_colours[int(moves.source[index])] if is_transfer else FILES
+
+
+def _moves(chart: Chart, node: int, y: float) -> list[str]:
+    """A thin bar a transfer or spill: pale while it was wanted and there, but hadn't begun."""
+    moves, pale, parts = chart.moves, [], []
+    here = moves.of_node(node)
+    for index in range(here.start, here.stop):
+        begin, start, end = (
+            _x(chart, max(0, int(times[index])))
+            for times in (moves.begin_ns, moves.start_ns, moves.end_ns)
+        )
+        told = escape("\n".join(about(chart.history, moves, index)))
+        common = f'y="{y:.1f}" height="{MOVES_HEIGHT}" fill="{_move_colour(chart, index)}"'
+        if start > begin:
+            wide = start - begin
+            pale.append(f'<rect x="{begin:.2f}" width="{wide:.2f}" fill-opacity=".3" {common}/>')
+        parts.append(
+            f'<g class="move"><title>{told}</title>'
+            f'<rect x="{start:.2f}" width="{max(0.8, end - start):.2f}" {common}/></g>'
+        )
+    return pale + parts
+
+
+def _moves_in_columns(chart: Chart, node: int, y: float) -> list[str]:
+    """A column a px in which something moved: the darker, the more of its time."""
+    moves = chart.moves
+    here = moves.of_node(node)
+    edges = np.linspace(0, chart.lanes.length_ns, int(CHART_WIDTH) + 1)
+    begin, end = moves.begin_ns[here], np.maximum(moves.end_ns[here], moves.begin_ns[here] + 1)
+    times, counts = active(begin, end)
+    busy = np.diff(integral(times, np.minimum(counts, 1), edges)) / (edges[1] - edges[0])
+    ended, _ = np.histogram(moves.end_ns[here], edges)
+    return [
+        f'<rect x="{MARGIN + LABEL_WIDTH + px:.0f}" y="{y:.1f}" width="1" height="{MOVES_HEIGHT}" '
+        f'fill="#334" fill-opacity="{0.25 + 0.75 * min(1.0, float(busy[px])):.2f}">'
+        f"<title>{counted(int(ended[px]), 'object')} came</title></rect>"
+        for px in np.flatnonzero((busy > 0) | (ended > 0)).tolist()
+    ]
+
+
+def _transfers(
+    chart: Chart, place_of: Mapping[int, float], moved_at: Mapping[int, float]
+) -> list[str]:
+    """Lines from where a value was made to its arrival at another node."""
+    trace, lanes, moves = chart.history.trace, chart.lanes, chart.moves
+    chosen = np.flatnonzero((moves.kind == TRANSFER) & (moves.task >= 0)).tolist()
+    if len(chosen) > LINES_MAX:
+        return []
+    lane_of_place = {place: lane for lane, place in enumerate(lanes.places)}
+    parts = []
+    for index in chosen:
+        task, node = int(moves.task[index]), int(moves.node[index])
+        lane = lane_of_place.get((int(trace.node[task]), int(trace.executor[task])), -1)
+        y, end_y = place_of.get(lane), moved_at.get(node)
+        made = int(trace.end_ns[task]) - lanes.origin_ns
+        if y is not None and end_y is not None and made <= moves.end_ns[index]:
+            parts.append(
+                f'<line class="value" x1="{_x(chart, made):.1f}" '
+                f'y1="{y + chart.lane_height / 2:.1f}" '
+                f'x2="{_x(chart, int(moves.end_ns[index])):.1f}" '
+                f'y2="{end_y + MOVES_HEIGHT / 2:.1f}"/>'
+            )
+    return parts
 
 
 def _values(chart: Chart, place_of: Mapping[int, float]) -> list[str]:

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from dagsched.history import History
-from dagsched.viz.gantt import function_colours, gantt_headline
+from dagsched.tables import SPILL_KINDS
+from dagsched.viz.gantt import FILES, function_colours, gantt_headline
 from dagsched.viz.lanes import Lanes, make_lanes
+from dagsched.viz.model import Integers
+from dagsched.viz.moves import Moves, make_moves
 from dagsched.viz.pages import data_page
 from dagsched.viz.palette import node_colours, text_on
 from dagsched.viz.text import size
@@ -49,12 +52,17 @@ def _data(history: History, lanes: Lanes) -> dict[str, Any]:
         columns["inputs"] = np.diff(history.indptr)
         dependents = np.repeat(np.arange(history.task_count), columns["inputs"])
         columns["deps"] = dependents - history.deps
+    moves = make_moves(history, lanes.origin_ns)
+    columns |= _moves(moves, unit)
     colours, order = function_colours(history)
     by_function = [colours[function] for function in range(len(order))]
     return {
         "unit": unit,
         "length": max(1, lanes.length_ns // unit),
         "lanes": _lanes(history, lanes),
+        "moves": _nodes_of(lanes, moves),
+        "fileKinds": list(SPILL_KINDS.values()),
+        "fileColour": FILES,
         "bounds": lanes.bounds.tolist(),
         "functions": list(names.functions),
         "order": order,
@@ -67,6 +75,33 @@ def _data(history: History, lanes: Lanes) -> dict[str, Any]:
         "events": _events(history, lanes, unit),
         "columns": columns,
     }
+
+
+def _moves(moves: Moves, unit: int) -> dict[str, Integers]:
+    """Columns of transfers and spills; their times as of tasks, none before the submission."""
+    begin, start, end = (
+        np.maximum(times, 0) // unit for times in (moves.begin_ns, moves.start_ns, moves.end_ns)
+    )
+    return {
+        "moveBegin": np.diff(begin, prepend=0),
+        "moveWait": start - begin,
+        "moveLength": end - start,
+        "moveTask": moves.task,
+        "moveCount": moves.value_count,
+        "moveKind": moves.kind,
+        "moveSource": moves.source,
+        "moveBytes": moves.size_bytes,
+    }
+
+
+def _nodes_of(lanes: Lanes, moves: Moves) -> list[dict[str, Any]]:
+    """By node the range of its moves, and the colour that values from there have."""
+    nodes = sorted({node for node, _ in lanes.places} | set(moves.source.tolist()))
+    ranges = [moves.of_node(node) for node in nodes]
+    return [
+        {"node": node, "colour": colour, "first": here.start, "end": here.stop}
+        for node, colour, here in zip(nodes, node_colours(len(nodes)), ranges, strict=True)
+    ]
 
 
 def _lanes(history: History, lanes: Lanes) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """A run in the trace format of Chrome, which Perfetto's viewer opens.
 
-Pure. Nodes are processes, executors threads, tasks slices; values that went from node to node are
-flows, what happened to the run are instants. Written in pieces: a million tasks need no more memory
-than a few thousand.
+Pure. Nodes are processes, executors threads, tasks slices; values that were needed on another node
+are flows, what happened to the run are instants. Measured transfers, and what went to files or was
+read there, are asynchronous slices of the node: as many at once as there were. Written in pieces: a
+million tasks need no more memory than a few thousand.
 
 The format: "Trace Event Format" (Google, 2016), https://ui.perfetto.dev opens it.
 """
@@ -14,7 +15,9 @@ import numpy as np
 
 from dagsched.history import History
 from dagsched.plan import Int64
+from dagsched.tables import SPILL_KINDS
 from dagsched.viz.lanes import Lanes, make_lanes
+from dagsched.viz.moves import TRANSFER, Moves, make_moves
 
 FLOWS_MAX = 20_000
 """Most values from node to node that are drawn as flows."""
@@ -34,6 +37,10 @@ def perfetto_pieces(history: History) -> Iterator[str]:
     for begin in range(0, len(lanes.task), _PIECE):
         piece = slice(begin, begin + _PIECE)
         yield ",\n" + ",\n".join(_slices(history, lanes, lane_of, piece))
+    moves = make_moves(history, lanes.origin_ns)
+    for begin in range(0, len(moves), _PIECE):
+        piece = slice(begin, begin + _PIECE)
+        yield ",\n" + ",\n".join(_moves(history, moves, piece))
     for lines in (_instants(history, lanes), _flows(history, lanes)):
         if lines:
             yield ",\n" + ",\n".join(lines)
@@ -90,6 +97,28 @@ def _slices(history: History, lanes: Lanes, lane_of: Int64, piece: slice) -> lis
             f'"ts":{start / 1000},"dur":{(end - start) / 1000},'
             f'"args":{{"key":{key},"task":{task},"attempt":{attempt}{more}}}}}'
         )
+    return lines
+
+
+def _moves(history: History, moves: Moves, piece: slice) -> list[str]:
+    """Begin and end of each move."""
+    lines = []
+    for number in range(*piece.indices(len(moves))):
+        kind, task = int(moves.kind[number]), int(moves.task[number])
+        category = "transfer" if kind == TRANSFER else f"file {SPILL_KINDS[kind]}"
+        facts = {
+            "key": history.names.key(task) if task >= 0 else "",
+            "values": int(moves.value_count[number]),
+            "bytes": int(moves.size_bytes[number]),
+            "from node": int(moves.source[number]),
+            "wanted for us": int(moves.start_ns[number] - moves.begin_ns[number]) / 1000,
+        }
+        for phase, times in (("b", moves.start_ns), ("e", moves.end_ns)):
+            event = {
+                "ph": phase, "cat": category, "name": category, "id": number,
+                "pid": int(moves.node[number]), "tid": 0, "ts": max(0, int(times[number])) / 1000,
+            }  # fmt: skip
+            lines.append(json.dumps(event | ({"args": facts} if phase == "b" else {})))
     return lines
 
 

@@ -9,8 +9,10 @@ from itertools import groupby
 from typing import Any
 
 from dagsched.history import History
+from dagsched.tables import COLUMNS
 from dagsched.trace import TraceEvent
 from dagsched.viz.gantt import ticks
+from dagsched.viz.moves import FileLine
 from dagsched.viz.pages import fill_page
 from dagsched.viz.palette import shortened
 from dagsched.viz.summary import Course, Summary
@@ -64,6 +66,7 @@ def sections_of(summary: Summary) -> list[Section]:
         _idle(course),
         _functions(summary),
         _nodes(summary, course),
+        *_slowest(summary, course),
         _executors(summary, course),
         *_troubles(summary),
         _shape(summary),
@@ -121,6 +124,9 @@ def json_report(summary: Summary, title: str) -> str:
             "idle": course.idle._asdict(),
             "executors": [line._asdict() for line in course.executors],
             "moved_values": [list(route) for route in course.moved],
+            "transfers": [route._asdict() for route in course.routes],
+            "files": [line._asdict() for line in course.files],
+            "kept": {name: getattr(summary.history.trace, name).every for name in COLUMNS},
             "stats": summary.history.stats,
         }
     return json.dumps(told, indent=1)
@@ -259,10 +265,8 @@ def _idle(course: Course) -> Section:
     causes = [
         ("before the first task: the graph was read, cut and sent", idle.before_ns),
         ("no task was ready: those left waited for others", idle.starved_ns),
-        (
-            "a task was ready: on its way, its inputs too, or behind others elsewhere",
-            idle.waiting_ns,
-        ),
+        ("a task was ready but for inputs that were on their way to its node", idle.moving_ns),
+        ("a task was ready: on its way, or behind others elsewhere", idle.waiting_ns),
         ("after the last task: results were gathered, the end was told", idle.after_ns),
     ]
     return Section(
@@ -302,10 +306,19 @@ def _short(name: str) -> str:
 def _nodes(summary: Summary, course: Course) -> Section:
     history = summary.history
     trace = history.trace
-    words = [
-        f"{counted(count, 'value')} of node {source} needed on node {target}"
-        for source, target, count in course.moved[:ROWS_MAX]
+    words = [rows.words(name) for name in COLUMNS if (rows := getattr(trace, name)).every > 1]
+    words += [
+        f"{counted(route.value_count, 'value')}, {size(route.size_bytes)}, came from node "
+        f"{route.source} to node {route.target} in {counted(route.object_count, 'object')}, each "
+        f"{duration(route.took_ns // route.object_count)} after it was wanted and there on average"
+        for route in course.routes[:ROWS_MAX]
     ]
+    if not course.routes:
+        words += [
+            f"{counted(count, 'value')} of node {source} needed on node {target}"
+            for source, target, count in course.moved[:ROWS_MAX]
+        ]
+    words += [_file_words(line) for line in course.files[:ROWS_MAX]]
     known = trace.size_bytes[trace.size_bytes >= 0]
     if len(known):
         total = size(int(known.sum()))
@@ -321,6 +334,37 @@ def _nodes(summary: Summary, course: Course) -> Section:
     ]  # fmt: skip
     header = ["node", "in", "out", "objects at most", "spilled", "spills", "bundles held back"]
     return Section("Between nodes, and memory", words, header, rows)
+
+
+def _file_words(line: FileLine) -> str:
+    """What went to files of a node, or was read there."""
+    objects = f"node {line.node}: {counted(line.object_count, 'object')}, {size(line.size_bytes)}, "
+    return (
+        objects
+        + {
+            "moved": f"moved to files in {duration(line.took_ns)}: its memory was above its mark",
+            "made": "made in files, for its memory had no room",
+            "read": "read from files",
+        }[line.kind]
+    )
+
+
+def _slowest(summary: Summary, course: Course) -> list[Section]:
+    """The transfers that took longest; no section if none was measured."""
+    moves, names = course.moves, summary.history.names
+    rows = []
+    for index in course.slowest:
+        task, size_bytes = int(moves.task[index]), int(moves.size_bytes[index])
+        took = int(moves.took_ns()[index])
+        rate = f"{size(size_bytes * 1_000_000_000 // took)}/s" if took else "-"
+        rows.append(
+            [names.key(task) if task >= 0 else "-", str(moves.source[index]),
+             str(moves.node[index]), size(size_bytes),
+             duration(int(moves.start_ns[index] - moves.begin_ns[index])), duration(took), rate]
+        )  # fmt: skip
+    header = ["value of", "from node", "to node", "bytes", "until it came", "in all", "rate"]
+    words = "from when they were wanted and there:"
+    return [Section("Slowest transfers", [words], header, rows)] if rows else []
 
 
 def _executors(summary: Summary, course: Course) -> Section:

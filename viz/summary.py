@@ -13,7 +13,19 @@ from dagsched.history import History
 from dagsched.plan import Int64
 from dagsched.stats import path_ends
 from dagsched.viz.lanes import Floats, Lanes, active, integral, make_lanes, ready_ns
+from dagsched.viz.moves import (
+    FileLine,
+    Moves,
+    Route,
+    arrivals_ns,
+    files_of,
+    make_moves,
+    routes_of,
+    slowest,
+)
 from dagsched.viz.perfetto import crossings
+
+SLOWEST_MAX = 10
 
 MOMENTS = 200
 """Into so many pieces the run's time is cut for the course of its parallelism."""
@@ -34,6 +46,7 @@ class Idle(NamedTuple):
 
     before_ns: int  # until the first task of all began
     starved_ns: int  # no task was ready that nobody ran
+    moving_ns: int  # a task was ready but for inputs that hadn't come from other nodes
     waiting_ns: int  # a task was ready, and not begun: it was on its way, or given to another
     after_ns: int  # since the last task of all had ended
 
@@ -73,6 +86,10 @@ class Course:
     idle: Idle
     executors: Sequence[ExecutorLine]
     moved: Sequence[tuple[int, int, int]]  # node, node, values needed there and made here
+    routes: Sequence[Route]  # what came from node to node, as measured
+    files: Sequence[FileLine]  # what went to files or was read there
+    moves: Moves
+    slowest: Sequence[int]  # of those the transfers that took longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +147,7 @@ def _course(history: History, indptr: list[int], deps: list[int]) -> Course:
     pieces = np.diff(integral(times, counts, edges)) / max(1.0, lanes.length_ns / MOMENTS)
     path, path_ns = _critical(trace.duration_ns.clip(0), indptr, deps)
     busy_ns = int((lanes.end_ns - lanes.start_ns).sum())
+    moves = make_moves(history, lanes.origin_ns)
     return Course(
         lanes.length_ns,
         int(times[0]) if len(times) else lanes.length_ns,
@@ -143,6 +161,10 @@ def _course(history: History, indptr: list[int], deps: list[int]) -> Course:
         _idle(history, lanes, times, counts),
         _executors(lanes),
         _moved(history),
+        routes_of(moves, trace.transfers.every),
+        files_of(moves, trace.spills.every),
+        moves,
+        slowest(moves, SLOWEST_MAX),
     )
 
 
@@ -162,25 +184,33 @@ def _critical(durations: Int64, indptr: list[int], deps: list[int]) -> tuple[lis
 
 
 def _idle(history: History, lanes: Lanes, times: Int64, counts: Int64) -> Idle:
-    """Idle executors are told apart by how many tasks were ready at the time, and not begun."""
+    """Idle executors are told apart by how many tasks were ready at the time, and not begun.
+
+    First by those whose inputs were on their node, as far as is known, then by the others.
+    """
     count = len(lanes.places)
     if not len(times):
-        return Idle(count * lanes.length_ns, 0, 0, 0)
+        return Idle(count * lanes.length_ns, 0, 0, 0, 0)
     first, last = int(times[0]), int(times[-1])
     trace = history.trace
     has_inputs = np.diff(history.indptr) > 0
     ready = np.where(has_inputs, ready_ns(history), lanes.origin_ns)
     waits = trace.ran & (ready >= 0) & (ready < trace.start_ns)
-    ready_times, ready_counts = active(
-        ready[waits] - lanes.origin_ns, trace.start_ns[waits] - lanes.origin_ns
-    )
-    moments = np.unique(np.concatenate([times, ready_times[ready_times > first]]))
-    moments = moments[moments <= last]
+    ready, start = ready[waits] - lanes.origin_ns, trace.start_ns[waits] - lanes.origin_ns
+    there = np.minimum(np.maximum(arrivals_ns(history, lanes.origin_ns)[waits], ready), start)
+    moving_steps, waiting_steps = active(ready, there), active(there, start)
+    moments = np.concatenate([times, moving_steps[0], waiting_steps[0]])
+    moments = np.unique(moments[(moments >= first) & (moments <= last)])
     idle = count - _at(times, counts, moments[:-1])
-    waiting = np.minimum(idle, _at(ready_times, ready_counts, moments[:-1]))
+    waiting = np.minimum(idle, _at(*waiting_steps, moments[:-1]))
+    moving = np.minimum(idle - waiting, _at(*moving_steps, moments[:-1]))
     lengths = np.diff(moments)
-    waiting_ns, idle_ns = int((waiting * lengths).sum()), int((idle * lengths).sum())
-    return Idle(count * first, idle_ns - waiting_ns, waiting_ns, count * (lanes.length_ns - last))
+    idle_ns, moving_ns, waiting_ns = (
+        int((some * lengths).sum()) for some in (idle, moving, waiting)
+    )
+    starved_ns = idle_ns - moving_ns - waiting_ns
+    after_ns = count * (lanes.length_ns - last)
+    return Idle(count * first, starved_ns, moving_ns, waiting_ns, after_ns)
 
 
 def _at(times: Int64, counts: Int64, moments: Int64) -> Int64:

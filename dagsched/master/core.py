@@ -24,7 +24,7 @@ from dagsched.config import Config
 from dagsched.errors import InternalError, ProtocolError
 from dagsched.ids import ProcessId, RunNo
 from dagsched.master.balancing import Balance
-from dagsched.master.events import RunProgressed, StatsArrived, TracesArrived, ValueArrived
+from dagsched.master.events import RunProgressed, StatsArrived, ValueArrived
 from dagsched.master.journal import ClientPart, Record, RunPast, SubtreeEnded
 from dagsched.master.kept import KeptObjects
 from dagsched.master.lives import Lives
@@ -35,6 +35,7 @@ from dagsched.master.placing import Placer
 from dagsched.master.rewriting import journal_of
 from dagsched.master.slices import positions_frame
 from dagsched.master.state import SOURCE, MasterRun, RunState, RunTerms, Subtree, SubtreeState
+from dagsched.master.tracing import traced
 from dagsched.master.watching import Watch
 from dagsched.plan import RunPlan
 from dagsched.protocol.asking import TaskAnswer, TaskRetried
@@ -51,6 +52,7 @@ from dagsched.protocol.messages import (
     Frame,
     Holdings,
     NodeStats,
+    NodeTrace,
     ObjectsTaken,
     OutputsReady,
     Pong,
@@ -309,8 +311,12 @@ class MasterCore:
                 run = self._current(message.run, message.epoch)
                 if run is not None:
                     self._lives.outputs_ready(run, sender, message, frames, now)
-            case TaskTrace():
-                self._traced(sender, message, frames)
+            case TaskTrace() | NodeTrace():
+                run = self._lives.runs.get(RunNo(message.run))
+                if run is None:
+                    self.stale_count += 1
+                elif (event := traced(run, sender, message, frames)) is not None:
+                    self._outbox.tell(event)
             case Progress():
                 self._progressed(sender, message, now)
             case TaskFailed():
@@ -504,15 +510,6 @@ class MasterCore:
             if len(theirs):
                 given.difference_update(theirs.tolist())  # a later piece may need it again
                 self._outbox.send(broker, Release(run.number), [positions_frame(theirs)])
-
-    def _traced(self, broker: ProcessId, message: TaskTrace, frames: Sequence[Frame]) -> None:
-        run = self._lives.runs.get(RunNo(message.run))
-        if run is None or len(frames) != 2:
-            self.stale_count += 1
-        elif run.parent is None:
-            self._outbox.tell(
-                TracesArrived(run.number, broker, message.executor, message.attempt, *frames)
-            )
 
     def _progressed(self, broker: ProcessId, message: Progress, now: float) -> None:
         run = self._lives.runs.get(RunNo(message.run))

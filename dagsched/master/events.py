@@ -110,6 +110,22 @@ class TracesArrived:
     attempt: int
     positions: Frame
     stamps: Frame
+    bundles: Frame
+    objects: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTraced:
+    """Transfers to a node and files of it; frames as in `NodeTrace`.
+
+    `is_own`: positions are those of the run, not of a graph that a task of it returned.
+    """
+
+    run: int
+    broker: int
+    is_own: bool
+    transfers: Frame
+    files: Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +214,6 @@ class ExecutorMoved:
 
 ClientEvent = (
     RunStarted | RunHappened | RunStalled | RunProgressed | TaskExplained | OutputsArrived
-    | OutputsComplete | TracesArrived | RunEnded | ValueArrived | StatsArrived | KeptMoved
-    | NodeJoined | NodeRemoved | ExecutorMoved
+    | OutputsComplete | TracesArrived | NodeTraced | RunEnded | ValueArrived | StatsArrived
+    | KeptMoved | NodeJoined | NodeRemoved | ExecutorMoved
 )  # fmt: skip

@@ -18,6 +18,15 @@ from dagsched.errors import ProtocolError
 from dagsched.protocol import messages as m
 from dagsched.protocol.asking import AskTask, TaskAnswer, TaskRetried
 from dagsched.protocol.messages import CHUNK_TASKS, Frame, Message, ObjectInfo
+from dagsched.protocol.tracing import (
+    BUNDLE_COLUMNS,
+    FILE_COLUMNS,
+    FILE_MADE,
+    FILE_MOVED,
+    FILE_READ,
+    OBJECT_COLUMNS,
+    TRANSFER_COLUMNS,
+)
 
 POSITIONS_MAX = 1 << 27
 """Tasks and sources of a run; a node reserves some bytes for each when the run begins."""
@@ -259,11 +268,44 @@ def _outputs(message: m.OutputsReady, frames: Sequence[Frame], total_of: TotalOf
 
 
 def _trace(message: m.TaskTrace, frames: Sequence[Frame], total_of: TotalOf) -> None:
-    _frames(frames, 2)
-    positions = _array(frames[0], "<i4", "positions")
-    _positions(positions[positions != m.TRACE_GAP].tobytes(), total_of(message.run))
+    _frames(frames, 4)
+    positions, total = _array(frames[0], "<i4", "positions"), total_of(message.run)
+    _positions(positions[positions != m.TRACE_GAP].tobytes(), total)
     stamps = _array(frames[1], "<i8", "stamps")
     _need(len(stamps) == len(positions) + 1, f"{len(stamps)} stamps for {len(positions)} tasks")
+    bundles = _rows(frames[2], BUNDLE_COLUMNS, "bundles")
+    lengths = bundles[:, 1]
+    _need(not len(bundles) or 0 < lengths.min() <= lengths.max() < POSITIONS_MAX, "no length")
+    entries = int(lengths.sum()) + len(bundles) - 1
+    _need(len(bundles) and entries == len(positions), f"bundles of {entries} entries")
+    _need(bundles.min() >= 0, "a number below 0 of a bundle")
+    _blocks(_rows(frames[3], OBJECT_COLUMNS, "objects"), total, 2)
+
+
+def _node_trace(message: m.NodeTrace, frames: Sequence[Frame], total_of: TotalOf) -> None:
+    _frames(frames, 2)
+    total = total_of(message.run)
+    _blocks(_rows(frames[0], TRANSFER_COLUMNS, "transfers"), total, 3)
+    files = _rows(frames[1], FILE_COLUMNS, "files")
+    _blocks(files, total, 3)
+    _need(np.isin(files[:, 2], (FILE_MOVED, FILE_MADE, FILE_READ)).all(), "no kind of file")
+
+
+def _rows(frame: Frame, columns: Sequence[str], what: str) -> NDArray[np.int64]:
+    numbers = _array(frame, "<i8", what)
+    _need(len(numbers) % len(columns) == 0, f"{len(numbers)} numbers of {what}")
+    return numbers.reshape(-1, len(columns))
+
+
+def _blocks(rows: NDArray[np.int64], total: int | None, size_column: int) -> None:
+    """Rows that begin with a position and a count, and have a size."""
+    if len(rows):
+        first, count = rows[:, 0], rows[:, 1]
+        limit = _limit(total)
+        _need(first.min() >= 0 and first.max() < limit, "a position outside")
+        _need(count.min() > 0 and count.max() <= limit, "a block of no values")
+        _need((first + count).max() <= limit, "a block that ends outside")
+        _need(rows[:, size_column].min() >= 0, "a size below 0")
 
 
 def _done(message: m.SubtreeDone, frames: Sequence[Frame], total_of: TotalOf) -> None:
@@ -352,6 +394,7 @@ _CHECKS: dict[type, Callable[[Any, Sequence[Frame], TotalOf], None]] = {
     AskTask: _ask_task,
     m.OutputsReady: _outputs,
     m.TaskTrace: _trace,
+    m.NodeTrace: _node_trace,
     m.SubtreeDone: _done,
     m.TaskFailed: _failed,
     m.TaskExpanded: _expanded,

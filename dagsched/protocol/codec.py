@@ -18,7 +18,7 @@ from dagsched.errors import ProtocolError, VersionMismatch
 from dagsched.protocol.messages import Frame, Message, Parcel
 from dagsched.protocol.session import Stamp
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Rises whenever a message of either side could be misread by the other."""
 
 FRAMES_MAX = 1 << 20

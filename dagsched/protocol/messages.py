@@ -22,9 +22,13 @@ from dagsched.protocol.structs import (
     Struct,
     TaskOptions,
 )
+from dagsched.protocol.tracing import TRACE_GAP, NodeTrace, TaskTrace
 
-# Records that messages share stand in `structs`, and are imported from here.
-__all__ = ["ExitInfo", "Failure", "Frame", "FunctionInfo", "Location", "ObjectInfo", "TaskOptions"]
+# Records that messages share stand in `structs`, and are imported from here; so is `tracing`.
+__all__ = [
+    "TRACE_GAP", "ExitInfo", "Failure", "Frame", "FunctionInfo", "Location", "NodeTrace",
+    "ObjectInfo", "TaskOptions", "TaskTrace",
+]  # fmt: skip
 
 CHUNK_TASKS = 64
 """Argument entries of the tasks at positions ``64 * c`` up to ``64 * c + 63`` are chunk ``c``."""
@@ -258,21 +262,6 @@ class OutputsReady(Struct, frozen=True, tag="outputs"):
     objects: Sequence[ObjectInfo]
 
 
-TRACE_GAP = -1
-
-
-class TaskTrace(Struct, frozen=True, tag="trace"):
-    """Tasks that ended. Frames: positions; stamps (int64 ns of the monotonic clock).
-
-    ``stamps[0]`` is the first task's start; ``stamps[i + 1]`` its end and the next one's start.
-    Between two bundles stands `TRACE_GAP` in place of a position: nothing of the run ran then.
-    """
-
-    run: int
-    executor: int
-    attempt: int
-
-
 class SubtreeDone(Struct, frozen=True, tag="done"):
     """All tasks of the subtree have ended.
 
@@ -417,9 +406,9 @@ class Pong(Struct, frozen=True, tag="pong"):
 
 
 BrokerToMaster = (
-    BrokerHello | ExecutorChanged | OutputsReady | TaskTrace | SubtreeDone | Progress | TaskFailed
-    | TaskExpanded | TaskRetried | Holdings | ObjectsTaken | Drained | AskWhere | RunClosed | Value
-    | Stats | TaskAnswer | Pong
+    BrokerHello | ExecutorChanged | OutputsReady | TaskTrace | NodeTrace | SubtreeDone | Progress
+    | TaskFailed | TaskExpanded | TaskRetried | Holdings | ObjectsTaken | Drained | AskWhere
+    | RunClosed | Value | Stats | TaskAnswer | Pong
 )  # fmt: skip
 
 # --- broker <-> broker --------------------------------------------------------------------------
@@ -544,9 +533,9 @@ class ExecutorHello(Struct, frozen=True, tag="executor_hello"):
 class BundleDone(Struct, frozen=True, tag="bundle_done"):
     """What came of a bundle.
 
-    Frames: positions of tasks that ended well, in the order they ran; stamps, as in `TaskTrace`;
-    the inline `objects`; an exception for each of `failures` of kind ``raised`` or
-    ``not_exception``; those of each of `expanded` (position, frame count).
+    Frames: positions of tasks that ended well, in the order they ran; stamps, as in `TaskTrace`
+    (none without `Config.trace`); the inline `objects`; an exception for each of `failures` of kind
+    ``raised`` or ``not_exception``; those of each of `expanded` (position, frame count).
     ``deferred``: tasks not run, because the bundle was stopped or an input of theirs failed or was
     expanded; values that they need from this bundle are among `objects`. Those of a lane may be
     another lane's, handed over; where it waited for one positions have a gap, as in `TaskTrace`.

@@ -92,7 +92,7 @@ class SimNode(SimProcess):
         self._epoch = 0
         self._peer_epochs: dict[int, int] = {}
         self._outgoing = OutgoingTransfers(cluster.config, self.memory.view)
-        self._incoming = IncomingTransfers(self.memory)
+        self._incoming = IncomingTransfers(self.memory, lambda: self.now)
         self._incarnations: dict[int, int] = {}
         self._executors_stand = False
         self._begun_s: dict[int, float] = {}  # by run that has not ended
@@ -300,9 +300,9 @@ class SimNode(SimProcess):
     def _act(self) -> None:
         for peer, run, first in self._outgoing.take_done():
             self.core.transfer_done(peer, run, first, self.now)
-        for peer, run, info in self._incoming.take_stored():
+        for peer, run, info, span in self._incoming.take_stored():
             self._cluster.note_moved(run, info)
-            self.core.object_received(peer, run, info, self.now)
+            self.core.object_received(peer, run, info, span, self.now)
         actions = self.core.take_actions()
         if self._cluster.checks:
             self.core.check()

@@ -76,12 +76,15 @@ def test_the_command_draws_a_file_and_prints_its_summary(env: RunEnv, tmp_path: 
         assert (tmp_path / name).read_bytes().startswith(beginning)
 
 
-def test_the_size_of_an_output_is_known(env: RunEnv) -> None:
+def test_the_size_of_what_left_its_bundle_is_known(env: RunEnv) -> None:
     run = submit(env, delayed(bytes)(delayed(abs)(100_000)))
     run.result(60)
-    inner, output = run.trace().size_bytes.tolist()
-    assert inner == -1
+    trace = run.trace()
+    inner, output = trace.size_bytes.tolist()
     assert 100_000 <= output < 101_000
+    first, second = trace.bundle.tolist()
+    assert inner == -1 if first == second else 0 < inner < 100
+    assert trace.in_bytes.tolist() == [0, inner]
 
 
 def test_attempts_that_came_to_nothing_are_events(env: RunEnv, tmp_path: Path) -> None:

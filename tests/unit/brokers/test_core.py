@@ -60,6 +60,7 @@ from dagsched.protocol.messages import (
     Value,
     ValueReply,
 )
+from dagsched.protocol.tracing import BUNDLE_COLUMNS, OBJECT_COLUMNS
 
 BROKER = 2
 
@@ -681,7 +682,7 @@ def test_a_large_object_of_another_node_is_counted_and_goes_with_its_last_use():
     node = Node(executors=(3,))
     node.place([[0]], lo=1, total=2, imports={0: 7})
     node.turn()
-    node.core.object_received(7, 1, shared(0, segment="s-2-0-0"), node.now)
+    node.core.object_received(7, 1, shared(0, segment="s-2-0-0"), (0.0, 0.0), node.now)
     [(_, bundle)] = bundles_of(node.turn())
     node.done(3, bundle, objects=[inline(1)], frames=[b"v"])
     assert node.turn().free == [shared(0, segment="s-2-0-0").location]
@@ -940,10 +941,14 @@ def test_times_of_bundles_are_told_in_one_message_an_executor():
             node.done(executor, parcel, objects=[inline(p) for p in bundle_positions(parcel)][:1],
                       frames=[b"abc"])  # fmt: skip
     told = [p for p in node.turn().to_master if isinstance(p.message, TaskTrace)]
-    [(message, (positions, stamps))] = told
+    [(message, (positions, stamps, bundles, objects))] = told
     assert message == TaskTrace(1, 3, 1)
     assert np.frombuffer(positions, np.int32).tolist() == [0, TRACE_GAP, 1, TRACE_GAP, 2]
     assert len(stamps) == 8 * 6
+    rows = np.frombuffer(bundles, np.int64).reshape(-1, len(BUNDLE_COLUMNS))
+    assert rows[:, :2].tolist() == [[1, 1], [2, 1], [3, 1]]
+    rows = np.frombuffer(objects, np.int64).reshape(-1, len(OBJECT_COLUMNS))
+    assert rows[:, :2].tolist() == [[0, 1], [1, 1], [2, 1]]
 
 
 @pytest.mark.parametrize(("peers", "told"), [(1, 20), (1_000, 1)])

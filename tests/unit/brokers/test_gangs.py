@@ -743,7 +743,7 @@ class TestTheRunEnds:
             levels=(0, 4, 8), flags=[0] * 8 + [OUTPUT] * 4,
         )  # fmt: skip
         node.turn()
-        node.core.object_received(5, 1, shared(12, segment="0-0-1"), node.now)
+        node.core.object_received(5, 1, shared(12, segment="0-0-1"), (0.0, 0.0), node.now)
         first, second = bundles_of(node.turn())
         node.tell(EndRun(1, ()))
         assert node.turn().free == []

@@ -1,5 +1,6 @@
 """Large objects between two brokers: all bytes arrive, within the window, whatever happens."""
 
+import itertools
 import os
 
 import pytest
@@ -45,6 +46,10 @@ def _chunks(parcels):
     ]
 
 
+CLOCK = itertools.count().__next__
+"""Each moment that is asked for is another."""
+
+
 def _deliver(incoming, parcels):
     for peer, parcel in parcels:
         assert peer == B
@@ -58,7 +63,7 @@ def _deliver(incoming, parcels):
 def test_object_arrives(arenas, size):
     source, target = arenas
     data = os.urandom(size)
-    outgoing, incoming = OutgoingTransfers(CONFIG), IncomingTransfers(target)
+    outgoing, incoming = OutgoingTransfers(CONFIG), IncomingTransfers(target, CLOCK)
     outgoing.start(B, 9, _store(source, data))
     done, stored, under_way = [], [], 0
     while not done:
@@ -73,7 +78,8 @@ def test_object_arrives(arenas, size):
         done += outgoing.take_done()
         stored += incoming.take_stored()
     assert done == [(B, 9, 7)]
-    [(peer, run, info)] = stored
+    [(peer, run, info, (began_s, ended_s))] = stored
+    assert ended_s == began_s + 1
     assert (peer, run, info.first, info.count, info.size_bytes) == (A, 9, 7, 1, size)
     assert (info.type_name, info.refs) == ("ndarray", ((1, 2),))
     assert bytes(map_object(info.location)) == data
@@ -136,7 +142,7 @@ def test_sender_gives_up_when_the_peer_is_lost(arenas):
 
 def test_receiver_frees_what_will_never_be_whole(arenas):
     target = arenas[1]
-    incoming = IncomingTransfers(target)
+    incoming = IncomingTransfers(target, CLOCK)
     incoming.start(A, TransferStart(1, 9, ObjectInfo(7, 1, 5000)))
     incoming.chunk(A, TransferChunk(1, 0), [bytes(1000)])
     assert target.used_bytes == 8192
@@ -153,7 +159,7 @@ def test_no_room_is_told_and_the_sender_freed(arenas, monkeypatch):
         raise OutOfMemory(f"no room for {size_bytes}")
 
     monkeypatch.setattr(arenas[1], "write_raw", full)
-    incoming = IncomingTransfers(arenas[1])
+    incoming = IncomingTransfers(arenas[1], CLOCK)
     outgoing = OutgoingTransfers(CONFIG)
     outgoing.start(B, 9, _store(arenas[0], bytes(10_000)))
     _deliver(incoming, outgoing.take_parcels())
@@ -191,7 +197,7 @@ def test_sender_refuses_wrong_credit(arenas):
     [(1, [b"xx"]), (-1, [b"xx"]), (0, []), (0, [b""]), (0, [b"x", b"y"]), (0, [bytes(5001)])],
 )
 def test_receiver_refuses_wrong_chunks(arenas, offset, frames):
-    incoming = IncomingTransfers(arenas[1])
+    incoming = IncomingTransfers(arenas[1], CLOCK)
     incoming.start(A, TransferStart(1, 9, ObjectInfo(7, 1, 5000)))
     with pytest.raises(ProtocolError, match="wrong chunk"):
         incoming.chunk(A, TransferChunk(1, offset), frames)

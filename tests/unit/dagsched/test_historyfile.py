@@ -17,6 +17,7 @@ from dagsched.errors import DagschedError, VersionMismatch
 from dagsched.graph import build_graph
 from dagsched.history import History
 from dagsched.historyfile import load_history, save_history
+from dagsched.tables import Rows
 from dagsched.trace import Execution, Repeat, TraceBuilder, TraceEvent
 
 HEAD = struct.Struct("<8sII")
@@ -36,6 +37,15 @@ def run_of_three() -> History:
         names=names,
         repeats=builder.repeats(np.arange(3)),
         size_bytes=np.array([-1, 8, -1]),
+        in_bytes=np.array([0, 0, -1]),
+        bundle=np.array([2, 1, -1]),
+        bundles=Rows.of("bundles", np.array([[2, 3, 1, 1, 1000, 1700, 2, 5, 6]])),
+        transfers=Rows.of(
+            "transfers",
+            np.array([[1, 1, 2, 5, 8, -1, 1750, 1760], [-1, 3, 2, 5, 9, 1200, 1800, 1800]]),
+            every=4,
+        ),
+        spills=Rows.of("spills", np.array([[1, 1, 5, 2, 8, 1900, 1950]])),
         events=[TraceEvent(1800, "node_lost", 2, text="it died"), TraceEvent(1900, "cut")],
     )
     history = History.of_graph(graph)
@@ -56,8 +66,13 @@ def test_what_is_loaded_is_what_was_saved(saved: Path) -> None:
     assert [after.names.key(task) for task in range(3)] == [
         f"{name}-{serial}" for name, serial in zip(["first", "abs", "max"], serials, strict=True)
     ]
-    for name, column in before.trace.table().items():
-        assert column.tolist() == after.trace.table()[name].tolist(), name
+    for table in ("tasks", "bundles", "transfers", "spills"):
+        found = after.trace.table(table)
+        assert found.keys() == before.trace.table(table).keys()
+        for name, column in before.trace.table(table).items():
+            assert column.tolist() == found[name].tolist(), name
+    every = [rows.every for rows in (after.trace.bundles, after.trace.transfers)]
+    assert every == [1, 4]
     assert after.trace.events == before.trace.events
     assert after.trace.repeats == [Repeat(0, Execution(2, 3, 1, 1000, 1500))]
     assert after.trace.failed == (2,)
@@ -178,6 +193,11 @@ def rewritten(path: Path, column: str, kind: str, items: int, packed: bytes) -> 
         ("function", [0, 1, 9], "a task has no function"),
         ("node", [1, 1], "column node does not have an item a task"),
         ("subtree", [1, 1], "column subtree does not have an item a task"),
+        ("bundle", [1, 1], "column bundle does not have an item a task"),
+        ("transfers.task", [1, 3], "table transfers has another's task"),
+        ("transfers.task", [1, -2], "table transfers has another's task"),
+        ("transfers.size_bytes", [1], "table transfers is not whole"),
+        ("spills.kind", [3], "a spill of no kind"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(saved: Path, column, values, problem) -> None:
@@ -206,6 +226,20 @@ def test_words_that_make_no_sense_are_refused(saved: Path, column, value) -> Non
     text = json.dumps(value).encode()
     rewritten(saved, column, "json", len(text), zlib.compress(text))
     with pytest.raises(DagschedError, match="or it is damaged"):
+        load_history(saved)
+
+
+@pytest.mark.parametrize("every", [0, -1, 1 << 40, "2", None])
+def test_a_table_of_no_number_of_rows_is_refused(saved: Path, every: object) -> None:
+    content = saved.read_bytes()
+    _, version, head_bytes = HEAD.unpack_from(content)
+    head = json.loads(content[HEAD.size : HEAD.size + head_bytes])
+    assert head["run"]["every"] == {"transfers": 4}
+    head["run"]["every"] = {"transfers": every}
+    text = json.dumps(head).encode()
+    columns = content[HEAD.size + head_bytes :]
+    saved.write_bytes(HEAD.pack(b"dagsched", version, len(text)) + text + columns)
+    with pytest.raises(DagschedError, match="the table transfers has no number of rows"):
         load_history(saved)
 
 

@@ -13,6 +13,7 @@ from dagsched.master.core import MasterCore, own_version
 from dagsched.master.events import (
     NodeJoined,
     NodeRemoved,
+    NodeTraced,
     OutputsArrived,
     OutputsComplete,
     RunEnded,
@@ -59,6 +60,7 @@ from dagsched.protocol.messages import (
     Holdings,
     Location,
     NodeStats,
+    NodeTrace,
     ObjectInfo,
     ObjectsTaken,
     OutputsReady,
@@ -593,8 +595,13 @@ def test_progress_and_traces_reach_the_client():
     assert driver.events(RunStarted) == [RunStarted(1)]
     driver.receive(2, Progress(1, 3))
     assert driver.receive(3, Progress(1, 4)).events == [RunProgressed(1, 7, 10)]
-    actions = driver.receive(3, TaskTrace(1, 300, 1), ints(5), b"12345678")
-    assert actions.events == [TracesArrived(1, 3, 300, 1, ints(5), b"12345678")]
+    frames = ints(5), b"12345678", b"bundles", b"objects"
+    actions = driver.receive(3, TaskTrace(1, 300, 1), *frames)
+    assert actions.events == [TracesArrived(1, 3, 300, 1, *frames)]
+    actions = driver.receive(3, NodeTrace(1), b"transfers", b"files")
+    assert actions.events == [NodeTraced(1, 3, True, b"transfers", b"files")]
+    assert driver.receive(3, NodeTrace(2), b"transfers", b"files").events == []
+    assert driver.core.stale_count == 1
 
 
 def test_the_journal_tells_the_whole_story():

@@ -527,7 +527,7 @@ def test_trace_story_and_explanation(host: FakeHost) -> None:
     run.take_started()
     positions = np.array([0, 1], "<i4").tobytes()
     stamps = np.array([1000, 3000, 4000], "<i8").tobytes()
-    run.take_traces(TracesArrived(7, 2, 4, 1, positions, stamps))
+    run.take_traces(TracesArrived(7, 2, 4, 1, positions, stamps, b"", b""), 10)
     trace = run.trace()
     assert trace.duration_ns.tolist() == [2000, 1000, -1]
     assert trace.executor.tolist() == [4, 4, -1]
@@ -567,7 +567,7 @@ def test_a_story_has_what_happened_in_order(host: FakeHost) -> None:
     for event in events:
         run.take_happened(event)
     stamps = np.array([(begin + 2.5) * 1e9, (begin + 3.5) * 1e9], "<i8").tobytes()
-    run.take_traces(TracesArrived(7, 2, 4, 2, piece.tobytes(), stamps))
+    run.take_traces(TracesArrived(7, 2, 4, 2, piece.tobytes(), stamps, b"", b""), 10)
     lines = [line.partition(" s: ")[2] for line in run.story(keys[0])]
     assert lines == [
         f"{keys[0]} submitted with run cafe0123-7, function add, depends on nothing",

@@ -111,6 +111,8 @@ def test_the_table_has_a_row_a_task() -> None:
         "executions": [1, 1, 0],
         "failed": [False, True, False],
         "subtree": [0, 0, 1],
+        "bundle": [-1, -1, -1],
+        "in_bytes": [-1, -1, -1],
         "size_bytes": [-1, -1, -1],
         "key": ["load-7", "total-8", "sum-9"],
     }

@@ -380,6 +380,7 @@ def test_idle_time_is_told_apart_by_what_was_ready() -> None:
     assert course.idle._asdict() == {
         "before_ns": 20,
         "starved_ns": 30,
+        "moving_ns": 0,
         "waiting_ns": 20,
         "after_ns": 40,
     }
@@ -399,7 +400,7 @@ def test_only_as_many_executors_wait_as_are_idle() -> None:
     history = history_of(graph.tasks(), builder.build(np.arange(5)), submitted_ns=0, ended_ns=70)
     course = summarize(history).course
     assert course is not None
-    assert tuple(course.idle) == (0, 10, 30, 0)
+    assert tuple(course.idle) == (0, 10, 0, 30, 0)
 
 
 def test_parallelism_has_the_area_of_the_work(turns: History) -> None:
