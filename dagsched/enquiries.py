@@ -14,6 +14,7 @@ from dagsched.errors import ClosedError, InternalError
 if TYPE_CHECKING:
     from dagsched.master.core import MasterCore
     from dagsched.master.explaining import Explanation
+    from dagsched.master.surveys import Standing
     from dagsched.protocol.messages import NodeStats
     from dagsched.run import Run
     from dagsched.stats import RunNumbers
@@ -49,7 +50,7 @@ class Enquiries:
         """Numbers of the last run, with what the brokers hold now."""
         from dagsched.stats import add_idle_nodes, broker_rows, executor_rows, merge_live
 
-        live, counters = self._ask_stats()
+        live, counters = self.ask_stats() or ((), {})
         stale_count = sum(node.stale_count for node in live)
         now = {
             "stalls": counters.get("stalls", 0),
@@ -74,12 +75,29 @@ class Enquiries:
             return None if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
         return None
 
-    def _ask_stats(self) -> "tuple[Sequence[NodeStats], Mapping[str, int]]":
+    def ask_stats(
+        self, *, is_watched: bool = False
+    ) -> "tuple[Sequence[NodeStats], Mapping[str, int]] | None":
+        """What nodes hold now, and the master's counters; with `is_watched` what they do, too.
+
+        Returns:
+            None: some node doesn't answer, and is on its way to being lost.
+        """
         request = self._answers.ask()
-        self._call(lambda core, now: core.ask_stats(request, now))
+        self._call(lambda core, _now: core.surveys.ask(request, is_watched=is_watched))
         answer = self._wait(request, _STATS_TIMEOUT_S)
-        # A node that doesn't answer is on its way to being lost; the run's own numbers are there.
-        return ((), {}) if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+        return None if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+
+    def ask_standing(self, run: int) -> "tuple[Standing | None, dict[int, tuple[float, bool]]]":
+        """How the subtrees of a run stand, and `Surveys.silences`; raises as `Run.result` does."""
+        request = self._answers.ask()
+        self._call(
+            lambda core, now: self._answers.give(
+                request, (core.surveys.standing(run), core.surveys.silences(now))
+            )
+        )
+        answer = self._wait(request, _STATS_TIMEOUT_S)
+        return (None, {}) if answer is NO_ANSWER else answer  # type: ignore[return-value]  # given above
 
     def _wait(self, request: int, timeout_s: float | None) -> object:
         answer = self._answers.wait(request, timeout_s)
