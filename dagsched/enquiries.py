@@ -5,6 +5,7 @@ How tables are made of them is `stats`' affair.
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -88,16 +89,20 @@ class Enquiries:
         answer = self._wait(request, _STATS_TIMEOUT_S)
         return None if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
 
-    def ask_standing(self, run: int) -> "tuple[Standing | None, dict[int, tuple[float, bool]]]":
-        """How the subtrees of a run stand, and `Surveys.silences`; raises as `Run.result` does."""
+    def ask_standing(
+        self, run: int
+    ) -> "tuple[Standing | None, Mapping[int, tuple[float, bool]], float]":
+        """How a run's subtrees stand, `Surveys.silences`, and the seconds that telling took."""
         request = self._answers.ask()
-        self._call(
-            lambda core, now: self._answers.give(
-                request, (core.surveys.standing(run), core.surveys.silences(now))
-            )
-        )
+
+        def look(core: "MasterCore", now: float) -> None:
+            begun_s = time.perf_counter()
+            found = core.surveys.standing(run), core.surveys.silences(now)
+            self._answers.give(request, (*found, time.perf_counter() - begun_s))
+
+        self._call(look)
         answer = self._wait(request, _STATS_TIMEOUT_S)
-        return (None, {}) if answer is NO_ANSWER else answer  # type: ignore[return-value]  # given above
+        return (None, {}, 0.0) if answer is NO_ANSWER else answer  # type: ignore[return-value]  # given above
 
     def _wait(self, request: int, timeout_s: float | None) -> object:
         answer = self._answers.wait(request, timeout_s)

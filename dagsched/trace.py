@@ -253,6 +253,11 @@ class TraceBuilder:
         """
         self._pieces.append((broker, executor, attempt, positions, stamps))
 
+    @property
+    def pieces(self) -> "list[tuple[int, int, int, object, object]]":
+        """All that was added, as it was given to `add`, in that order."""
+        return list(self._pieces)
+
     def executions_of(self, position: int) -> list[Execution]:
         """Every time that the task at a position has ended, in order."""
         found = []

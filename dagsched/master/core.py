@@ -24,7 +24,7 @@ from dagsched.config import Config
 from dagsched.errors import InternalError, ProtocolError
 from dagsched.ids import ProcessId, RunNo
 from dagsched.master.balancing import Balance
-from dagsched.master.events import RunProgressed, StatsArrived, TracesArrived, ValueArrived
+from dagsched.master.events import RunProgressed, TracesArrived, ValueArrived
 from dagsched.master.journal import ClientPart, Record, RunPast, SubtreeEnded
 from dagsched.master.kept import KeptObjects
 from dagsched.master.lives import Lives

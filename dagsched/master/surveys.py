@@ -1,4 +1,4 @@
-"""What the master is asked for by those who watch: numbers of all nodes, and how things stand. Pure.
+"""What those who watch ask the master for: numbers of all nodes, and how things stand. Pure.
 
 Nodes are asked and answer in their own time; what the master knows itself is told at once, as
 arrays. Nothing of it is made unless somebody asks.

@@ -146,7 +146,7 @@ def _cells_of(spans: Spans, first: int) -> tuple[Int64, Int64, Int64]:
         ended = (bins == last[task]).astype(np.int64)
         lanes = lanes[task]
     keys = bins * (LANES_MAX * FUNCTIONS_MAX) + lanes
-    # Tasks of one executor come in order, often of one function: most fall together without sorting.
+    # Tasks of one executor come in order, often of one function: most fall together unsorted.
     return _summed(*_neighbours_summed(keys, busy_ns, ended))
 
 

@@ -107,9 +107,7 @@ class FunctionTotals:
         count = len(self.names)
         ran = np.bincount(functions, minlength=count)
         self._ran_count += ran
-        self.done_count += (
-            ran if is_new.all() else np.bincount(functions[is_new], minlength=count)
-        )
+        self.done_count += ran if is_new.all() else np.bincount(functions[is_new], minlength=count)
         self._busy_ns += np.bincount(functions, duration_ns, count)
         np.maximum.at(self._longest_ns, functions, duration_ns)
 
