@@ -34,6 +34,9 @@ class Standing:
     lo: Int32  # positions lo to hi, or, of a piece, some of them
     hi: Int32
     task_count: Int32
+    producer_of: Int32 | None
+    """By position the subtree that computes it now, or did last (below 0: none); None: that of the
+    plan. Pieces take tasks over from those that are GONE."""
 
 
 class Surveys:
@@ -104,4 +107,5 @@ class Surveys:
             np.fromiter((one.lo for one in subtrees), np.int32, count),
             np.fromiter((one.hi for one in subtrees), np.int32, count),
             np.fromiter((one.task_count for one in subtrees), np.int32, count),
+            None if found.producer_of is None else found.producer_of.copy(),
         )

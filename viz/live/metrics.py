@@ -172,7 +172,7 @@ def _tasks_by_state(scene: Scene) -> Mapping[str, int]:
     for run in scene.runs.values():
         if run.is_over:
             continue
-        cells = run.patches([]).cells
+        cells = run.patches().cells
         counts["done"] += run.done_count
         open_count = run.task_count - run.done_count
         for cell in cells:

@@ -182,7 +182,7 @@ class Observer:
         looked_at = [run for run in map(self._scene.shown, list(self._shown_at_s)) if run]
         runs = {run.number: run for run in looked_at if not run.is_over}
         if now < self._standing_at_s:
-            runs = {}
+            runs = {number: run for number, run in runs.items() if not run.has_standing}
         found = {number: self._watched.ask_standing(number) for number in runs or (-1,)}
         if runs:
             took_s = sum(took for _, _, took in found.values())

@@ -21,16 +21,17 @@ def patches_of(
     home: NDArray[np.integer],
     task_count: NDArray[np.integer],
     done_count: NDArray[np.integer],
+    numbers: NDArray[np.integer],
     most: int = PATCHES_MAX,
 ) -> Patches:
-    """Subtrees, an element each in order of their numbers, as at most `most` patches.
+    """Subtrees, an element each in order of their `numbers`, as at most `most` patches.
 
     With more subtrees than that, as many neighbours as needed share a patch, whatever their states:
     it has the state and node that most of its tasks are in.
 
     Example:
         >>> alike = patches_of(np.array(["done"] * 4), np.full(4, 2), np.ones(4, int),
-        ...                    np.ones(4, int), 2)
+        ...                    np.ones(4, int), np.arange(4), 2)
         >>> [(cell["first"], cell["subtree_count"], cell["done_count"]) for cell in alike.cells]
         [(0, 2, 2), (2, 2, 2)]
     """
@@ -47,7 +48,7 @@ def patches_of(
         places, home_codes = np.unique(home, return_inverse=True)
         kinds = words[_most_of(codes, task_count, each, len(words))]
         homes = places[_most_of(home_codes, task_count, each, len(places))]
-    columns = (kinds.tolist(), homes.tolist(), tasks.tolist(), done.tolist(), firsts.tolist())
+    columns = (kinds.tolist(), homes.tolist(), tasks.tolist(), done.tolist(), firsts.tolist(), numbers[firsts].tolist())
     cells = [
         {
             "state": kind,
@@ -55,9 +56,9 @@ def patches_of(
             "task_count": tasks_here,
             "done_count": done_here,
             "subtree_count": min(each, count - first),
-            "first": first,
+            "first": number,
         }
-        for kind, node, tasks_here, done_here, first in zip(*columns, strict=True)
+        for kind, node, tasks_here, done_here, first, number in zip(*columns, strict=True)
     ]
     return Patches(count, int(task_count.sum()), cells)
 

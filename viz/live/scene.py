@@ -151,6 +151,7 @@ class Scene:
             self.counts.retried += 1
         elif event.kind == "recomputed" and event.positions is not None:
             self.counts.recomputed += len(event.positions)
+            run.take_recomputed(event.positions)
         self.troubles.happened(run, event)
 
     def _ended(self, run: SeenRun, event: events.RunEnded, when: float) -> None:

@@ -3,6 +3,7 @@
 While it goes on a byte and two small numbers a task are kept; once it is over only sums are.
 """
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,7 @@ Int64 = NDArray[np.int64]
 RATE_WINDOW_S = 5.0
 
 _WORDS = np.array([state.name.lower() for state in STATES])
-_STATE_OF = np.array(
-    [
-        {"gone": "lost", "waiting": "waiting", "ready": "ready", "placed": "placed"}.get(word, word)
-        for word in _WORDS.tolist()
-    ]
-)
-"""What the snapshot calls the states of subtrees, by index into `STATES`."""
+"""Of the states of subtrees, by index into `STATES`."""
 
 
 class SeenRun:
@@ -84,6 +79,18 @@ class SeenRun:
         self._has_ended[positions] = True
         return self._number_of[functions], starts, ends
 
+    def take_recomputed(self, positions: Int32) -> None:
+        """What these tasks made is gone: they are to run again."""
+        if self.facts is not None:
+            again = positions[self._has_ended[positions]]
+            self.functions.take_back(self._function_of[again])
+            self._has_ended[again] = False
+
+    @property
+    def has_standing(self) -> bool:
+        """Whether the master has said how its subtrees stand, or it is over."""
+        return self._standing is not None or self._patches is not None
+
     def take_standing(self, standing: Standing) -> None:
         """How the master says that its subtrees stand."""
         self._standing = standing
@@ -122,7 +129,7 @@ class SeenRun:
         """As the snapshot lists it."""
         until_s = now if self.ended_s is None else self.ended_s
         duration_s = max(0.0, until_s - self.submitted_s)
-        rate = left_s = None
+        left_s: float | None = None
         if self.is_over:
             rate = self.done_count / duration_s if duration_s > 0 else 0.0
         else:
@@ -144,24 +151,40 @@ class SeenRun:
             "left_s": left_s,
         }
 
-    def patches(self, running: "list[int]") -> Patches:
-        """Its subtrees; `running` are positions of tasks that executors have in hand."""
+    def patches(self, running: Sequence[int] = (), living: Collection[int] = ()) -> Patches:
+        """Its subtrees.
+
+        Args:
+            running: positions of tasks that executors have in hand.
+            living: nodes that are there.
+        """
         if self._patches is not None:
             return self._patches
         standing, facts = self._standing, self.facts
         if standing is None or facts is None:
             return Patches(0, 0, [])
-        state = _STATE_OF[standing.state]
-        before = np.concatenate([[0], np.cumsum(self._has_ended)])
-        is_whole = standing.task_count == standing.hi - standing.lo
-        # Of a piece only the master's word is known: earlier executions are counted as well.
-        done = np.where(is_whole, before[standing.hi] - before[standing.lo], 0)
-        done = np.where(state == "done", standing.task_count, done)
+        state = _WORDS[standing.state]
+        count, owners = len(state), standing.producer_of
+        if owners is None:
+            before = np.concatenate([[0], np.cumsum(self._has_ended)])
+            tasks = standing.task_count
+            done = before[standing.hi] - before[standing.lo]
+            in_hand = np.searchsorted(standing.hi, np.array(running, np.int64), side="right")
+        else:
+            owners = owners[: len(self._has_ended)]
+            tasks = np.bincount(owners[owners >= 0], minlength=count)
+            ended = owners[self._has_ended & (owners >= 0)]
+            done = np.bincount(ended, minlength=count)
+            in_hand = owners[np.array(running, np.int64)]
+        done = np.where(state == "done", tasks, np.minimum(done, tasks))
         begun = done > 0
-        for position in running:
-            begun |= (standing.lo <= position) & (position < standing.hi)
+        begun[in_hand[(in_hand >= 0) & (in_hand < count)]] = True
         state = np.where((state == "placed") & begun, "running", state)
-        return patches_of(state, standing.home, standing.task_count, done)
+        # What is left of one that is gone has ended, and pieces have taken over the rest.
+        is_there = np.isin(standing.home, list(living))
+        state = np.where(state == "gone", np.where(is_there, "done", "lost"), state)
+        shown = np.flatnonzero(tasks > 0)
+        return patches_of(state[shown], standing.home[shown], tasks[shown], done[shown], shown)
 
     def _last_patches(self, homes: "list[int]") -> Patches:
         assert self.facts is not None
@@ -177,4 +200,4 @@ class SeenRun:
         home = np.full(count, -1)
         known = np.array(homes[:count], np.int64)
         home[: len(known)] = np.where(known > 0, known, -1)
-        return patches_of(state, home, tasks, done)
+        return patches_of(state, home, tasks, done, np.arange(count))

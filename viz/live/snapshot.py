@@ -70,7 +70,8 @@ def snapshot(
     newest_bin = int(now * 1e9) // BIN_NS
     grid = _grid(scene, around, now)
     running = _running_positions(scene, shown)
-    subtrees = shown.patches(running) if shown is not None else None
+    living = [node.brokerid for node, state in around.nodes if state == "up"]
+    subtrees = shown.patches(running, living) if shown is not None else None
     return {
         "version": VERSION,
         "time_s": now + offset_s,

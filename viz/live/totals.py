@@ -111,6 +111,10 @@ class FunctionTotals:
         self._busy_ns += np.bincount(functions, duration_ns, count)
         np.maximum.at(self._longest_ns, functions, duration_ns)
 
+    def take_back(self, functions: Int32) -> None:
+        """Tasks that had ended are to run again."""
+        self.done_count -= np.bincount(functions, minlength=len(self.names))
+
     def rows(self, most: int) -> list[dict[str, object]]:
         """As the snapshot has them, by busy time."""
         order = np.argsort(-self._busy_ns, kind="stable")[:most].tolist()
