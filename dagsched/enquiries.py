@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Call = Callable[["Callable[[MasterCore, float], None]"], None]
 
 _STATS_TIMEOUT_S = 2.0
+_WATCHED_TIMEOUT_S = 1.0  # asked again and again
 _EXPLAIN_TIMEOUT_S = 5.0  # a node that does not answer has been given up by then
 
 
@@ -86,7 +87,7 @@ class Enquiries:
         """
         request = self._answers.ask()
         self._call(lambda core, _now: core.surveys.ask(request, is_watched=is_watched))
-        answer = self._wait(request, _STATS_TIMEOUT_S)
+        answer = self._wait(request, _WATCHED_TIMEOUT_S if is_watched else _STATS_TIMEOUT_S)
         return None if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
 
     def ask_standing(

@@ -178,7 +178,7 @@ class Observer:
             self._told.clear()
 
     def _ask(self, now: float) -> None:
-        answer = self._watched.ask_stats()
+        """What the master knows comes at once; a node that doesn't answer takes a second."""
         looked_at = [run for run in map(self._scene.shown, list(self._shown_at_s)) if run]
         runs = {run.number: run for run in looked_at if not run.is_over}
         if now < self._standing_at_s:
@@ -189,12 +189,15 @@ class Observer:
             self._standing_at_s = now + max(STANDING_S, took_s / STANDING_SHARE)
         with self._lock:
             self._take()
-            if answer is not None:
-                self._scene.take_stats(*answer, time.monotonic())
             for number, (standing, silences, _) in found.items():
                 self._scene.silences = silences
                 if standing is not None and not runs[number].is_over:
                     runs[number].take_standing(standing)
+        answer = self._watched.ask_stats()
+        with self._lock:
+            self._take()
+            if answer is not None:
+                self._scene.take_stats(*answer, time.monotonic())
 
     # --- inside -----------------------------------------------------------------------------------
 
