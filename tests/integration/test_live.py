@@ -336,7 +336,8 @@ def test_nothing_is_left_of_a_closed_environment() -> None:
         page.snapshot()
     with pytest.raises(ClosedError, match="has been closed"):
         cluster.dashboard.open()
-    assert not [one for one in threading.enumerate() if "live" in one.name or "observ" in one.name]
+    names = [one.name for one in threading.enumerate()]
+    assert [name for name in names if name.startswith("dagsched-")] == []
 
 
 def test_addresses() -> None:
