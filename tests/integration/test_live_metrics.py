@@ -41,9 +41,7 @@ def values(exposed: str) -> Values:
 
 def one(values: Values, name: str, **labels: str) -> float:
     """The value of the only sample with these labels."""
-    ((_, value),) = [
-        (has, value) for has, value in values[name] if labels.items() <= has.items()
-    ]
+    ((_, value),) = [(has, value) for has, value in values[name] if labels.items() <= has.items()]
     return value
 
 
@@ -106,9 +104,9 @@ def test_the_dashboard_asks_for_what_there_is(values: Values) -> None:
             for label in map(str.strip, group.split(",")):
                 assert all(label in values[name][0][0] for name in names), (expression, label)
         for label, word in re.findall(r'(\w+)="(\w+)"', expression):
-            assert all(
-                any(has.get(label) == word for has, _ in values[name]) for name in names
-            ), expression
+            assert all(any(has.get(label) == word for has, _ in values[name]) for name in names), (
+                expression
+            )
     assert asked - values.keys() == set()
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids))

@@ -48,7 +48,14 @@ def patches_of(
         places, home_codes = np.unique(home, return_inverse=True)
         kinds = words[_most_of(codes, task_count, each, len(words))]
         homes = places[_most_of(home_codes, task_count, each, len(places))]
-    columns = (kinds.tolist(), homes.tolist(), tasks.tolist(), done.tolist(), firsts.tolist(), numbers[firsts].tolist())
+    columns = (
+        kinds.tolist(),
+        homes.tolist(),
+        tasks.tolist(),
+        done.tolist(),
+        firsts.tolist(),
+        numbers[firsts].tolist(),
+    )
     cells = [
         {
             "state": kind,

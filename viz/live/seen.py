@@ -46,6 +46,7 @@ class SeenRun:
         self.functions = FunctionTotals(texts, self._function_of)
         self._number_of = names.numbers(texts)  # by index in the run
         self._has_ended = np.zeros(facts.task_count, np.bool_)
+        self._place_of = np.zeros(facts.task_count, np.int32)  # in the batch that named it last
         self._standing: Standing | None = None
         self._failed_position = -1
         self._patches: Patches | None = None  # once it is over
@@ -75,7 +76,11 @@ class SeenRun:
         if not ran.all():
             positions, starts, ends = positions[ran], starts[ran], ends[ran]
         functions = self._function_of[positions]
-        self.functions.add(functions, ~self._has_ended[positions], ends - starts)
+        # One that stands here twice is counted once: at the last of its places.
+        places = np.arange(len(positions), dtype=np.int32)
+        self._place_of[positions] = places
+        is_new = ~self._has_ended[positions] & (self._place_of[positions] == places)
+        self.functions.add(functions, is_new, ends - starts)
         self._has_ended[positions] = True
         return self._number_of[functions], starts, ends
 
@@ -114,7 +119,7 @@ class SeenRun:
             self._has_ended[:] = True
         self._patches = self._last_patches(homes)
         self.facts = self._standing = None
-        self._function_of = np.empty(0, np.int32)
+        self._function_of = self._place_of = np.empty(0, np.int32)
         self._has_ended = np.empty(0, np.bool_)
         return more
 
