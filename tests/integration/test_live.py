@@ -1,5 +1,6 @@
 """The live page over HTTP: its numbers are those of the run, and it is for its owner only."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -304,10 +305,8 @@ def test_a_node_that_says_nothing_is_suspected() -> None:
             page.wait_for(lambda s: s["nodes"][1]["state"] == "lost")
             assert page.snapshot()["nodes"][0]["state"] == "up"
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it was given up, and ended
                 os.kill(pid, signal.SIGCONT)
-            except ProcessLookupError:
-                pass  # it was given up, and ended
 
 
 def test_two_environments_have_two_pages() -> None:
@@ -387,7 +386,7 @@ def test_what_is_missing_is_named() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-# --- from another process ---------------------------------------------------------------------------
+# --- from another process -------------------------------------------------------------------------
 
 
 def command(*words: str) -> "subprocess.CompletedProcess[str]":

@@ -60,6 +60,11 @@ PURE = [
     "dagsched.protocol.plans",
     "dagsched.protocol.steps",
     "dagsched.protocol.session",
+    "dagsched.viz.live.cells",
+    "dagsched.viz.live.patches",
+    "dagsched.viz.live.rates",
+    "dagsched.viz.live.scene",
+    "dagsched.viz.live.totals",
 ]
 """Pure, and so is whatever of ours they import."""
 

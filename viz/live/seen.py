@@ -172,15 +172,15 @@ class SeenRun:
         count, owners = len(state), standing.producer_of
         if owners is None:
             before = np.concatenate([[0], np.cumsum(self._has_ended)])
-            tasks = standing.task_count
+            tasks = standing.task_count.astype(np.int64)
             done = before[standing.hi] - before[standing.lo]
             in_hand = np.searchsorted(standing.hi, np.array(running, np.int64), side="right")
         else:
-            owners = owners[: len(self._has_ended)]
+            owners = owners[: len(self._has_ended)]  # sources have none
             tasks = np.bincount(owners[owners >= 0], minlength=count)
             ended = owners[self._has_ended & (owners >= 0)]
             done = np.bincount(ended, minlength=count)
-            in_hand = owners[np.array(running, np.int64)]
+            in_hand = owners[np.array(running, np.int64)].astype(np.int64)
         done = np.where(state == "done", tasks, np.minimum(done, tasks))
         begun = done > 0
         begun[in_hand[(in_hand >= 0) & (in_hand < count)]] = True

@@ -12,6 +12,7 @@ from rich.text import Text
 from dagsched.errors import DagschedError
 
 Snapshot = Mapping[str, Any]
+Row = list[RenderableType]
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _STATES = {
@@ -93,7 +94,7 @@ def _runs(runs: Sequence[Snapshot], *, is_narrow: bool) -> RenderableType:
     table = _table("runs", "run", "state", "done:", "tasks:", *more, "left:")
     for run in runs:
         left = "" if run["left_s"] is None else _seconds(run["left_s"])
-        row = [run["run_id"], _coloured(run["state"]), f"{run['done_count']:,}",
+        row: Row = [run["run_id"], _coloured(run["state"]), f"{run['done_count']:,}",
                f"{run['task_count']:,}"]  # fmt: skip
         if not is_narrow:
             row += [str(run["retry_count"]), f"{run['rate']:,.0f}", _seconds(run["duration_s"])]
@@ -111,7 +112,7 @@ def _nodes(
             table.add_row("..", "", "", *("" for _ in more), "")
             break
         room -= 1
-        row = [str(node["id"]), _coloured(node["state"]), f"{node['load_share']:.0%}"]
+        row: Row = [str(node["id"]), _coloured(node["state"]), f"{node['load_share']:.0%}"]
         if not is_narrow:
             used = node["memory_used_bytes"]
             row += [f"{sum(one['task_count'] for one in node['executors']):,}",
@@ -123,14 +124,14 @@ def _nodes(
     return table
 
 
-def _executor(one: Snapshot, now_s: float, *, is_narrow: bool) -> list[RenderableType]:
+def _executor(one: Snapshot, now_s: float, *, is_narrow: bool) -> Row:
     doing, text = one["doing"], ""
     if doing is not None:
         many = f"{doing['task_count']} tasks from {doing['function']}"
         what = doing["key"] or (many if doing["task_count"] > 1 else doing["function"])
         text = f"{what} for {_seconds(max(0.0, now_s - doing['since_s']))}"
     restarts = f" (restart {one['restart_count']})" if one["restart_count"] else ""
-    row: list[RenderableType] = [f"  {one['id']}", _coloured(one["state"], restarts),
+    row: Row = [f"  {one['id']}", _coloured(one["state"], restarts),
                                  f"{one['busy_share']:.0%}"]  # fmt: skip
     if not is_narrow:
         rss = one["rss_bytes"]
@@ -142,7 +143,7 @@ def _functions(functions: Sequence[Snapshot], *, is_narrow: bool) -> RenderableT
     more = () if is_narrow else ("tasks:", "longest:")
     table = _table("functions", "function", "done:", "busy:", "mean:", *more)
     for one in functions:
-        row = [Text(one["name"]), f"{one['done_count']:,}", _seconds(one["busy_s"]),
+        row: Row = [Text(one["name"]), f"{one['done_count']:,}", _seconds(one["busy_s"]),
                _seconds(one["mean_s"])]  # fmt: skip
         if not is_narrow:
             row += [f"{one['task_count']:,}", _seconds(one["longest_s"])]
@@ -156,7 +157,7 @@ def _troubles(troubles: Sequence[Snapshot], *, is_narrow: bool) -> RenderableTyp
     for one in troubles:
         clock = time.strftime("%H:%M:%S", time.localtime(one["time_s"]))
         why = ": ".join(part for part in (one["type"], one["text"].partition("\n")[0]) if part)
-        row = [clock, _coloured(one["kind"]), Text(one["key"] or one["run_id"])]
+        row: Row = [clock, _coloured(one["kind"]), Text(one["key"] or one["run_id"])]
         if not is_narrow:
             row += [str(one["node"] or ""), str(one["executor"] or "")]
         table.add_row(*row, Text(why))

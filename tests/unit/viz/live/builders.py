@@ -39,8 +39,9 @@ def traces(
 
 def surroundings(*nodes: tuple[NodeEnv, str]) -> Surroundings:
     """An environment whose wall clock is 5,000 s ahead of the monotonic one."""
+    one = ((NodeEnv(2, "127.0.0.1", [3, 4]), "up"),)
     return Surroundings(
         token="cafe0001", rootpath="/D", pid=7, host="here", dagsched="1.2.3", opened_s=900.0,
-        store={"state": "up", "reason": ""}, nodes=nodes or ((NodeEnv(2, "127.0.0.1", [3, 4]), "up"),),
+        store={"state": "up", "reason": ""}, nodes=nodes or one,
         wall_offset_s=5000.0,
     )  # fmt: skip

@@ -148,8 +148,8 @@ def test_what_executors_do_is_told_and_drawn() -> None:
 
 def test_states_of_nodes() -> None:
     scene = Scene(900.0)
-    nodes = [(NodeEnv(n, "127.0.0.1", [n + 1]), word)
-             for n, word in ((2, "up"), (4, "starting"), (6, "lost"), (8, "up"), (10, "up"))]  # fmt: skip
+    words = {2: "up", 4: "starting", 6: "lost", 8: "up", 10: "up"}
+    nodes = [(NodeEnv(n, "127.0.0.1", [n + 1]), word) for n, word in words.items()]
     scene.take_stats([NodeStats(2, "h", executors=[ExecutorStats(3, 0, restart_count=2)])], {}, NOW)
     scene.silences = {2: (0.1, False), 8: (2.0, False), 10: (0.1, True)}
     rows = snapshot(scene, surroundings(*nodes), NOW)["nodes"]
@@ -188,7 +188,8 @@ def test_what_pieces_have_taken_over_is_counted_once() -> None:
     rows = (("gone", 9, 0, 4), ("placed", 2, 1, 3), ("gone", 9, 3, 4), ("ready", -1, 3, 4))
     scene.runs[1].take_standing(standing(*rows, producer_of=[0, 1, 1, 3]))
     subtrees = seen(scene)["subtrees"]
-    assert [(c["first"], c["state"], c["task_count"], c["done_count"]) for c in subtrees["cells"]] == [
+    names = ("first", "state", "task_count", "done_count")
+    assert [tuple(cell[name] for name in names) for cell in subtrees["cells"]] == [
         (0, "lost", 1, 1), (1, "placed", 2, 0), (3, "ready", 1, 0),
     ]  # fmt: skip
     assert subtrees["task_count"] == 4
