@@ -11,7 +11,16 @@ import numpy as np
 
 from dagsched.master import events
 from dagsched.protocol.messages import NodeStats
-from dagsched.viz.live.cells import BIN_NS, BINS, LANES_MAX, Cells, Int64, Spans
+from dagsched.viz.live.cells import (
+    BIN_NS,
+    BINS,
+    BLOCK_TASKS,
+    LANES_MAX,
+    Cells,
+    Int64,
+    Spans,
+    in_blocks,
+)
 from dagsched.viz.live.facts import RunFacts
 from dagsched.viz.live.rates import Rates
 from dagsched.viz.live.seen import SeenRun
@@ -114,22 +123,23 @@ class Scene:
     def _traced(self, run: SeenRun, event: events.TracesArrived) -> list[Spans]:
         positions = np.frombuffer(event.positions, "<i4")
         stamps = np.frombuffer(event.stamps, "<i8")
-        functions, starts, ends = run.take_traces(positions, stamps)
         lane = self.lane(event.broker, event.executor)
-        if not len(functions) or lane is None:
+        if lane is None or len(stamps) != len(positions) + 1:
             return []
-        return [Spans(np.full(len(functions), lane), functions, starts, ends)]
+        found = []
+        for at in range(0, len(positions), BLOCK_TASKS):
+            block = positions[at : at + BLOCK_TASKS]
+            functions, starts, ends = run.take_traces(block, stamps[at : at + len(block) + 1])
+            if len(functions):
+                found.append(Spans(np.full(len(functions), lane), functions, starts, ends))
+        return found
 
     def _take_spans(self, spans: Sequence[Spans], now: float) -> None:
-        if not spans:
-            return
-        columns = spans[0]
-        if len(spans) > 1:
-            columns = Spans(*(np.concatenate(parts) for parts in zip(*spans, strict=True)))
-        self.durations.add(columns.functions, columns.end_ns - columns.start_ns)
-        changed = self.cells.add(columns, int(now * 1e9))
-        if changed is not None:
-            self._changed(changed)
+        for block in in_blocks(spans):
+            self.durations.add(block.functions, block.end_ns - block.start_ns)
+            changed = self.cells.add(block, int(now * 1e9))
+            if changed is not None:
+                self._changed(changed)
 
     def _changed(self, first_bin: int) -> None:
         self._changed_bins[self.tick] = min(first_bin, self._changed_bins.get(self.tick, first_bin))

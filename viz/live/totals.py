@@ -108,7 +108,8 @@ class FunctionTotals:
         ran = np.bincount(functions, minlength=count)
         self._ran_count += ran
         self.done_count += ran if is_new.all() else np.bincount(functions[is_new], minlength=count)
-        self._busy_ns += np.bincount(functions, duration_ns, count)
+        # As floats, for numpy sums integers by a slower way.
+        self._busy_ns += np.bincount(functions, duration_ns.astype(np.float64), count)
         np.maximum.at(self._longest_ns, functions, duration_ns)
 
     def take_back(self, functions: Int32) -> None:

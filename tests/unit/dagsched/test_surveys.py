@@ -6,7 +6,7 @@ from tests.unit.dagsched.test_master_core import alone, ready
 
 def test_subtrees_stand_as_they_do():
     driver = ready({2: 1}, placed_subtrees_max=1)
-    driver.submit(1, alone(1, 2, 1, 1))
+    driver.submit(1, alone(8, 4))
     driver.take()
     found = driver.core.surveys.standing(1)
     assert found is not None
@@ -14,7 +14,7 @@ def test_subtrees_stand_as_they_do():
     assert words.count("PLACED") >= 1
     assert set(words) <= {"PLACED", "READY"}
     assert set(found.home.tolist()) == {2}
-    assert found.task_count.tolist() == (found.hi - found.lo).tolist() == [1, 2, 1, 1]
+    assert found.task_count.tolist() == (found.hi - found.lo).tolist() == [2, 2, 2, 2]
     assert found.producer_of is None
     driver.done(2, 1, 0)
     found = driver.core.surveys.standing(1)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dagsched.viz.live.cells import BIN_NS, BINS, Cells, Spans
+from dagsched.viz.live.cells import BIN_NS, BINS, Cells, Spans, in_blocks
 
 TASKS = st.lists(
     st.tuples(
@@ -58,6 +58,21 @@ def test_cells_are_what_a_sum_over_tasks_gives(
     took = np.take_along_axis(busy, np.maximum(grid.function, 0)[:, :, None], axis=2)[:, :, 0]
     assert (took == most).all()
     assert ((grid.function >= 0) | (most == 0)).all()
+
+
+def test_blocks_are_all_tasks_in_order_and_none_is_large() -> None:
+    sizes = [3, 1, 1, 25, 10, 0, 4]
+    ends = np.cumsum(sizes)
+    every = np.arange(sum(sizes))
+    spans = [
+        Spans(*(every[end - size : end] for _ in range(4)))
+        for size, end in zip(sizes, ends.tolist(), strict=True)
+    ]
+    blocks = [block.lanes.tolist() for block in in_blocks(spans, 10)]
+    assert [n for block in blocks for n in block] == every.tolist()
+    assert max(map(len, blocks)) <= 10
+    assert len(blocks) == 6
+    assert list(in_blocks([])) == []
 
 
 def test_what_is_older_than_the_window_is_dropped() -> None:
