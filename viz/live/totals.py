@@ -68,11 +68,10 @@ class Durations:
     def add(self, functions: Int64, duration_ns: Int64) -> None:
         """Tasks that ended: numbers of their functions, and how long they took."""
         rows = np.minimum(functions, LABELS_MAX)
-        columns = np.zeros(len(rows), np.int64)
-        longer = np.flatnonzero(duration_ns > _EDGES_NS[0])
-        columns[longer] = np.searchsorted(_EDGES_NS, duration_ns[longer])
-        width = len(_EDGES_NS) + 1
-        counts = np.bincount(rows * width + columns, minlength=self._counts.size)
+        places = rows * (len(_EDGES_NS) + 1)
+        longer = np.flatnonzero(duration_ns > _EDGES_NS[0])  # few, where tasks are very short
+        places[longer] += np.searchsorted(_EDGES_NS, duration_ns[longer])
+        counts = np.bincount(places, minlength=self._counts.size)
         self._counts += counts.reshape(self._counts.shape)
         self._sums_s += np.bincount(rows, duration_ns / 1e9, LABELS_MAX + 1)
 
