@@ -102,17 +102,20 @@ class Dashboard:
     @property
     def url(self) -> str | None:
         """Where the page is, with its token; None: it isn't open."""
-        return None if self._server is None else self._server.url
+        server = self._server
+        return None if server is None else server.url
 
     def put(self, event: "ClientEvent") -> None:
         """Pass on an event; in the master's thread."""
-        if self._observer is not None:
-            self._observer.put(event)
+        observer = self._observer  # another thread may take it away
+        if observer is not None:
+            observer.put(event)
 
     def begin(self, run: "Run") -> None:
         """A run is about to be submitted."""
-        if self._observer is not None:
-            self._observer.begin(run)
+        observer = self._observer
+        if observer is not None:
+            observer.begin(run)
 
     def open(self, address: Address = (LOOPBACK, 0)) -> str:
         """Serve the page, if it isn't yet.

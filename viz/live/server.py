@@ -5,7 +5,6 @@ Responsible for sockets, routes and the stream of events. What is told comes fro
 """
 
 import asyncio
-import contextlib
 import secrets
 import socket
 import threading
@@ -13,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dagsched.errors import DagschedError
 from dagsched.plugins.optional import require
 from dagsched.viz.live.observer import Observer
 from dagsched.viz.live.snapshot import INTERVAL_S
@@ -179,11 +179,13 @@ class LiveServer:
         try:
             since, mark, quiet_s = None, "", 0.0
             while not self._closing.is_set():
-                with contextlib.suppress(TimeoutError):
+                try:
                     told = await asyncio.to_thread(self._observer.told, run_id, since)
-                    if told.mark != mark:
-                        since, mark, quiet_s = told.since, told.mark, 0.0
-                        yield f"event: snapshot\ndata: {told.text}\n\n"
+                except DagschedError:
+                    return  # the environment is being closed
+                if told.mark != mark:
+                    since, mark, quiet_s = told.since, told.mark, 0.0
+                    yield f"event: snapshot\ndata: {told.text}\n\n"
                 quiet_s += INTERVAL_S
                 if quiet_s >= COMMENT_S:
                     quiet_s = 0.0

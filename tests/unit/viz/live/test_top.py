@@ -5,11 +5,12 @@ import io
 import pytest
 from rich.console import Console
 
+from dagsched.errors import DagschedError
 from dagsched.master.events import RunEnded, RunHappened
 from dagsched.protocol.messages import Doing, ExecutorStats, NodeStats
 from dagsched.viz.live.scene import Scene
 from dagsched.viz.live.snapshot import snapshot
-from dagsched.viz.live.top import screen, show_once, sparkline
+from dagsched.viz.live.top import screen, show_on, show_once, sparkline
 from tests.unit.viz.live.builders import facts, surroundings, traces
 
 NOW = 1010.0
@@ -67,6 +68,22 @@ def test_a_pipe_gets_all_runs() -> None:
     out = io.StringIO()
     show_once(lambda: shown(40), Console(file=out, width=160, height=10))
     assert out.getvalue().count("00000000-") >= 40
+
+
+def test_it_ends_with_the_environment() -> None:
+    readings = iter([shown(), shown(2)])
+
+    def read() -> dict[str, object]:
+        found = next(readings, None)
+        if found is None:
+            raise DagschedError("gone")
+        return found
+
+    out = io.StringIO()
+    show_on(read, Console(file=out, width=100, height=30, force_terminal=True), 0.0)
+    assert "00000000-2" in out.getvalue()
+    with pytest.raises(DagschedError, match="gone"):
+        show_on(read, Console(file=out), 0.0)
 
 
 def test_sparklines() -> None:
