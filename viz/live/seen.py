@@ -38,7 +38,8 @@ class SeenRun:
         self.submitted_s = facts.submitted_s
         self.state = "running"
         self.task_count = facts.task_count
-        self.done_count = self.failed_count = self.retry_count = 0
+        self.failed_count = self.retry_count = 0
+        self._ended_count = 0  # as told: what was computed again is in it twice
         self.ended_s: float | None = None
         self.rates = Rates(facts.submitted_s)
         texts = facts.names.functions
@@ -55,8 +56,8 @@ class SeenRun:
 
     def take_progress(self, done_count: int, total: int, when: float) -> int:
         """So many tasks have ended; how many more than before."""
-        more = max(0, done_count - self.done_count)
-        self.done_count += more
+        more = max(0, done_count - self._ended_count)
+        self._ended_count += more
         self.task_count = max(self.task_count, total)
         if more:
             self.rates.add(when, more)
@@ -124,6 +125,11 @@ class SeenRun:
         return more
 
     # --- what is asked --------------------------------------------------------------------------
+
+    @property
+    def done_count(self) -> int:
+        """Tasks that have ended."""
+        return min(self._ended_count, self.task_count)
 
     @property
     def is_over(self) -> bool:

@@ -77,6 +77,15 @@ def test_a_run_from_its_beginning_to_its_end() -> None:
     assert sum(lanes[1]["busy"]) * BIN_S / 100 == pytest.approx(0.7, abs=0.02)
 
 
+def test_more_executions_than_tasks_are_no_more_than_all_tasks() -> None:
+    scene = a_scene()
+    scene.take([(NOW, RunProgressed(1, 6, 4))], NOW)
+    (row,) = seen(scene)["runs"]
+    assert (row["done_count"], row["left_s"]) == (4, 0.0)
+    scene.take([(NOW, RunEnded(1, "done", None, None, None, [], [2]))], NOW)
+    assert seen(scene)["runs"][0]["done_count"] == 4
+
+
 def test_tasks_that_run_twice_are_done_once_until_they_are_to_run_again() -> None:
     scene = a_scene()
     scene.take([(NOW, traces([0, 0], [1001, 1002, 1003]))], NOW)
