@@ -19,8 +19,6 @@ from dagsched import NodeEnv, RunEnv, addprocs, delayed, rundag, submit
 from dagsched.errors import ClosedError
 from tests.live import Page
 
-pytest.importorskip("starlette")
-
 
 @delayed
 def double(x):

@@ -5,13 +5,11 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from dagsched import RunEnv, delayed, rundag, submit
 from tests.checkout import ROOT
 from tests.live import Page
-
-pytest.importorskip("prometheus_client")
-from prometheus_client.parser import text_string_to_metric_families
 
 Values = dict[str, list[tuple[dict[str, str], float]]]
 
