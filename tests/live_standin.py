@@ -22,10 +22,10 @@ class StandIn:
 
     def __init__(self, snapshot: dict[str, Any], port: int = 0) -> None:
         self.snapshot = snapshot
-        self.answers: dict[str, Any] = {}
+        self.answers: dict[str, Any] = {"/api/logs": {"lines": []}, "/api/keys": {"keys": []}}
         self.refuses = False
         self._changed = threading.Condition()
-        self._number = 0
+        self._number = self._drops = 0
         self._is_open = True
         stand_in = self
 
@@ -47,6 +47,12 @@ class StandIn:
         with self._changed:
             self.snapshot = snapshot
             self._number += 1
+            self._changed.notify_all()
+
+    def drop(self) -> None:
+        """Break the connections of all that listen."""
+        with self._changed:
+            self._drops += 1
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -88,12 +94,12 @@ class StandIn:
         request.send_header("Content-Type", "text/event-stream")
         request.send_header("Cache-Control", "no-store")
         request.end_headers()
-        sent = -1
+        sent, drops = -1, self._drops
         while True:
             with self._changed:
-                while self._is_open and sent == self._number:
+                while self._is_open and sent == self._number and drops == self._drops:
                     self._changed.wait()
-                if not self._is_open:
+                if not self._is_open or drops != self._drops:
                     return
                 sent, text = self._number, json.dumps(self.snapshot)
             try:

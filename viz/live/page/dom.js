@@ -8,6 +8,10 @@ export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+export function hint(element, text) {
+  if (element.title !== text) element.title = text;
+}
+
 export function show(element, visible) {
   if (element.hidden === visible) element.hidden = !visible;
 }

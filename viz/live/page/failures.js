@@ -3,13 +3,24 @@
 import {Rows, at, make, mark, say, show} from "./dom.js";
 import {clock, counted} from "./words.js";
 
-const WORDS = {failed: "failed", retried: "tried again", node_lost: "node lost", stalled: "stalled"};
+const WORDS = {retried: "tried again"};
+
+/** Each with a name that stays: what alike ones have in common, and which of those it is. */
+function named(failures) {
+  const seen = new Map();
+  // From the oldest on: the newest comes first, and shall not rename the others.
+  return [...failures].reverse().map(one => {
+    const what = [one.run_id, one.key, one.attempt, one.kind, one.node, one.executor, one.text].join("|");
+    seen.set(what, (seen.get(what) || 0) + 1);
+    return {name: `${what}|${seen.get(what)}`, one};
+  }).reverse();
+}
 
 export class Failures {
   constructor(ask) {
     this.ask = ask;
     this.seen = null;
-    this.rows = new Rows(at("failures-rows"), one => this.build(one), () => {});
+    this.rows = new Rows(at("failures-rows"), ({one}) => this.build(one), () => {});
   }
 
   /** A failure never changes, so that its row is written once. */
@@ -17,10 +28,9 @@ export class Failures {
     const badge = make("span.badge", WORDS[one.kind] || one.kind.replaceAll("_", " "));
     mark(badge, "kind", one.final ? "bad" : "warn");
     const what = make("span.what", [one.type, (one.text || "").split("\n")[0]].filter(Boolean).join(": "));
-    const summary = make("summary", make("span.line", badge, make("b.mono", one.key || one.function || "")), what);
+    const summary = make("summary", make("span.line", badge, make("b.mono", one.key || one.function || (one.node ? `node ${one.node}` : one.run_id))), what);
     const place = [
-      clock(one.time_s), one.run_id && `run ${one.run_id}`, one.function, one.node !== null && one.node !== undefined && `node ${one.node}`,
-      one.executor !== null && one.executor !== undefined && `executor ${one.executor}`, one.attempt && `attempt ${one.attempt}`,
+      clock(one.time_s), one.run_id && `run ${one.run_id}`, one.function, one.node && `node ${one.node}`, one.executor && `executor ${one.executor}`, one.attempt && `attempt ${one.attempt}`,
       one.final ? "for good" : "not for good",
     ].filter(Boolean).join(" · ");
     const inside = make("div.inside", make("p.sum", place));
@@ -42,12 +52,11 @@ export class Failures {
   render(snapshot) {
     const {failures} = snapshot;
     show(at("failures-empty"), failures.length === 0);
-    const keyOf = one => [one.time_s, one.run_id, one.key, one.attempt, one.kind, one.node, one.executor].join("|");
-    this.rows.set(failures, keyOf);
+    this.rows.set(named(failures), item => item.name);
     const final = failures.filter(one => one.final).length;
     say(at("failures-sum"), failures.length ? `${final} for good, ${failures.length - final} made good or tried again` : "");
     const newest = failures.length ? failures[0].time_s : 0;
-    const fresh = this.seen === null ? 0 : failures.filter(one => one.final && one.time_s > this.seen).length;
+    const fresh = this.seen === null ? 0 : failures.filter(one => one.final && one.time_s > this.seen + 0.01).length;
     this.seen = Math.max(this.seen || 0, newest);
     return fresh ? [`${counted(fresh, "task")} failed.`] : [];
   }

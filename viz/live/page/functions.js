@@ -1,6 +1,6 @@
 // The table of functions, sorted as the reader likes.
 
-import {at, attribute, fill, make, say, show} from "./dom.js";
+import {at, attribute, fill, hint, make, say, show} from "./dom.js";
 import {brief, count, counted, short} from "./words.js";
 
 export class FunctionTable {
@@ -58,12 +58,12 @@ export class FunctionTable {
       const row = this.row(index);
       show(row.element, true);
       say(row.name, one.name);
-      if (row.name.title !== one.name) row.name.title = one.name;
+      hint(row.name, one.name);
       row.element.style.setProperty("--ink", this.functions.colour(one.name));
       fill(row.bar, "--share", all ? one.busy_s / all : 0);
       say(row.count, short(one.done_count));
       say(row.of, one.done_count === one.task_count ? "" : ` / ${short(one.task_count)}`);
-      row.done.title = `${count(one.done_count)} of ${count(one.task_count)}`;
+      hint(row.done, `${count(one.done_count)} of ${count(one.task_count)}`);
       say(row.busy, brief(one.busy_s));
       say(row.mean, one.done_count ? brief(one.mean_s) : "–");
       say(row.longest, one.done_count ? brief(one.longest_s) : "–");

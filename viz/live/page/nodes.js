@@ -1,7 +1,7 @@
 // The nodes and what their executors do now. Of very many only the first are shown until the
 // reader asks: what an update costs is bounded by what is on the page.
 
-import {Rows, at, fill, make, mark, say, show} from "./dom.js";
+import {Rows, at, fill, hint, make, mark, say, show} from "./dom.js";
 import {bytes, bytesOf, counted, percent, short, ticking} from "./words.js";
 
 const NODES_MAX = 24;
@@ -86,16 +86,19 @@ export class Nodes {
     say(row.share, percent(one.busy_share));
     row.now = one.doing;
     if (one.doing) {
-      const since = this.now_s - one.doing.since_s;
-      say(row.doing, `${one.doing.function}${since >= 1 ? ` · ${ticking(since)}` : ""}`);
-      row.doing.title = `${one.doing.key}: why?`;
+      const since = this.now_s - one.doing.since_s, many = one.doing.task_count > 1;
+      say(row.doing, `${one.doing.function}${many ? ` × ${short(one.doing.task_count)}` : ""}${since >= 1 ? ` · ${ticking(since)}` : ""}`);
+      hint(row.doing, one.doing.key ? `${one.doing.key}: why?` : "");
     } else {
       say(row.doing, one.state);
-      row.doing.title = "";
+      hint(row.doing, "");
     }
-    if (row.doing.disabled === Boolean(one.doing)) row.doing.disabled = !one.doing;
+    // Only a single task has a key to ask about.
+    const mute = !one.doing || !one.doing.key;
+    if (row.doing.disabled !== mute) row.doing.disabled = mute;
+    mark(row.doing, "busy", one.doing ? "yes" : "no");
     say(row.restarts, one.restart_count ? `↻${short(one.restart_count)}` : "");
-    if (one.restart_count) row.restarts.title = `restarted, ${counted(one.restart_count, "time")}`;
+    hint(row.restarts, one.restart_count ? `restarted, ${counted(one.restart_count, "time")}` : "");
     say(row.tasks, `${short(one.task_count)} done`);
     say(row.memory, one.rss_bytes === null ? "" : bytes(one.rss_bytes));
   }

@@ -4,7 +4,10 @@
 import {Rows, at, attribute, fill, make, mark, say, show} from "./dom.js";
 import {count, counted, percent, short, ticking, time} from "./words.js";
 
-const ENDED = {done: "good", failed: "bad", cancelled: "warn", lost: "bad"};
+const KINDS = {running: "busy", done: "good", failed: "bad", lost: "bad"}; // and warn: stopped by somebody
+
+const goesOn = run => run.state === "running";
+const kindOf = run => KINDS[run.state] || "warn";
 
 export class Runs {
   constructor(choose) {
@@ -27,20 +30,20 @@ export class Runs {
   }
 
   update(row, run) {
-    const running = !(run.state in ENDED);
+    const running = goesOn(run);
     // Since the snapshot a clock has gone on; a run that has ended stands still.
     const duration = run.duration_s + (running ? this.age_s : 0);
     const share = run.task_count ? run.done_count / run.task_count : 0;
     say(row.id, run.run_id);
-    say(row.state, run.state);
-    mark(row.state, "kind", ENDED[run.state] || "busy");
+    say(row.state, run.state.replaceAll("_", " "));
+    mark(row.state, "kind", kindOf(run));
     const left = run.left_s === null || !running ? null : Math.max(0, run.left_s - this.age_s);
     say(row.left, running
       ? (left === null ? `since ${ticking(duration)}` : `${ticking(left)} left`)
       : `${run.state === "done" ? "took" : "after"} ${time(run.duration_s)}`);
     fill(row.bar, "--done", share);
     fill(row.bar, "--failed", run.task_count ? run.failed_count / run.task_count : 0);
-    mark(row.bar, "kind", ENDED[run.state] || "busy");
+    mark(row.bar, "kind", kindOf(run));
     attribute(row.bar, "aria-valuenow", String(Math.floor(share * 100)));
     attribute(row.bar, "aria-label", `Progress of ${run.run_id}`);
     say(row.share, percent(run.done_count, run.task_count));
@@ -58,12 +61,12 @@ export class Runs {
     this.shown = snapshot.shown;
     show(at("runs-empty"), snapshot.runs.length === 0);
     this.rows.set(snapshot.runs, run => run.run_id);
-    const going = snapshot.runs.filter(run => !(run.state in ENDED)).length;
+    const going = snapshot.runs.filter(goesOn).length;
     say(at("runs-sum"), snapshot.runs.length ? `${going} going on, ${snapshot.runs.length - going} over` : "");
     const news = [];
     for (const run of snapshot.runs) {
       const before = this.states.get(run.run_id);
-      if (before && before !== run.state && run.state in ENDED) news.push(`Run ${run.run_id}: ${run.state}.`);
+      if (before && before !== run.state && !goesOn(run)) news.push(`Run ${run.run_id}: ${run.state.replaceAll("_", " ")}.`);
       this.states.set(run.run_id, run.state);
     }
     return news;
