@@ -68,10 +68,13 @@ class Known:
         self.gate = gate
         self.good = submit(env, delayed(sum)([square(i) for i in range(300)]))
         assert self.good.result(60) == sum(i * i for i in range(300))
-        self.bad = submit(env, [divide(x, dagsched_key=f"divide-{x}") for x in (1, 2, 3)])
+        divided = [divide(x) for x in (1, 2, 3)]
+        self.failing = divided[-1].key
+        self.bad = submit(env, divided)
         with pytest.raises(ValueError, match="three"):
             self.bad.result(60)
-        self.url: str = env.dashboard_url
+        assert env.dashboard_url is not None
+        self.url = env.dashboard_url
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +194,9 @@ def test_nodes_and_executors(page: Page, known: Known) -> None:
 
 
 def test_a_traceback_opens(page: Page, known: Known) -> None:
-    row = page.locator("#failures-rows li", has_text="divide-3").filter(has_text="failed")
+    row = page.locator("#failures-rows li", has_text=known.failing).filter(
+        has=page.locator("[data-kind=bad]")
+    )
     trace = row.locator("pre")
     expect(trace).to_be_hidden()
     row.locator("summary").click()
@@ -204,7 +209,7 @@ def test_a_traceback_opens(page: Page, known: Known) -> None:
     expect(page.locator(".run", has_text=run.run_id).locator(".badge")).to_have_text("done")
     expect(trace).to_be_visible()
     row.get_by_role("button", name="What happened to it").click()
-    expect(page.locator("#why-key")).to_have_value("divide-3")
+    expect(page.locator("#why-key")).to_have_value(known.failing)
     expect(page.locator("#why-text")).to_be_visible()
 
 
@@ -213,19 +218,27 @@ def test_texts_of_users_are_text(page: Page) -> None:
     assert page.locator("#failures .x, #failures img").count() == 0
 
 
-def test_why_something_waits(page: Page, known: Known) -> None:
-    run = submit(
-        known.env, after(at_gate(str(known.gate), dagsched_key="the-gate"), dagsched_key="then")
-    )
+def test_why_something_waits(browser: Browser, known: Known) -> None:
+    with browsing.visit(browser, known.url) as seen:
+        ask_why(seen.page, known)
+        # The browser itself tells of the answer that there is no such task.
+        seen.complaints[:] = [one for one in seen.complaints if "404" not in one]
+
+
+def ask_why(page: Page, known: Known) -> None:
+    gate = at_gate(str(known.gate))
+    then = after(gate)
+    run = submit(known.env, then)
     try:
         expect(page.locator(".run", has_text=run.run_id)).to_be_visible()
         expect(page.locator(".doing", has_text="at_gate")).to_be_visible()
         page.locator("#why-run").select_option(run.run_id)
-        page.locator("#why-key").fill("the")
-        expect(page.locator("#why-keys option")).to_have_count(2)
-        page.locator("#why-key").fill("then")
+        page.locator("#why-key").fill("at_")
+        expect(page.locator("#why-keys option")).to_have_count(1)
+        assert page.locator("#why-keys option").get_attribute("value") == gate.key
+        page.locator("#why-key").fill(then.key)
         page.get_by_role("button", name="Ask").click()
-        expect(page.locator("#why-text")).to_contain_text("the-gate")
+        expect(page.locator("#why-text")).to_contain_text(gate.key)
         expect(page.locator("#why-story li").first).to_be_visible()
         page.locator("#why-key").fill("no such task")
         page.keyboard.press("Enter")

@@ -191,6 +191,8 @@ class LiveServer:
                     quiet_s = 0.0
                     yield ": nothing new\n\n"
                 await self._pause(INTERVAL_S)
+            # So that a page can tell the end from a break of the line.
+            yield "event: end\ndata: closed\n\n"
         finally:
             self._reader_count -= 1
 
