@@ -2,7 +2,7 @@
 // a break from an end.
 
 const SILENT_MS = 15000; // nothing is sent while nothing changes: after this long it is asked
-const AGAIN_MS = 3000;
+const AGAIN_MS = 700, AGAIN_MAX_MS = 10000; // from one attempt to the next, longer each time
 const WAIT_MS = 5000;
 
 export class Connection {
@@ -11,7 +11,8 @@ export class Connection {
     this.tell = tell; // state: connecting, live, cut, ended, refused
     this.run = null;
     this.state = "connecting";
-    setInterval(() => this.look(), 1000);
+    this.pause_ms = AGAIN_MS;
+    setInterval(() => this.look(), AGAIN_MS);
     addEventListener("pagehide", () => this.close());
     addEventListener("pageshow", event => event.persisted && this.open());
   }
@@ -33,13 +34,12 @@ export class Connection {
     });
     source.addEventListener("error", () => {
       if (this.state !== "ended" && this.state !== "refused") this.becomes("cut");
-      // An answer that is no stream closes it for good; else the browser tries again by itself.
-      if (source.readyState === EventSource.CLOSED) this.close();
+      // From here on `look` tries: it can tell what the answer was, and has more patience each time.
+      this.close();
     });
   }
 
   close() {
-    clearTimeout(this.again);
     if (this.source) this.source.close();
     this.source = null;
   }
@@ -47,6 +47,7 @@ export class Connection {
   becomes(state) {
     if (state === this.state) return;
     this.state = state;
+    if (state === "live") this.pause_ms = AGAIN_MS;
     this.tell(state);
   }
 
@@ -55,12 +56,13 @@ export class Connection {
     this.open();
   }
 
-  /** Once a second: is the line still there, or the environment back? */
+  /** Now and then: is the line still there, or the environment back? */
   async look() {
     const now = performance.now();
-    if (this.asking || document.hidden || now - this.heard < (this.source ? SILENT_MS : AGAIN_MS)) return;
+    if (this.asking || document.hidden || now - this.heard < (this.source ? SILENT_MS : this.pause_ms)) return;
     this.asking = true;
     this.heard = now;
+    if (!this.source) this.pause_ms = Math.min(AGAIN_MAX_MS, this.pause_ms * 1.5);
     try {
       const answer = await fetch("api/snapshot", {cache: "no-store", signal: AbortSignal.timeout(WAIT_MS)});
       await answer.body?.cancel();
@@ -68,7 +70,7 @@ export class Connection {
       else if (answer.ok && (!this.source || this.state !== "live")) this.open();
     } catch {
       if (this.state === "live" || this.state === "connecting") this.becomes("cut");
-      if (this.source && this.source.readyState === EventSource.OPEN) this.open();
+      this.close();
     } finally {
       this.asking = false;
     }

@@ -16,13 +16,19 @@ function mix(turn) {
   return turn % 2 ? -0.9 * fraction : 0.8 * fraction;
 }
 
+/** Halves go to the even neighbour, as Python has it. */
+function rounded(value) {
+  const floor = Math.floor(value);
+  return value - floor === 0.5 ? floor + (floor % 2) : Math.round(value);
+}
+
 /** As many colours as asked for, the first seven those of Okabe and Ito. */
 export function colours(count) {
   const found = [];
   for (let turn = 0; found.length < count; turn++) {
     const part = mix(turn), target = part > 0 ? 255 : 0;
     for (const hue of BASE) {
-      const channels = hue.map(value => Math.round(value + (target - value) * Math.abs(part)));
+      const channels = hue.map(value => rounded(value + (target - value) * Math.abs(part)));
       found.push(`#${channels.map(value => value.toString(16).padStart(2, "0")).join("")}`);
     }
   }

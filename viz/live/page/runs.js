@@ -7,6 +7,7 @@ import {count, counted, percent, short, ticking, time} from "./words.js";
 const KINDS = {running: "busy", done: "good", failed: "bad", lost: "bad"}; // and warn: stopped by somebody
 
 const goesOn = run => run.state === "running";
+const TALL = 78; // px a row, as the style sheet has it
 const kindOf = run => KINDS[run.state] || "warn";
 
 export class Runs {
@@ -61,6 +62,13 @@ export class Runs {
     this.shown = snapshot.shown;
     show(at("runs-empty"), snapshot.runs.length === 0);
     this.rows.set(snapshot.runs, run => run.run_id);
+    // A new run comes first: the others are moved by a transform, which lays nothing out.
+    snapshot.runs.forEach((run, index) => {
+      const {style} = this.rows.byKey.get(run.run_id).element, place = `translateY(${index * TALL}px)`;
+      if (style.transform !== place) style.transform = place;
+    });
+    const tall = `${snapshot.runs.length * TALL}px`, list = at("runs-rows").style;
+    if (list.height !== tall) list.height = tall;
     const going = snapshot.runs.filter(goesOn).length;
     say(at("runs-sum"), snapshot.runs.length ? `${going} going on, ${snapshot.runs.length - going} over` : "");
     const news = [];
