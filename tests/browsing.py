@@ -59,9 +59,9 @@ def visit(browser: Browser, url: str, **options: Any) -> Iterator[Visit]:
 
 CONTRASTS = """() => {
   const channels = text => text.match(/[\\d.]+/g).map(Number);
-  const luminance = ([r, g, b]) => [r, g, b].map(value => value / 255)
-    .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0);
+  const linear = value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const luminance = ([r, g, b]) =>
+    0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
   const behind = element => {
     for (let one = element; one; one = one.parentElement) {
       const colour = channels(getComputedStyle(one).backgroundColor);
@@ -71,9 +71,12 @@ CONTRASTS = """() => {
   };
   const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement, text = walker.currentNode.textContent.trim();
-    if (!text || !element.checkVisibility() || element.closest(".unseen, noscript, datalist, option")) continue;
-    const [light, dark] = [luminance(channels(getComputedStyle(element).color)), luminance(behind(element))].sort((a, b) => b - a);
+    const element = walker.currentNode.parentElement;
+    const text = walker.currentNode.textContent.trim();
+    if (!text || !element.checkVisibility()) continue;
+    if (element.closest(".unseen, noscript, datalist, option")) continue;
+    const both = [getComputedStyle(element).color].map(channels).concat([behind(element)]);
+    const [light, dark] = both.map(luminance).sort((a, b) => b - a);
     found.push([text.slice(0, 40), Math.round((light + 0.05) / (dark + 0.05) * 100) / 100]);
   }
   return found;
@@ -81,18 +84,22 @@ CONTRASTS = """() => {
 """Each visible text with its contrast to what is behind it (WCAG 2.2, 1.4.3)."""
 
 TOO_WIDE = """() => {
+  const within = element => element.getBoundingClientRect().right <= innerWidth + 0.5;
   const clips = element => {
-    for (let one = element.parentElement; one && one !== document.body; one = one.parentElement)
-      if (getComputedStyle(one).overflowX !== "visible" && one.getBoundingClientRect().right <= innerWidth + 0.5) return true;
+    for (let one = element.parentElement; one !== document.body; one = one.parentElement)
+      if (getComputedStyle(one).overflowX !== "visible" && within(one)) return true;
     return false;
   };
-  const found = document.documentElement.scrollWidth > innerWidth ? ["the page scrolls sideways"] : [];
+  const found = [];
+  if (document.documentElement.scrollWidth > innerWidth) found.push("the page scrolls sideways");
   for (const element of document.body.querySelectorAll("*")) {
-    const box = element.getBoundingClientRect();
-    if (element.checkVisibility() && !element.closest(".unseen") && box.width && box.right > innerWidth + 0.5 && !clips(element))
-      found.push(`${element.tagName} ${element.id || element.className}: ${box.right}`);
-    if (element.checkVisibility() && /auto|scroll/.test(getComputedStyle(element).overflowX) && element.scrollWidth > element.clientWidth + 1)
-      found.push(`${element.tagName} ${element.id || element.className} scrolls sideways`);
+    if (!element.checkVisibility() || element.closest(".unseen")) continue;
+    const name = `${element.tagName} ${element.id || element.className}`;
+    if (element.offsetWidth && !within(element) && !clips(element))
+      found.push(`${name} is too wide`);
+    const scrolls = /auto|scroll/.test(getComputedStyle(element).overflowX);
+    if (scrolls && element.scrollWidth > element.clientWidth + 1)
+      found.push(`${name} scrolls sideways`);
   }
   return found;
 }"""
@@ -100,20 +107,22 @@ TOO_WIDE = """() => {
 
 WATCH_SHIFTS = """() => {
   window.shifts = [];
+  const nameOf = node => node && (node.id || node.className || node.nodeName);
   new PerformanceObserver(list => {
     for (const entry of list.getEntries())
-      window.shifts.push({value: entry.value, by: entry.sources.map(one => one.node?.id || one.node?.className || one.node?.nodeName)});
+      window.shifts.push({value: entry.value, by: entry.sources.map(one => nameOf(one.node))});
   }).observe({type: "layout-shift", buffered: true});
 }"""
 """Collect layout shifts from the first paint on in `window.shifts`."""
 
 FOCUSED = """() => {
-  const one = document.activeElement, style = getComputedStyle(one), before = one.getBoundingClientRect();
+  const one = document.activeElement, style = getComputedStyle(one);
+  const box = one.getBoundingClientRect();
   return {
     name: one.id || one.className || one.textContent.trim().slice(0, 30) || one.tagName,
     tag: one.tagName,
     ring: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0,
-    seen: before.width > 0 && before.height > 0,
+    seen: box.width > 0 && box.height > 0,
   };
 }"""
 """What has the focus, and whether one can see that."""

@@ -14,7 +14,12 @@ from urllib.parse import urlsplit
 from tests.checkout import ROOT
 
 PAGE = ROOT / "viz" / "live" / "page"
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 
 
 class StandIn:

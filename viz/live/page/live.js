@@ -141,7 +141,7 @@ function sparkline() {
   const pen = sharp(canvas, wide, tall), ink = inks(), rates = snapshot.rates;
   pen.clearRect(0, 0, wide, tall);
   const most = Math.max(1, ...rates), step = wide / 119;
-  const xOf = index => wide - (rates.length - 1 - index) * step, yOf = rate => tall - 1.5 - (tall - 4) * (rate / most);
+  const xOf = index => wide - (rates.length - 1 - index) * step, yOf = rate => tall - 1.5 - (tall - 4) * Math.sqrt(rate / most); // roots: a peak hides nothing
   pen.beginPath();
   rates.forEach((rate, index) => pen.lineTo(xOf(index), yOf(rate)));
   pen.strokeStyle = ink.accent;
