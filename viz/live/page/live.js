@@ -17,8 +17,8 @@ const TICK_MS = 1000;
 const SPEAK_MS = 3000;
 const CONNECTIONS = {connecting: "Connecting", live: "Live", cut: "Cut off", ended: "Ended", refused: "Refused"};
 const NOTICES = {
-  cut: seen => `Cut off${seen}. This page tries again by itself; what it shows is how things were.`,
-  ended: seen => `The environment has ended${seen}. What is shown is its last state.`,
+  cut: seen => `Cut off${seen && ` since ${seen}`}. This page tries again by itself; what it shows is how things were.`,
+  ended: seen => `The environment has ended${seen && `, at ${seen}`}. What is shown is its last state.`,
   refused: () => "The environment here is another one than before, or wants its key: open the address that it printed.",
 };
 const STORES = {up: "good", degraded: "warn", down: "bad"};
@@ -82,7 +82,7 @@ function tell(state) {
   say(at("connection-text"), CONNECTIONS[state]);
   mark(at("connection"), "state", state);
   mark(document.body, "state", state);
-  const seen = seen_ms ? ` since ${clock(seen_ms / 1000)}` : "";
+  const seen = seen_ms ? clock(seen_ms / 1000) : "";
   const text = NOTICES[state] ? NOTICES[state](seen) : "";
   say(at("notice"), text);
   show(at("notice"), text !== "");
