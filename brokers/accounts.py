@@ -14,9 +14,10 @@ from dagsched.brokers.state import (
     Executor,
     ExecutorCounters,
 )
+from dagsched.brokers.watched import LookAround, add_counters, no_machine, watched_stats
 from dagsched.errors import InternalError
 from dagsched.ids import BundleNo, ProcessId
-from dagsched.protocol.messages import BundleDone, ExecutorStats, NodeStats, Progress
+from dagsched.protocol.messages import AskStats, BundleDone, ExecutorStats, NodeStats, Progress
 
 if TYPE_CHECKING:
     from dagsched.brokers.core import BrokerCore
@@ -33,7 +34,9 @@ class Accounts:
         self.core = core
         self.stale_batches: Callable[[], int] = lambda: 0
         """The shell's: batches of brokers that had been removed, since this node began."""
+        self.look_around: LookAround = no_machine  # the shell's
         self.is_progress_due = False  # the core's timer is set
+        self._past = Counters()  # of runs that are over
 
     def bundle_ended(
         self, executor: Executor, bundle: Bundle, message: BundleDone, task_count: int
@@ -100,10 +103,31 @@ class Accounts:
         taken, run.counters.seconds = run.counters.seconds, {}
         return [(index, int(calls), seconds) for index, (calls, seconds) in sorted(taken.items())]
 
-    def node_stats(self, run: BrokerRun | None, now: float) -> NodeStats:
-        """Of one run; without one, what the node holds now."""
-        counters = run.counters if run is not None else Counters()
-        duration_s = now - run.started_s if run is not None else 0.0
+    def answer(self, question: AskStats, now: float) -> NodeStats:
+        """What the node holds now; if somebody watches, also what it does and has done so far."""
+        if not question.is_watched:
+            counters = Counters(stale_count=self.stale_batches())
+            return self.node_stats_of(counters, 0.0)
+        for run in self.core.runs.values():
+            self.core.ledger.flush_traces(run)
+        return watched_stats(self.core, now)
+
+    def closing_stats(self, run: BrokerRun | None, now: float) -> NodeStats:
+        """Of a run that ends here; None: it isn't known here."""
+        if run is None:
+            return self.node_stats_of(Counters(stale_count=self.stale_batches()), 0.0)
+        add_counters(self._past, run.counters)
+        return self.node_stats_of(run.counters, now - run.started_s)
+
+    def sums(self) -> Counters:
+        """What was done in all runs since the node began."""
+        sums = Counters(stale_count=self.stale_batches())
+        for counters in (self._past, *(run.counters for run in self.core.runs.values())):
+            add_counters(sums, counters)
+        return sums
+
+    def node_stats_of(self, counters: Counters, duration_s: float) -> NodeStats:
+        """These counts, of so long a time, with what the node holds now."""
         executors = []
         for executor in self.core.executors.values():
             mine = counters.executors.get(executor.id, ExecutorCounters())
@@ -127,7 +151,7 @@ class Accounts:
             spilled_bytes=table.spilled_bytes,
             bundle_count=counters.bundle_count,
             retry_count=counters.retry_count,
-            stale_count=counters.stale_count if run is not None else self.stale_batches(),
+            stale_count=counters.stale_count,
             crash_retry_count=counters.crash_retry_count,
             timeout_retry_count=counters.timeout_retry_count,
             withheld_count=counters.withheld_count,

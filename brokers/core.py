@@ -161,8 +161,7 @@ class BrokerCore:
             case SetExecutors():
                 self._set_executors(message.executors)
             case AskStats():
-                stats = self.accounts.node_stats(None, now)
-                self.tell_master(Stats(message.request, stats))
+                self.tell_master(Stats(message.request, self.accounts.answer(message, now)))
             case AskTask():
                 self.tell_master(task_answer(self, message, now))
             case Ping():
@@ -322,7 +321,7 @@ class BrokerCore:
         if run is not None:
             self.ledger.flush_traces(run)
             self._drop_run(run, message.kept, now)
-        self.tell_master(RunClosed(number, self.accounts.node_stats(run, now)))
+        self.tell_master(RunClosed(number, self.accounts.closing_stats(run, now)))
 
     def _drop_run(self, run: BrokerRun, kept: Sequence[int], now: float) -> None:
         del self.runs[run.number]

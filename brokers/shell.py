@@ -22,6 +22,7 @@ from dagsched.brokers.actions import BrokerActions
 from dagsched.brokers.core import BrokerCore
 from dagsched.brokers.entering import check_order, check_peer
 from dagsched.brokers.launch import BrokerSettings
+from dagsched.brokers.machine import look_around
 from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.segments import SPILL_NAME, unlink_segments
 from dagsched.brokers.orphanage import Orphanage
@@ -106,7 +107,7 @@ class BrokerShell:
         prefix = settings.name_prefix
         self._arena = Arena(f"{prefix}-0-0", settings.config, self._spill, prefix)
         self._spiller = Spiller(self._spill, f"{prefix}-0-0s")
-        self._core.look = self._pool.look
+        self._core.look, self._core.accounts.look_around = self._pool.look, look_around
         self._core.accounts.stale_batches = lambda: self._peer_links.counts["stale"]
         self._outgoing = OutgoingTransfers(settings.config)
         self._incoming = IncomingTransfers(self._arena, time.monotonic)

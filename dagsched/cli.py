@@ -1,4 +1,4 @@
-"""The command line: `dagsched demo`, `info`, `bench`, `runs`, `resume`, `explain`, `story`, `viz`.
+"""The command line: `dagsched demo`, `info`, `bench`, `runs`, `resume`, `dashboard`, `top`, ..
 
 Responsible for arguments, exit codes and error messages; what the commands do stands elsewhere.
 Exit codes: 0 success, 1 the run failed or its result is wrong, 2 wrong usage.
@@ -261,6 +261,65 @@ def resume(
     if report.error is not None:
         click.echo(f"dagsched: run {run_id}: {report.error}", err=True)
         raise click.exceptions.Exit(FAILED)
+
+
+@commands.command()
+@click.argument("environment", metavar="[ENV]", required=False)
+@click.option("--open", "opens", is_flag=True, help="Open it in a browser, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def dashboard(environment: str | None, opens: bool, as_json: bool) -> None:
+    """Open the live page of a program that runs, and print its URL.
+
+    ENV is the token of an environment or the process that has it open; needed if there are
+    several. The page is served by that process, to this machine only and to whoever has the whole
+    URL. Exit code 1 if there is no such environment, or it can't open a page.
+    """
+    from dagsched.viz.live.attaching import find_environment, page_url
+
+    found = find_environment(environment)
+    url = page_url(found)
+    if as_json:
+        click.echo(json.dumps({"environment": found.token, "pid": found.pid, "url": url}))
+    else:
+        click.echo(url)
+    if opens:
+        import webbrowser
+
+        webbrowser.open(url)
+
+
+@commands.command()
+@click.argument("environment", metavar="[ENV]", required=False)
+@click.option("--once", is_flag=True, help="Print one picture and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print one snapshot as JSON and end.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.5, 3600.0),
+    default=1.0,
+    show_default=True,
+    help="Seconds from one picture to the next.",
+)
+def top(environment: str | None, once: bool, as_json: bool, interval: float) -> None:
+    """Show in the terminal what a program that runs does: runs, nodes, functions, failures.
+
+    ENV is the token of an environment or the process that has it open; needed if there are
+    several. Ends with the environment, or by Ctrl-C. Exit code 1 if there is no such environment.
+    """
+    from rich.console import Console
+
+    from dagsched.viz.live.attaching import Reader, find_environment, page_url
+    from dagsched.viz.live.top import show_on, show_once
+
+    read = Reader(page_url(find_environment(environment))).snapshot
+    if as_json:
+        click.echo(json.dumps(read()))
+        return
+    # A file or a pipe has no width: lines need no folding there.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    if once:
+        show_once(read, console)
+    else:
+        show_on(read, console, interval)
 
 
 def _of_a_task(command: "Callable[..., None]") -> "Callable[..., None]":

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from dagsched.answers import Answers
 from dagsched.background import BackgroundThread
 from dagsched.config import Config
+from dagsched.dashboard import Dashboard, Observed
 from dagsched.enquiries import Enquiries
 from dagsched.envfile import EnvironmentNote, write_note
 from dagsched.errors import ClosedError, DagschedError, GraphError, InternalError
 from dagsched.ids import run_base
 from dagsched.launching import BrokerProcesses, kill_group
 from dagsched.nodes import NodeEnv
-from dagsched.profiling import MasterProfile, profile_name
+from dagsched.profiling import MasterProfile
 from dagsched.ref import Ref, register_environment, unregister_environment
 from dagsched.references import References
 from dagsched.roster import Roster
@@ -98,6 +99,10 @@ class Cluster:
         self._answers = Answers()
         self._enquiries = Enquiries(self._call, self._answers, self.check_open)
         self._references = References(names.token, self._call, self._answers, self.check_open)
+        observed = Observed(
+            names, self._enquiries, self._roster, self._storing.state, lambda: self.runs
+        )
+        self.dashboard = Dashboard(observed, self._call)
         self._note = EnvironmentNote.of(names, None)
         self._lock = threading.Lock()  # guards what follows
         self._base = run_base(names.token)
@@ -151,6 +156,7 @@ class Cluster:
         register_environment(self._names.token, self._references)
         if self._tracker is not None:
             self._tracker.open()
+        self.dashboard.listen(shell.call_when_ready)
         self._sweeper.do(sweep)
         # The journal's thread imports a store's client meanwhile, and with it this module, which
         # can't be imported any more once the program has begun to exit.
@@ -194,6 +200,7 @@ class Cluster:
                 steps.callback(self._tracker.close)
             if self._profile is not None:
                 steps.callback(self._profile.tell)
+            steps.callback(self.dashboard.silence)
             if self._endpoint is not None and self._shell is None:
                 steps.callback(self._endpoint.close)
             if self._shell is not None:
@@ -201,18 +208,11 @@ class Cluster:
             steps.callback(self._brokers.let_go)
             steps.callback(self._tell_closing)
             if self._profile is not None:
-                steps.callback(self._wait_for_profiles)
+                steps.callback(self._profile.wait_for_nodes, self.nodes)
             steps.callback(unregister_environment, self._names.token)
             if self._inheritance is not None:
                 steps.callback(self._inheritance.close_references)
-
-    def _wait_for_profiles(self) -> None:
-        names: list[str] = []
-        for node in self.nodes:
-            names.append(profile_name("broker", node.brokerid, node.brokerid))
-            names += [profile_name("executor", node.brokerid, n) for n in node.executorids]
-        if self._profile is not None:
-            self._profile.wait_for(names)
+            steps.callback(self.dashboard.close, timeout_s)
 
     def _tell_closing(self) -> None:
         self._references.close()
@@ -228,6 +228,7 @@ class Cluster:
         self._closing = True
         self._references.close()
         self._tenancy.forget_after_fork()
+        self.dashboard.forget_after_fork()
         if self._inheritance is not None:
             self._inheritance.forget_after_fork()
         self._brokers.forget_after_fork()
@@ -268,6 +269,7 @@ class Cluster:
             self._run_by_number[number] = self._running[number] = run
             if graph.persisted:
                 self._plan_by_run[number] = planned.plan
+        self.dashboard.begin(run)
         started.append(run)
         plan = planned.plan
         dumper = HandleDumper(graph, planned.order, priority, time.time())
@@ -355,6 +357,7 @@ class Cluster:
         run = Run(self, number, handle.graph, handle.shape, handle.priority)
         with self._lock:
             self._run_by_number[number] = self._running[number] = run
+        self.dashboard.begin(run)
         return run
 
     # --- nodes ----------------------------------------------------------------------------------
@@ -456,26 +459,23 @@ class Cluster:
 
         if self._tracker is not None:
             self._tracker.put(event)
+        self.dashboard.put(event)
+        run = self._running.get(getattr(event, "run", 0))
         match event:
-            case events.RunProgressed():
-                if (run := self._running.get(event.run)) is not None:
-                    run.take_progress(event.done_count, event.total)
-            case events.TracesArrived() | events.NodeTraced():
-                if (run := self._running.get(event.run)) is not None:
-                    run.take_traces(event, self._config.trace_rows_max)
-            case events.RunStarted():
-                if (run := self._running.get(event.run)) is not None:
-                    run.take_started()
-            case events.RunHappened():
-                if (run := self._running.get(event.run)) is not None:
-                    run.take_happened(event)
+            case events.RunProgressed() if run is not None:
+                run.take_progress(event.done_count, event.total)
+            case events.TracesArrived() | events.NodeTraced() if run is not None:
+                run.take_traces(event, self._config.trace_rows_max)
+            case events.RunStarted() if run is not None:
+                run.take_started()
+            case events.RunHappened() if run is not None:
+                run.take_happened(event)
             case events.RunStalled():
                 self._take_stall(event)
             case events.TaskExplained():
                 self._answers.give(event.request, event.found)
-            case events.OutputsArrived() | events.OutputsComplete():
-                if (run := self._running.get(event.run)) is not None:
-                    self._taking.take(run, event)
+            case events.OutputsArrived() | events.OutputsComplete() if run is not None:
+                self._taking.take(run, event)
             case events.RunEnded():
                 self._take_end(event)
             case events.ValueArrived():

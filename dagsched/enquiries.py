@@ -5,6 +5,7 @@ How tables are made of them is `stats`' affair.
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from dagsched.errors import ClosedError, InternalError
 if TYPE_CHECKING:
     from dagsched.master.core import MasterCore
     from dagsched.master.explaining import Explanation
+    from dagsched.master.surveys import Standing
     from dagsched.protocol.messages import NodeStats
     from dagsched.run import Run
     from dagsched.stats import RunNumbers
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 Call = Callable[["Callable[[MasterCore, float], None]"], None]
 
 _STATS_TIMEOUT_S = 2.0
+_WATCHED_TIMEOUT_S = 1.0  # asked again and again
 _EXPLAIN_TIMEOUT_S = 5.0  # a node that does not answer has been given up by then
 
 
@@ -49,7 +52,7 @@ class Enquiries:
         """Numbers of the last run, with what the brokers hold now."""
         from dagsched.stats import add_idle_nodes, broker_rows, executor_rows, merge_live
 
-        live, counters = self._ask_stats()
+        live, counters = self.ask_stats() or ((), {})
         stale_count = sum(node.stale_count for node in live)
         now = {
             "stalls": counters.get("stalls", 0),
@@ -74,12 +77,33 @@ class Enquiries:
             return None if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
         return None
 
-    def _ask_stats(self) -> "tuple[Sequence[NodeStats], Mapping[str, int]]":
+    def ask_stats(
+        self, *, is_watched: bool = False
+    ) -> "tuple[Sequence[NodeStats], Mapping[str, int]] | None":
+        """What nodes hold now, and the master's counters; with `is_watched` what they do, too.
+
+        Returns:
+            None: some node doesn't answer, and is on its way to being lost.
+        """
         request = self._answers.ask()
-        self._call(lambda core, now: core.ask_stats(request, now))
+        self._call(lambda core, _now: core.surveys.ask(request, is_watched=is_watched))
+        answer = self._wait(request, _WATCHED_TIMEOUT_S if is_watched else _STATS_TIMEOUT_S)
+        return None if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+
+    def ask_standing(
+        self, run: int
+    ) -> "tuple[Standing | None, Mapping[int, tuple[float, bool]], float]":
+        """How a run's subtrees stand, `Surveys.silences`, and the seconds that telling took."""
+        request = self._answers.ask()
+
+        def look(core: "MasterCore", now: float) -> None:
+            begun_s = time.perf_counter()
+            found = core.surveys.standing(run), core.surveys.silences(now)
+            self._answers.give(request, (*found, time.perf_counter() - begun_s))
+
+        self._call(look)
         answer = self._wait(request, _STATS_TIMEOUT_S)
-        # A node that doesn't answer is on its way to being lost; the run's own numbers are there.
-        return ((), {}) if answer is NO_ANSWER else answer  # type: ignore[return-value]  # the event says so
+        return (None, {}, 0.0) if answer is NO_ANSWER else answer  # type: ignore[return-value]  # given above
 
     def _wait(self, request: int, timeout_s: float | None) -> object:
         answer = self._answers.wait(request, timeout_s)

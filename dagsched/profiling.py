@@ -9,9 +9,11 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dagsched.nodes import NodeEnv
 
 if TYPE_CHECKING:
     import cProfile
@@ -91,6 +93,14 @@ class MasterProfile(Profile):
             self._directories.append(directory)
         self.start()
         return directory
+
+    def wait_for_nodes(self, nodes: Sequence[NodeEnv]) -> None:
+        """Wait until the processes of these nodes have written theirs, too."""
+        names: list[str] = []
+        for node in nodes:
+            names.append(profile_name("broker", node.brokerid, node.brokerid))
+            names += [profile_name("executor", node.brokerid, n) for n in node.executorids]
+        self.wait_for(names)
 
     def wait_for(self, names: Collection[str]) -> None:
         """Wait a moment for files of the last run, before their writers are ended.

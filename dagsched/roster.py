@@ -46,6 +46,12 @@ class Roster:
         with self._changed:
             return tuple(node for node in self._wanted if node.brokerid not in self._lost)
 
+    def standing(self) -> list[tuple[NodeEnv, str]]:
+        """The nodes wanted, and whether each is ``starting``, ``up`` or ``lost``."""
+        with self._changed:
+            words = dict.fromkeys(self._joined, "up") | dict.fromkeys(self._lost, "lost")
+            return [(node, words.get(node.brokerid, "starting")) for node in self._wanted]
+
     def describe_losses(self) -> str:
         """Which nodes were lost, and why."""
         with self._changed:

@@ -140,7 +140,7 @@ class Run(Shown):
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._state = "running"
-        self._end: RunEnded | None = None
+        self.end: RunEnded | None = None  # as the master told it
         self._error: BaseException | None = None
         self._decoded: dict[int, object] = {}
         self._values: Sequence[object] = ()  # of the outputs, in their order
@@ -438,7 +438,7 @@ class Run(Shown):
         if event.state == "done":
             record.done_count = record.total
         record.ended_s = time.monotonic()
-        self._end = event
+        self.end = event
         tell(self, event.state)
         self._finish(event.state)
 
@@ -456,7 +456,7 @@ class Run(Shown):
     @property
     def failure(self) -> "Failure | None":
         """The task that failed for good, and how."""
-        return None if self._end is None else self._end.failure
+        return None if self.end is None else self.end.failure
 
     def failure_text(self) -> str:
         """How that task failed, to be put behind a sentence."""
@@ -531,9 +531,9 @@ class Run(Shown):
             return _copied(self._error)
         from dagsched.outcome import run_error
 
-        if self._end is None:
+        if self.end is None:
             return InternalError(f"run {self.run_id} ended as {self._state} without a reason")
-        return run_error(self, self._end, self._host.describe_losses())
+        return run_error(self, self.end, self._host.describe_losses())
 
     def _copied(self, broker: int, info: "ObjectInfo") -> object:
         """The value of an object in shared memory, or a reference where those are wanted."""

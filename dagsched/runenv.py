@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from dagsched.config import Config
+from dagsched.dashboard import announce, dashboard_address
 from dagsched.debuglog import start_debug_log, stop_debug_log
 from dagsched.errors import ClosedError, NoNodesError
 from dagsched.limits import check_descriptors
@@ -73,6 +74,8 @@ class RunEnv(Shown):
             directory.
         remotetrack: send events as JSON lines to a listener: ``host:port``, ``unix:PATH``, or True
             for the address in ``DAGSCHED_TRACK``.
+        dashboard: serve a live page: True (this machine only, any free port) or ``HOST:PORT``;
+            its URL is printed once, and is `dashboard_url`. Needs the extra ``dashboard``.
         listen: ``tcp://HOST``, an address of this machine, for TCP between master and brokers,
             encrypted and with keys made for this environment; None: Unix sockets.
         config: limits and defaults.
@@ -99,6 +102,7 @@ class RunEnv(Shown):
         debug: bool = False,
         profile: bool = False,
         remotetrack: bool | str = False,
+        dashboard: bool | str = False,
         listen: str | None = None,
         config: Config | None = None,
     ) -> None:
@@ -109,6 +113,7 @@ class RunEnv(Shown):
             raise TypeError(f"metastore must be a str or None, not {type(metastore).__name__}")
         self._config = Config() if config is None else config
         self._listen = None if listen is None else check_listen(listen)
+        page = dashboard_address(dashboard)
         self._flags = {"debug": debug, "profile": profile, "remotetrack": bool(remotetrack)}
         self._private: tuple[NodeEnv, ...] = ()
         self._lock = threading.RLock()
@@ -116,7 +121,7 @@ class RunEnv(Shown):
         self._closed = False
         self._cluster: Cluster | None = None
         wanted = self._first_nodes(nodes, executors)
-        self._open(wanted, metastore, track_address(remotetrack))
+        self._open(wanted, metastore, track_address(remotetrack), page)
 
     # --- use ------------------------------------------------------------------------------------
 
@@ -141,6 +146,11 @@ class RunEnv(Shown):
     def runs(self) -> "list[Run]":
         """Runs that are not over, or whose handles are held somewhere; oldest first."""
         return [] if self._cluster is None else self._cluster.runs
+
+    @property
+    def dashboard_url(self) -> str | None:
+        """Of the live page, with the token that lets a browser in; None: it isn't open."""
+        return None if self._cluster is None else self._cluster.dashboard.url
 
     @property
     def closed(self) -> bool:
@@ -310,7 +320,13 @@ class RunEnv(Shown):
         check_descriptors(wanted)
         return wanted
 
-    def _open(self, nodes: tuple[NodeEnv, ...], metastore: str | None, track: str | None) -> None:
+    def _open(
+        self,
+        nodes: tuple[NodeEnv, ...],
+        metastore: str | None,
+        track: str | None,
+        page: tuple[str, int] | None,
+    ) -> None:
         """Start everything; what was started is ended again if that fails."""
         check_descriptors(nodes)
         names = make_run_directory(self._rootpath)
@@ -329,6 +345,8 @@ class RunEnv(Shown):
                 listen=self._listen,
             )
             self._cluster.open(metastore)
+            if page is not None:
+                announce(self._cluster.dashboard.open(page))
         except BaseException:
             self.close()
             remove_run_directory(names)

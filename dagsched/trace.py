@@ -364,6 +364,11 @@ class TraceBuilder:
         """
         self._pieces.append(_Piece(broker, executor, attempt, positions, stamps, bundles, objects))
 
+    @property
+    def pieces(self) -> list[_Piece]:
+        """All that was added, as it was given to `add`, in that order."""
+        return list(self._pieces)
+
     def executions_of(self, position: int) -> list[Execution]:
         """Every time that the task at a position has ended, in order."""
         found = []

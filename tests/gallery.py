@@ -1,5 +1,6 @@
 """The pictures of viz/README.md, by real runs: `python -m tests.gallery DIRECTORY [NAME ..]`."""
 
+import re
 import sys
 import tempfile
 import time
@@ -18,12 +19,12 @@ from tests import graphs
 
 
 @contextmanager
-def cluster(config: Config | None = None) -> Iterator[RunEnv]:
+def cluster(config: Config | None = None, *, dashboard: bool = False) -> Iterator[RunEnv]:
     """Two nodes with two executors each."""
     ids = addprocs(6)
     nodes = [NodeEnv(ids[0], "127.0.0.1", ids[1:3]), NodeEnv(ids[3], "127.0.0.1", ids[4:6])]
     try:
-        with RunEnv(nodes=nodes, metastore="memory://", config=config) as env:
+        with RunEnv(nodes=nodes, metastore="memory://", config=config, dashboard=dashboard) as env:
             yield env
     finally:
         rmprocs(ids)
@@ -159,9 +160,57 @@ def million(folder: Path) -> None:
         visualize(run, folder / name, kind=kind, title="a million tasks")
 
 
+def load_tile(index: int) -> float:
+    """Work of its own name, as the three that follow."""
+    return work(0.02 + index % 5 / 200)
+
+
+def calibrate(tile: float, neighbour: float) -> float:
+    """Of two tiles."""
+    return work(tile + neighbour)
+
+
+def image(gains: float) -> float:
+    """Of one that is calibrated."""
+    return work(gains / 2)
+
+
+def mosaic(*images: float) -> float:
+    """Of a row of images."""
+    return work(0.05) + sum(images) * 0
+
+
+def live(folder: Path) -> None:
+    from playwright.sync_api import expect
+
+    from tests import browsing
+
+    with cluster(dashboard=True) as env, browsing.browser() as browser:
+        assert env.dashboard_url is not None
+        rundag(env, delayed(sum)([delayed(one)(index) for index in range(50_000)]))
+        failed = submit(
+            env, [delayed(unreliable, retries=2)(0.01, index == 7) for index in range(40)]
+        )
+        failed.exception()
+        tiles = [delayed(load_tile)(index) for index in range(400)]
+        images = [delayed(image)(delayed(calibrate)(tiles[i], tiles[i - 1])) for i in range(400)]
+        run = submit(env, [delayed(mosaic)(*images[i : i + 20]) for i in range(0, 400, 20)])
+        size, phone = {"width": 1200, "height": 790}, {"width": 390, "height": 844}
+        url = env.dashboard_url
+        with (
+            browsing.visit(browser, url, viewport=size) as wide,
+            browsing.visit(browser, url, viewport=phone, color_scheme="dark") as narrow,
+        ):
+            bar = wide.page.get_by_role("progressbar").first
+            expect(bar).to_have_attribute("aria-valuenow", re.compile("^[6-9].$"), timeout=60_000)
+            wide.page.screenshot(path=folder / "live.png")
+            narrow.page.screenshot(path=folder / "live_phone.png")
+        run.result()
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     function.__name__: function
-    for function in (deep, cross, sort, distributed_sort, failing, spilling, million)
+    for function in (deep, cross, sort, distributed_sort, failing, spilling, million, live)
 }
 
 

@@ -57,7 +57,11 @@ def look(redis_url: str | None = None) -> Traces:
     gc.collect()
     return Traces(
         processes=_processes(),
-        threads=frozenset(f"{thread.name} {thread.ident}" for thread in threading.enumerate()),
+        threads=frozenset(
+            f"{thread.name} {thread.ident}"
+            for thread in threading.enumerate()
+            if not thread.name.startswith("pytest_timeout")  # the clock of the test that runs
+        ),
         descriptors=_descriptors(),
         segments=frozenset(
             entry.name

@@ -24,7 +24,7 @@ from dagsched.config import Config
 from dagsched.errors import InternalError, ProtocolError
 from dagsched.ids import ProcessId, RunNo
 from dagsched.master.balancing import Balance
-from dagsched.master.events import RunProgressed, StatsArrived, ValueArrived
+from dagsched.master.events import RunProgressed, ValueArrived
 from dagsched.master.journal import ClientPart, Record, RunPast, SubtreeEnded
 from dagsched.master.kept import KeptObjects
 from dagsched.master.lives import Lives
@@ -35,13 +35,13 @@ from dagsched.master.placing import Placer
 from dagsched.master.rewriting import journal_of
 from dagsched.master.slices import positions_frame
 from dagsched.master.state import SOURCE, MasterRun, RunState, RunTerms, Subtree, SubtreeState
+from dagsched.master.surveys import Surveys
 from dagsched.master.tracing import traced
 from dagsched.master.watching import Watch
 from dagsched.plan import RunPlan
 from dagsched.protocol.asking import TaskAnswer, TaskRetried
 from dagsched.protocol.codec import PROTOCOL_VERSION
 from dagsched.protocol.messages import (
-    AskStats,
     AskWhere,
     BrokerHello,
     BrokerToMaster,
@@ -51,7 +51,6 @@ from dagsched.protocol.messages import (
     FetchValue,
     Frame,
     Holdings,
-    NodeStats,
     NodeTrace,
     ObjectsTaken,
     OutputsReady,
@@ -101,9 +100,9 @@ class MasterCore:
         self._paces = Paces()
         self._balance = Balance(self._members, self._lives, self._estimates)
         self._watch = Watch(config, self._members, self._lives, self._outbox)
+        self.surveys = Surveys(self._members, self._lives, self._outbox, lambda: self.counters)
         self._resumed: set[RunNo] = set()
         self._fetches: dict[int, ProcessId] = {}  # by request: the broker that was asked
-        self._asked: dict[int, dict[ProcessId, NodeStats | None]] = {}  # by request
         self._closed = False
 
     @property
@@ -261,13 +260,6 @@ class MasterCore:
         self._outbox.now = now
         self._watch.explain(request, run, position, now)
 
-    def ask_stats(self, request: int, now: float) -> None:  # noqa: ARG002
-        """Ask every node for its statistics; `StatsArrived` answers."""
-        self._asked[request] = dict.fromkeys(self._members.nodes)
-        for broker in self._members.nodes:
-            self._outbox.send(broker, AskStats(request))
-        self._maybe_answer_stats(request)
-
     def journal_of(self, run: int) -> list[Record] | None:
         """What to write anew of a run whose journal was lost; None: the run is over."""
         found = self._lives.runs.get(RunNo(run))
@@ -346,7 +338,8 @@ class MasterCore:
             case Value():
                 self._value_arrived(sender, message, frames)
             case Stats():
-                self._stats_arrived(sender, message)
+                if not self.surveys.answered(sender, message.request, message.stats):
+                    self.stale_count += 1
             case ExecutorChanged():
                 self._executor_changed(sender, message, now)
             case Pong() | TaskRetried() | TaskAnswer():
@@ -365,9 +358,7 @@ class MasterCore:
         for request in [r for r, asked in self._fetches.items() if asked == lost]:
             del self._fetches[request]
             self._outbox.tell(ValueArrived(request, broker, None, None))
-        for request in [r for r, waiting in self._asked.items() if lost in waiting]:
-            del self._asked[request][lost]
-            self._maybe_answer_stats(request)
+        self.surveys.broker_lost(lost)
         self._lives.node_gone(lost, now)
 
     def _welcome(self, message: BrokerHello, now: float) -> None:
@@ -535,21 +526,6 @@ class MasterCore:
         del self._fetches[message.request]
         found = message.info, (frames[0] if frames else None)
         self._outbox.tell(ValueArrived(message.request, broker, *found))
-
-    def _stats_arrived(self, broker: ProcessId, message: Stats) -> None:
-        waiting = self._asked.get(message.request)
-        if waiting is None or broker not in waiting:
-            self.stale_count += 1
-            return
-        waiting[broker] = message.stats
-        self._maybe_answer_stats(message.request)
-
-    def _maybe_answer_stats(self, request: int) -> None:
-        answers = self._asked[request].values()
-        stats = [answer for answer in answers if answer is not None]
-        if len(stats) == len(answers):
-            del self._asked[request]
-            self._outbox.tell(StatsArrived(request, stats, self.counters))
 
     # --- time and actions -------------------------------------------------------------------------
 

@@ -180,7 +180,7 @@ class TaskExplained:
 
 @dataclass(frozen=True, slots=True)
 class StatsArrived:
-    """Answer to `ask_stats`, of all nodes that were there, by rising broker id."""
+    """Answer to `Surveys.ask`, of all nodes that were there, by rising broker id."""
 
     request: int
     stats: Sequence[NodeStats]

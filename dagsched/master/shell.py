@@ -126,6 +126,7 @@ class MasterShell:
         self._wake_fd = -1
         self._wake_lock = threading.RLock()
         self._thread: threading.Thread | None = None
+        self._ready_by_fd: dict[int, Callable[[], None]] = {}
         self._stopping = False
         self._crash: BaseException | None = None
 
@@ -174,6 +175,16 @@ class MasterShell:
             self._endpoint.also_bind(path)
             for fd in set(self._endpoint.fds) - known:
                 self._epoll.register(fd, select.EPOLLIN)
+
+        self.call(begin)
+
+    def call_when_ready(self, fd: int, ready: Callable[[], None]) -> None:
+        """Have `ready`, which must not wait, called in the thread when a descriptor is readable."""
+
+        def begin(_core: "MasterCore", _now: float) -> None:
+            assert self._epoll is not None
+            self._ready_by_fd[fd] = ready
+            self._epoll.register(fd, select.EPOLLIN)
 
         self.call(begin)
 
@@ -293,6 +304,8 @@ class MasterShell:
                 os.eventfd_read(fd)
             elif fd in self._broker_by_pidfd:
                 self._take_exit(fd)
+            elif fd in self._ready_by_fd:
+                self._ready_by_fd[fd]()
 
     def _receive(self, broker: int, frames: "list[Frame]", now: float) -> None:
         self._now = now

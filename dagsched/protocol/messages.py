@@ -13,11 +13,14 @@ from typing import NamedTuple
 
 from dagsched.protocol.asking import AskTask, TaskAnswer, TaskRetried
 from dagsched.protocol.structs import (
+    Doing,
+    ExecutorStats,
     ExitInfo,
     Failure,
     Frame,
     FunctionInfo,
     Location,
+    NodeStats,
     ObjectInfo,
     Struct,
     TaskOptions,
@@ -26,8 +29,8 @@ from dagsched.protocol.tracing import TRACE_GAP, NodeTrace, TaskTrace
 
 # Records that messages share stand in `structs`, and are imported from here; so is `tracing`.
 __all__ = [
-    "TRACE_GAP", "ExitInfo", "Failure", "Frame", "FunctionInfo", "Location", "NodeTrace",
-    "ObjectInfo", "TaskOptions", "TaskTrace",
+    "TRACE_GAP", "Doing", "ExecutorStats", "ExitInfo", "Failure", "Frame", "FunctionInfo",
+    "Location", "NodeStats", "NodeTrace", "ObjectInfo", "TaskOptions", "TaskTrace",
 ]  # fmt: skip
 
 CHUNK_TASKS = 64
@@ -204,9 +207,13 @@ class FetchValue(Struct, frozen=True, tag="fetch_value"):
 
 
 class AskStats(Struct, frozen=True, tag="ask_stats"):
-    """Answer `Stats`."""
+    """Answer `Stats`; if somebody watches, also with what goes on at this moment.
+
+    Times of tasks that ended (`TaskTrace`) are told before that then, however few they are.
+    """
 
     request: int
+    is_watched: bool = False
 
 
 class Ping(Struct, frozen=True, tag="ping"):
@@ -342,7 +349,7 @@ class RunClosed(Struct, frozen=True, tag="closed"):
     """Answer to `EndRun`; `stats` as in `Stats`."""
 
     run: int
-    stats: "NodeStats"
+    stats: NodeStats
 
 
 class Value(Struct, frozen=True, tag="value"):
@@ -350,46 +357,6 @@ class Value(Struct, frozen=True, tag="value"):
 
     request: int
     info: ObjectInfo | None
-
-
-class ExecutorStats(Struct, frozen=True):
-    """What one executor did since the environment began, or in one run."""
-
-    id: int
-    pid: int
-    task_count: int = 0
-    bundle_count: int = 0
-    busy_s: float = 0.0
-    idle_s: float = 0.0
-    read_bytes: int = 0
-    written_bytes: int = 0
-    restart_count: int = 0
-    rss_peak_bytes: int = 0
-
-
-class NodeStats(Struct, frozen=True):
-    """What one node did in one run, with what its broker holds now."""
-
-    id: int
-    host: str
-    received_count: int = 0
-    given_count: int = 0
-    in_bytes: int = 0
-    out_bytes: int = 0
-    live_object_count: int = 0
-    live_bytes: int = 0
-    peak_bytes: int = 0
-    spilled_bytes: int = 0
-    bundle_count: int = 0
-    retry_count: int = 0
-    stale_count: int = 0
-    executors: Sequence[ExecutorStats] = ()
-    crash_retry_count: int = 0  # of `retry_count`: executors died
-    timeout_retry_count: int = 0
-    withheld_count: int = 0  # bundles held back because the store was above its mark
-    shared_bytes: int = 0  # of `live_bytes` those in shared memory
-    shared_peak_bytes: int = 0
-    spill_count: int = 0  # objects moved from shared memory to files, since the node began
 
 
 class Stats(Struct, frozen=True, tag="stats"):

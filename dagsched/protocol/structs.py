@@ -90,3 +90,59 @@ class Failure(Struct, frozen=True):
     path: str = ""
     executor: int = 0
     exit: ExitInfo | None = None
+
+
+class Doing(Struct, frozen=True):
+    """What an executor does at this moment: tasks of a bundle, from the time `since_s` on."""
+
+    run: int
+    position: int  # of the task; of a bundle of several, the first one
+    task_count: int
+    since_s: float  # monotonic
+
+
+class ExecutorStats(Struct, frozen=True):
+    """What one executor did since the environment began, or in one run."""
+
+    id: int
+    pid: int
+    task_count: int = 0
+    bundle_count: int = 0
+    busy_s: float = 0.0
+    idle_s: float = 0.0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    restart_count: int = 0
+    rss_peak_bytes: int = 0
+    rss_bytes: int = 0  # now, if that was asked for
+    doing: Doing | None = None  # the same
+
+
+class NodeStats(Struct, frozen=True):
+    """What one node did in one run, with what its broker holds now."""
+
+    id: int
+    host: str
+    received_count: int = 0
+    given_count: int = 0
+    in_bytes: int = 0
+    out_bytes: int = 0
+    live_object_count: int = 0
+    live_bytes: int = 0
+    peak_bytes: int = 0
+    spilled_bytes: int = 0
+    bundle_count: int = 0
+    retry_count: int = 0
+    stale_count: int = 0
+    executors: Sequence[ExecutorStats] = ()
+    crash_retry_count: int = 0  # of `retry_count`: executors died
+    timeout_retry_count: int = 0
+    withheld_count: int = 0  # bundles held back because the store was above its mark
+    shared_bytes: int = 0  # of `live_bytes` those in shared memory
+    shared_peak_bytes: int = 0
+    spill_count: int = 0  # objects moved from shared memory to files, since the node began
+    pid: int = 0  # of the broker; this and what follows only if somebody watches
+    cpu_load_1m: float = -1.0
+    memory_used_bytes: int = -1  # of the whole machine
+    memory_total_bytes: int = -1
+    shared_limit_bytes: int = 0  # that `shared_bytes` may come to; 0: none

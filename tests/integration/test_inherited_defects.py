@@ -75,7 +75,7 @@ def executor_pids(env: RunEnv) -> dict[int, int]:
     """Process id of each executor by its id, as the brokers know them."""
     return {
         executor.id: executor.pid
-        for node in env._cluster._enquiries._ask_stats()[0]  # type: ignore[union-attr]
+        for node in env._cluster._enquiries.ask_stats()[0]  # type: ignore[union-attr, index]
         for executor in node.executors
     }
 

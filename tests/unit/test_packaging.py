@@ -170,6 +170,9 @@ def test_a_wheel_has_each_file_once(checkout: Path, tmp_path: Path) -> None:
     assert "dagsched/py.typed" in ours
     assert any(name.startswith("dagsched/viz/fonts/") for name in ours)
     assert "dagsched/viz/templates/gantt.html" in ours
+    assert "dagsched/viz/live/page/index.html" in ours
+    assert "dagsched/viz/live/page/live.js" in ours
+    assert "dagsched/viz/live/page/index.html" in ours
 
 
 @pytest.mark.parametrize("has_compiler", [True, False])

@@ -851,7 +851,7 @@ def test_stale_messages_are_counted_and_dropped():
 
 def test_stats_are_of_all_nodes():
     driver = ready({2: 1, 3: 1})
-    driver.core.ask_stats(4, driver.now)
+    driver.core.surveys.ask(4, is_watched=False)
     driver.take()
     assert driver.sent(3, AskStats) == [Parcel(AskStats(4))]
     assert driver.receive(3, Stats(4, NodeStats(3, "h"))).events == []
@@ -1170,7 +1170,7 @@ def test_fetches_and_stats_don_t_wait_for_the_dead():
     finished_plan = plan_of([[]], [0, 1], [0], flags={0: PERSISTED})
     finished(driver, 1, finished_plan)
     driver.core.fetch(5, 1, 0, driver.now)
-    driver.core.ask_stats(6, driver.now)
+    driver.core.surveys.ask(6, is_watched=False)
     driver.receive(3, Stats(6, NodeStats(3, "h")))
     driver.core.peer_lost(2, "gone", driver.now)
     driver.take()
