@@ -88,7 +88,9 @@ def _woven_graph(rng: random.Random, library_count: int) -> SimGraph:
     ]
     graph = rng.choice(shapes)()
     graph.is_measured = rng.random() < 0.8
-    graph.function_s = [rng.choice((1e-4, 5e-4, 2e-3)) for _ in range(rng.randint(1, 2))]
+    graph.function_s = [
+        rng.choice((1e-4, 5e-4, 2e-3)) for _ in range(rng.randint(1, min(2, graph.count)))
+    ]
     graph.function_of = [rng.randrange(len(graph.function_s)) for _ in range(graph.count)]
     share = rng.choice((0.0, 0.005, 0.02, 0.05))
     for number in range(graph.count):
@@ -102,7 +104,9 @@ def _woven_graph(rng: random.Random, library_count: int) -> SimGraph:
 
 def _decorate(rng: random.Random, graph: SimGraph, library_count: int) -> None:
     """Durations, large values, constants, Refs and returned graphs here and there."""
-    graph.function_s = [rng.choice((1e-5, 1e-3, 1e-2, 5e-2)) for _ in range(rng.randint(1, 3))]
+    graph.function_s = [
+        rng.choice((1e-5, 1e-3, 1e-2, 5e-2)) for _ in range(rng.randint(1, min(3, graph.count)))
+    ]
     graph.function_of = [rng.randrange(len(graph.function_s)) for _ in range(graph.count)]
     large_share = rng.choice((0.0, 0.0, 0.1, 0.5))
     returning_share = rng.choice((0.0, 0.05)) if library_count else 0.0

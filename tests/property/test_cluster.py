@@ -23,7 +23,8 @@ def sim_graphs(draw: st.DrawFn) -> SimGraph:
     used = {dep for row in deps for dep in row}
     graph = SimGraph(deps, [number for number in range(count) if number not in used])
     graph.sources = [constant(500 + k) for k in range(source_count)]
-    graph.function_s = draw(st.lists(st.sampled_from((1e-5, 1e-3, 2e-2)), min_size=1, max_size=3))
+    seconds = st.sampled_from((1e-5, 1e-3, 2e-2))
+    graph.function_s = draw(st.lists(seconds, min_size=1, max_size=min(3, count)))
     indices = st.integers(0, len(graph.function_s) - 1)
     graph.function_of = draw(st.lists(indices, min_size=count, max_size=count))
     for number in draw(st.sets(st.integers(0, count - 1), max_size=5)):
