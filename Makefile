@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# What needs no quiet machine, and so can run in two processes at once.
+PURE := tests/unit tests/property tests/sim
+
 SEED := 0
 COUNT := 1
 
@@ -37,7 +40,7 @@ lint: $(STAMP) ## style and types
 
 .PHONY: check
 check: lint ## style, types, and the tests that need no other process; below 90 seconds
-	$(BIN)/python -m pytest -q -m 'not slow' $(wildcard tests/unit tests/property tests/sim)
+	$(BIN)/python -m pytest -q -n 2 -m 'not slow' $(PURE)
 
 .PHONY: sim
 sim: $(STAMP) ## one simulated story, told: make sim SEED=7; many: make sim COUNT=2000
@@ -45,7 +48,8 @@ sim: $(STAMP) ## one simulated story, told: make sim SEED=7; many: make sim COUN
 
 .PHONY: test
 test: $(STAMP) ## all but the slow part of make chaos and make frontends (needs a redis-server binary)
-	$(BIN)/python -m pytest -q --ignore=tests/chaos --ignore=tests/frontends
+	$(BIN)/python -m pytest -q -n 2 $(PURE)
+	$(BIN)/python -m pytest -q tests/contract tests/integration
 	$(BIN)/python -m pytest -q -m 'not slow' tests/frontends tests/chaos
 
 .PHONY: chaos

@@ -267,7 +267,8 @@ def test_logs(page: Page, known: Known) -> None:
     assert values == [str(known.env.nodes[0].brokerid), *executors]
     found = []
     for executor in executors:
-        with page.expect_response(lambda answer: "api/logs" in answer.url) as answer:
+        asked = f"executor={executor.partition('/')[2]}"
+        with page.expect_response(lambda answer, asked=asked: asked in answer.url) as answer:
             page.locator("#logs-who").select_option(executor)
         lines = answer.value.json()["lines"]
         if lines:

@@ -124,7 +124,7 @@ def test_a_run_with_large_objects():
 
 
 def check_directory(env):
-    assert {path.name for path in directory_of(env).glob("*.sock")} <= {"store.sock"}
+    assert {path.name for path in directory_of(env).glob("*.sock")} <= {"store.sock", "live.sock"}
 
 
 def test_the_cluster_file_is_for_nobody_else(env):

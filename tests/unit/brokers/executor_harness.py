@@ -37,6 +37,14 @@ from dagsched.protocol.messages import (
 from dagsched.serialize import dump_entries
 
 
+def loaded(frame: Any) -> Any:
+    """The value, or the error by which one that can't be unpickled says so."""
+    try:
+        return pickle.loads(frame)
+    except ValueError as error:
+        return error
+
+
 @dataclass
 class Task:
     """A task of a hand-written bundle: function, argument entry, dependencies (positions)."""
@@ -210,7 +218,7 @@ class ExecutorHarness:
             if info.location is not None:
                 result.values[info.first] = copy_value(info.location)
             elif info.count == 1:
-                result.values[info.first] = pickle.loads(next(rest))
+                result.values[info.first] = loaded(next(rest))
             else:
                 values = pickle.loads(next(rest))
                 assert len(values) == info.count

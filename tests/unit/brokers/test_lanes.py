@@ -317,7 +317,9 @@ class TestBroken:
 
     def test_a_value_that_can_not_be_unpickled(self, pair: PairHarness) -> None:
         first, second = self.both(pair, only_once)
-        # Whoever is to get it as an object finds out, and says so.
+        # Whoever is to get it as an object finds out, and says so; so does the broker that is told
+        # of it, if the other lane was broken off before it could be handed over.
+        assert isinstance(first.values.get(2, ValueError()), ValueError)
         assert done_of(second) == [1, 3]
         assert first.message.failures == []
         assert pair.run(woven(mixed, 4, 3, 1), columns(4, 3, 2), [8])[0].values
