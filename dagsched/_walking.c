@@ -11,7 +11,9 @@ for a call back may run code of the user. */
 #include <stdint.h>
 #include <structmember.h>
 
-#define SIGNALS_EACH 65536 /* tasks, between looks for Ctrl-C */
+/* Tasks or arguments between looks for Ctrl-C and for other threads: some 10 ms. Whoever lets go of
+the interpreter more often than each 5 ms, its switch interval, is never asked to wait for others. */
+#define PAUSE_EACH 32768
 #define FEW 8              /* dependencies that are compared one by one */
 
 typedef struct {
@@ -260,6 +262,15 @@ note_columns(Columns *columns, PyObject *node, PyObject *id)
     return result;
 }
 
+/* The master is a thread of this process, and must hear its nodes; -1: Ctrl-C. */
+static int
+pause_shortly(void)
+{
+    Py_BEGIN_ALLOW_THREADS
+    Py_END_ALLOW_THREADS
+    return PyErr_CheckSignals();
+}
+
 /* Put a task back on the stack, below those that it waits for; -1: an error. */
 static int
 put_back(Row *stack, PyObject *opened, PyObject *node, Row *pending)
@@ -322,6 +333,8 @@ walk(PyObject *self, PyObject *given)
         empty(&pending);
         for (Py_ssize_t i = 0; is_common && i < PyTuple_GET_SIZE(args); i++) {
             PyObject *argument = PyTuple_GET_ITEM(args, i);
+            if (i % PAUSE_EACH == PAUSE_EACH - 1 && pause_shortly() < 0)
+                goto done;
             if (!Py_IS_TYPE(argument, delayed_type)) {
                 is_common = is_small_constant(argument, size_max);
                 if (is_common < 0)
@@ -393,7 +406,7 @@ walk(PyObject *self, PyObject *given)
         if (id == NULL || PyDict_SetItem(ids, node, id) < 0 || PyList_Append(entries, entry) < 0 ||
             push_int64(&indptr, deps.count) < 0 || note_columns(&columns, node, id) < 0)
             goto done;
-        if (next_id % SIGNALS_EACH == 0 && PyErr_CheckSignals() < 0)
+        if (next_id % PAUSE_EACH == 0 && pause_shortly() < 0)
             goto done;
     }
     result = Py_BuildValue("ONNONNO", entries, taken_bytes(&deps), taken_bytes(&indptr),

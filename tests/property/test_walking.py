@@ -1,6 +1,8 @@
 """The compiled walk finds what the plain one finds, in the same order, and fails alike."""
 
 import operator
+import threading
+import time
 from pathlib import Path
 from sys import getrefcount
 from typing import Any
@@ -149,6 +151,31 @@ def test_nothing_is_counted_too_often() -> None:
         build_graph(dag)
     after = [getrefcount(item) for item in (leaf, argument, text, dag[0], abs, walking.DEFAULTS)]
     assert after == before
+
+
+@needs_compiled
+def test_other_threads_run_meanwhile() -> None:
+    """The master is one: who doesn't hear its nodes for some seconds takes them for lost."""
+    call = delayed(abs)
+    wide = delayed(max)(*[call(number) for number in range(1_000_000)])
+    beats: list[float] = []
+    is_over = threading.Event()
+
+    def beat() -> None:
+        while not is_over.wait(0.001):
+            beats.append(time.monotonic())
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        begin_s = time.monotonic()
+        build_graph(wide)
+        end_s = time.monotonic()
+    finally:
+        is_over.set()
+        thread.join()
+    inside = [at_s for at_s in beats if begin_s < at_s < end_s]
+    assert len(inside) >= 5
 
 
 @needs_compiled
