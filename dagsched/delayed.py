@@ -1,8 +1,7 @@
 """Calls written down instead of made: `delayed`, and the `Delayed` values that it gives.
 
 Writing a call down costs well under a microsecond: nothing is looked into, checked or hashed.
-Everything else is the business of `dagsched.graph`, which turns a `Delayed` into a graph. This
-module imports nothing heavy, so that a script may import it at no cost.
+`dagsched.graph` makes a graph of it. Nothing heavy is imported, so a script imports this for free.
 """
 
 import functools
@@ -545,7 +544,8 @@ def _process_token() -> bytes:
     return os.urandom(8)
 
 
-def _is_delayed(item: object) -> bool:
+def is_delayed(item: object) -> bool:
+    """Whether this is a call written down; no operator of one can say so."""
     return type(item) is Delayed
 
 
@@ -559,7 +559,7 @@ def _flattened(root: Delayed) -> tuple[list[Node]]:
         node = stack[-1]
         if node not in indexes and node not in opened:
             opened.add(node)
-            needed = list(leaves((node._args, node._kwargs), _is_delayed))
+            needed = list(leaves((node._args, node._kwargs), is_delayed))
             stack.extend(item for item in reversed(needed) if item not in indexes)  # type: ignore[misc]  # leaves are Delayeds
             continue
         stack.pop()
@@ -568,7 +568,7 @@ def _flattened(root: Delayed) -> tuple[list[Node]]:
             args, kwargs = rebuild(
                 (node._args, node._kwargs),
                 lambda item: _Place(indexes[item]),  # type: ignore[index]  # leaves are Delayeds
-                _is_delayed,
+                is_delayed,
                 lambda item: item._serial if type(item) is Delayed else 0,
             )
             nodes.append((_origin(node), node._call, args, kwargs))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dagsched.containers import leaves, rebuild
-from dagsched.delayed import Delayed, Options, function_name
+from dagsched.delayed import Delayed, Options, function_name, is_delayed
 from dagsched.entries import Entry, Slot, is_slot, slot
 from dagsched.errors import GraphError
 from dagsched.given import taken
@@ -153,7 +153,7 @@ def build_graph(
         shape = rebuild(
             dag,
             lambda item: slot(roots.setdefault(item, len(roots))),  # type: ignore[arg-type]  # leaves are Delayeds
-            _is_delayed,
+            is_delayed,
             _set_order,
         )
         found = walked(list(roots), ids, scanner)
@@ -363,17 +363,13 @@ class _Scanner:
         return False
 
 
-def _is_delayed(item: object) -> bool:
-    return type(item) is Delayed
-
-
 def _set_order(item: object) -> tuple[int, int]:
     """Sorts elements of sets, so that ids don't depend on hashes of addresses."""
     if type(item) is Delayed:
         return (item._serial, 0)
     if type(item) is Ref:
         return (item.run, item.position)
-    first = next(leaves(item, _is_delayed), None)
+    first = next(leaves(item, is_delayed), None)
     return (first._serial, 1) if type(first) is Delayed else (0, 0)
 
 

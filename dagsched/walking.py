@@ -7,7 +7,7 @@ what `walked_plainly` does at a quarter of the time; that one is used where ther
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from types import MethodType, ModuleType
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dagsched.containers import leaves
-from dagsched.delayed import DEFAULTS, Delayed, DelayedFunction, Options
+from dagsched.delayed import DEFAULTS, Delayed, DelayedFunction, Options, is_delayed
 from dagsched.entries import Entry
 from dagsched.errors import CycleError
 from dagsched.plan import Int32, Int64
@@ -235,24 +235,40 @@ def _unusual_options(tasks: list[Delayed]) -> dict[int, Options]:
     return {task_id: asked for task_id, asked in enumerate(options) if asked is not DEFAULTS}
 
 
-def _is_delayed(item: object) -> bool:
-    return type(item) is Delayed
-
-
 def _cycle_error(start: Delayed, opened: set[Delayed], ids: dict[Delayed, int]) -> CycleError:
-    """Finds the shortest way from a task back to itself, among those not done."""
-    found_from: dict[Delayed, Delayed] = {}
+    def needed_of(node: Delayed) -> Iterable[Any]:
+        return leaves((node._args, node._kwargs), is_delayed)
+
+    return cycle_error(
+        start, needed_of, lambda node: node in opened and node not in ids, lambda node: node.key
+    )
+
+
+def cycle_error(
+    start: Any,
+    needed_of: Callable[[Any], Iterable[Any]],
+    is_waiting: Callable[[Any], bool],
+    name_of: Callable[[Any], str],
+) -> CycleError:
+    """Find the shortest way from a task back to itself.
+
+    Args:
+        start: a task on a cycle.
+        needed_of: what a task needs.
+        is_waiting: whether something is a task that was begun and isn't done; others lead nowhere.
+        name_of: what a task is called.
+    """
+    found_from: dict[Any, Any] = {}
     queue = deque([start])
     while queue and start not in found_from:
         node = queue.popleft()
-        for needed in leaves((node._args, node._kwargs), _is_delayed):
-            assert isinstance(needed, Delayed)
-            if needed in opened and needed not in ids and needed not in found_from:
+        for needed in needed_of(node):
+            if is_waiting(needed) and needed not in found_from:
                 found_from[needed] = node
                 queue.append(needed)
     path = [start]
     while (before := found_from[path[-1]]) is not start:
         path.append(before)
     # path is start, the task that needs it, the task that needs that, ..
-    cycle = tuple(node.key for node in path)
+    cycle = tuple(map(name_of, path))
     return CycleError(f"tasks depend on each other: {' -> '.join((*cycle, cycle[0]))}", cycle)

@@ -4,7 +4,6 @@ What the wanted keys don't need is left out, aliases and constants are no tasks,
 topological and in depth-first order, as `dagsched.graph` gives them.
 """
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from operator import getitem
 from typing import Any
@@ -19,6 +18,7 @@ from dagsched.items import take_item
 from dagsched.plan import Int32, Int64
 from dagsched.plugins.dask.constants import Constants
 from dagsched.plugins.dask.reading import ReadTask, Source, TaskReader
+from dagsched.walking import cycle_error
 
 ITEM_USERS_MIN = 4
 """Results of which so many tasks take an item each are kept item by item."""
@@ -196,17 +196,7 @@ class _Walk:
 
 
 def _cycle_error(start: Any, waiting: Mapping[Any, ReadTask], ids: Mapping[Any, int]) -> CycleError:
-    """Finds the shortest way from a task back to itself, among those that wait."""
-    found_from: dict[Any, Any] = {}
-    queue = deque([start])
-    while queue and start not in found_from:
-        key = queue.popleft()
-        for other in waiting[key].needed:
-            if other in waiting and other not in ids and other not in found_from:
-                found_from[other] = key
-                queue.append(other)
-    path = [start]
-    while (before := found_from[path[-1]]) is not start:
-        path.append(before)
-    cycle = tuple(map(str, path))
-    return CycleError(f"tasks depend on each other: {' -> '.join((*cycle, cycle[0]))}", cycle)
+    def is_waiting(key: Any) -> bool:
+        return key in waiting and key not in ids
+
+    return cycle_error(start, lambda key: waiting[key].needed, is_waiting, str)
