@@ -3,7 +3,9 @@
 Imports nothing heavy: a client starts its brokers first and loads its own modules meanwhile.
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -121,13 +123,63 @@ def package_root() -> Path:
     return Path(os.path.abspath(dagsched.__file__)).parents[1]
 
 
+class Lifeline:
+    """Our end of a broker's standard input, whose end tells the broker that we are gone.
+
+    It is never taken for a descriptor that has its number by now, after somebody closed it: a
+    library's socket would get our word, or be closed.
+
+    Args:
+        fd: the writing end of a pipe, ours from now on.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._pipe = _file_id(fd)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._fd < 0
+
+    def write(self, said: bytes) -> None:
+        """Tell the broker something.
+
+        Raises:
+            BrokenPipeError: it is gone.
+            OSError: somebody has closed the lifeline.
+        """
+        rest = memoryview(said)
+        while rest:
+            if not self._is_ours():
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            rest = rest[os.write(self._fd, rest) :]
+
+    def close(self) -> None:
+        """End it, if that has not been done."""
+        if self._is_ours():
+            os.close(self._fd)
+        self._fd = -1
+
+    def _is_ours(self) -> bool:
+        try:
+            return self._fd >= 0 and _file_id(self._fd) == self._pipe
+        except OSError:
+            return False
+
+
+def _file_id(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
 def launch_broker(
     settings: BrokerSettings, environ: Mapping[str, str], command_prefix: Sequence[str] = ()
-) -> "subprocess.Popen[bytes]":
+) -> "tuple[subprocess.Popen[bytes], Lifeline]":
     """Start a broker in a session of its own.
 
-    Its standard input is its lifeline: it ends as soon as the other end is closed, be it by the
-    death of this process. What it prints goes to ``broker-<id>.log`` in the run directory.
+    Its standard input is its lifeline: it ends as soon as our end is closed, be it by the death
+    of this process. What it prints goes to ``broker-<id>.log`` in the run directory.
 
     Args:
         settings: sent to it.
@@ -148,31 +200,29 @@ def launch_broker(
     alive_fd = share(Path(settings.run_directory))
     settings = dataclasses.replace(settings, alive_fd=alive_fd)
     inherited = (alive_fd,) if alive_fd >= 0 else ()
+    read_fd, write_fd = os.pipe()
+    lifeline = Lifeline(write_fd)
     try:
         process = subprocess.Popen(
             # -P: a user's json.py in the working directory must not become ours.
             [*command_prefix, sys.executable, "-P", "-m", "dagsched.brokers"],
-            stdin=subprocess.PIPE,
+            stdin=read_fd,
             stdout=log_fd,
             stderr=log_fd,
             env=threads | dict(environ) | own,
             start_new_session=True,
-            bufsize=0,
             pass_fds=inherited,
         )
+    except BaseException:
+        lifeline.close()
+        raise
     finally:
-        for fd in (log_fd, *inherited):
+        for fd in (read_fd, log_fd, *inherited):
             os.close(fd)
-    if process.stdin is None:
-        raise AssertionError("Popen was asked for a pipe")
-    rest = memoryview(settings.to_line())
-    try:
-        while rest:
-            rest = rest[os.write(process.stdin.fileno(), rest) :]
-    except BrokenPipeError:
-        # It has died already; whoever watches the process will see that, and its log says why.
-        return process
-    return process
+    # If it has died already, whoever watches the process will see that; its log says why.
+    with contextlib.suppress(BrokenPipeError):
+        lifeline.write(settings.to_line())
+    return process, lifeline
 
 
 def restore_python_path() -> None:

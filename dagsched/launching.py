@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dagsched.brokers.launch import GOODBYE, BrokerSettings, launch_broker
+from dagsched.brokers.launch import GOODBYE, BrokerSettings, Lifeline, launch_broker
 from dagsched.config import Config
 from dagsched.nodes import NodeEnv
 from dagsched.rundir import RunNames
@@ -86,6 +86,8 @@ class BrokerProcess:
     process: "subprocess.Popen[bytes] | AdoptedProcess"
     segment_prefix: str
     log_path: Path
+    lifeline: Lifeline | None = None
+    """None: another client has started it."""
 
 
 class BrokerProcesses:
@@ -150,9 +152,9 @@ class BrokerProcesses:
             listen=own_listen or self._listen,
             keys=self.keys,
         )
-        process = launch_broker(settings, dict(os.environ), command_prefix)
+        process, lifeline = launch_broker(settings, dict(os.environ), command_prefix)
         log_path = self._names.directory / f"broker-{node.brokerid}.log"
-        started = BrokerProcess(node, process, prefix, log_path)
+        started = BrokerProcess(node, process, prefix, log_path, lifeline)
         self._started.append(started)
         return started
 
@@ -196,21 +198,18 @@ class BrokerProcesses:
     def close_lifelines(self) -> None:
         """Of processes that have ended: an environment that lasts sees many nodes come and go."""
         for started in self._started:
-            process = started.process
-            if isinstance(process, AdoptedProcess) or process.returncode is None:
-                continue
-            if process.stdin is not None:
-                with self._lifelines, contextlib.suppress(OSError):
-                    process.stdin.close()
+            if started.lifeline is not None and started.process.returncode is not None:
+                with self._lifelines:
+                    started.lifeline.close()
 
     def let_go(self) -> None:
         """Let the lifelines of all brokers end: they clean up and leave."""
         for started in self._started:
-            if isinstance(started.process, AdoptedProcess):
+            if started.lifeline is None:
                 started.process.terminate()
                 continue
             with self._lifelines:
-                _say_goodbye(started.node.brokerid, started.process)
+                _say_goodbye(started, started.lifeline)
 
     def end_all(self, timeout_s: float) -> None:
         """Wait for all brokers to leave; those that don't are killed, with their executors."""
@@ -236,29 +235,30 @@ class BrokerProcesses:
             if isinstance(started.process, AdoptedProcess):
                 started.process.close()
                 continue
-            if started.process.stdin is not None:
-                started.process.stdin.close()
+            if started.lifeline is not None:
+                started.lifeline.close()
             # The child isn't the brokers' parent and can't wait for them.
             started.process.returncode = 0
         self._started.clear()
 
 
-def _say_goodbye(broker: int, process: "subprocess.Popen[bytes]") -> None:
+def _say_goodbye(started: BrokerProcess, lifeline: Lifeline) -> None:
     """Let a lifeline end; without a word it would look like our death."""
-    if process.stdin is None or process.stdin.closed:
+    if lifeline.is_closed:
         return
     try:
-        with process.stdin as lifeline:
-            lifeline.write(GOODBYE)
+        lifeline.write(GOODBYE)
     except BrokenPipeError:
-        return  # it is gone
+        pass  # it is gone
     except OSError as error:
         logger.warning(
             "somebody has closed the lifeline of broker %d (%s), which is ended by SIGTERM instead",
-            broker,
+            started.node.brokerid,
             error,
         )
-        process.terminate()
+        started.process.terminate()
+    finally:
+        lifeline.close()
 
 
 def place_broker(node: NodeEnv) -> tuple[Sequence[str], str]:  # noqa: ARG001

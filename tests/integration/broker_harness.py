@@ -46,6 +46,7 @@ class HandMaster:
         self.endpoint = MasterEndpoint(self.directory / "m.sock")
         self.links = Links(Decoder(BrokerToMaster), self.config, time.monotonic_ns)
         self.processes = {}
+        self.lifelines = {}
         self.launched = []
         self.heard = []
 
@@ -53,10 +54,11 @@ class HandMaster:
         return self
 
     def __exit__(self, *exc_info):
-        for process, _ in self.launched:
-            with process.stdin, contextlib.suppress(BrokenPipeError):
-                process.stdin.write(GOODBYE)
-        for process, prefix in self.launched:
+        for _, _, lifeline in self.launched:
+            with contextlib.suppress(BrokenPipeError):
+                lifeline.write(GOODBYE)
+            lifeline.close()
+        for process, prefix, _ in self.launched:
             process.wait(WAIT_S)
             # What a killed broker leaves, its client sweeps.
             unlink_segments(prefix)
@@ -78,8 +80,9 @@ class HandMaster:
             config=self.config,
             debug=True,
         )
-        self.processes[broker] = launch_broker(settings, dict(os.environ))
-        self.launched.append((self.processes[broker], settings.name_prefix))
+        process, self.lifelines[broker] = launch_broker(settings, dict(os.environ))
+        self.processes[broker] = process
+        self.launched.append((process, settings.name_prefix, self.lifelines[broker]))
 
     def prefix(self, broker, incarnation=1):
         return f"dagsched-handmaster-{os.getpid()}-{broker}{incarnation:04d}"

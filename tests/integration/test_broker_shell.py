@@ -206,7 +206,7 @@ def test_end_in_the_middle_of_work_leaves_nothing(master, how):
     process = master.processes[2]
     match how:
         case "goodbye":
-            process.stdin.write(GOODBYE)
+            master.lifelines[2].write(GOODBYE)
         case "SIGTERM":
             process.terminate()
         case "SIGKILL":

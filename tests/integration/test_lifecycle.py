@@ -209,6 +209,7 @@ def test_a_script_without_a_guard_closes_at_exit() -> None:
 
 
 def test_an_environment_closes_though_somebody_has_closed_its_lifeline() -> None:
+    """The descriptor's number is somebody else's by then, who keeps it."""
     before = leaks.look()
     done = script(
         """
@@ -217,7 +218,9 @@ def test_an_environment_closes_though_somebody_has_closed_its_lifeline() -> None
         with RunEnv(executors=1) as env:
             print(rundag(env, delayed(sum)([1, 2])))
             (broker,) = env._cluster._brokers._started
-            os.close(broker.process.stdin.fileno())
+            fd = broker.lifeline._fd
+            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+        os.fstat(fd)
         """
     )
     assert (done.returncode, done.stdout) == (0, "3\n")
