@@ -115,7 +115,7 @@ def _moves(history: History, moves: Moves, piece: slice) -> list[str]:
         }
         for phase, times in (("b", moves.start_ns), ("e", moves.end_ns)):
             event = {
-                "ph": phase, "cat": category, "name": category, "id": number,
+                "ph": phase, "cat": category, "name": category, "id2": {"local": str(number)},
                 "pid": int(moves.node[number]), "tid": 0, "ts": max(0, int(times[number])) / 1000,
             }  # fmt: skip
             lines.append(json.dumps(event | ({"args": facts} if phase == "b" else {})))
@@ -135,7 +135,7 @@ def _instants(history: History, lanes: Lanes) -> list[str]:
                     "ph": "i",
                     "name": event.kind,
                     "cat": "story",
-                    "s": "t" if has_place else "p" if event.node > 0 else "g",
+                    "s": "t" if has_place else "p",
                     "pid": max(event.node, 0),
                     "tid": max(event.executor, 0) if has_place else 0,
                     "ts": max(0, event.time_ns - lanes.origin_ns) / 1000,

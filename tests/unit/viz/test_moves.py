@@ -179,12 +179,18 @@ def test_the_trace_has_them_as_asynchronous_slices(moved: History, tmp_path: Pat
     visualize(moved, tmp_path / "x.json", kind="trace")
     events = json.loads((tmp_path / "x.json").read_text())["traceEvents"]
     begins = [event for event in events if event["ph"] == "b"]
-    ends = {event["id"]: event for event in events if event["ph"] == "e"}
+    ends = {event["id2"]["local"]: event for event in events if event["ph"] == "e"}
     assert [event["cat"] for event in begins] == [
         "file moved", "transfer", "transfer", "transfer", "file read"
     ]  # fmt: skip
     assert [event["ts"] for event in begins] == [22_000, 35_000, 30_000, 55_000, 90_000]
-    assert [ends[event["id"]]["ts"] for event in begins] == [32_000, 50_000, 30_000, 55_000, 90_000]
+    assert [ends[event["id2"]["local"]]["ts"] for event in begins] == [
+        32_000,
+        50_000,
+        30_000,
+        55_000,
+        90_000,
+    ]
     assert begins[1]["args"] == {
         "key": "make-0", "values": 1, "bytes": 3_000_000, "from node": 2, "wanted for us": 15_000
     }  # fmt: skip
