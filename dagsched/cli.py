@@ -477,6 +477,8 @@ def main(args: Sequence[str] | None = None) -> None:
         click.echo("stopped", err=True)
         sys.exit(FAILED)
     except (DagschedError, OSError) as error:
-        click.echo(f"dagsched: {type(error).__name__}: {error}", err=True)
+        # Some errors are only of a kind that says nothing beside their text.
+        kind = "" if type(error) is DagschedError else f"{type(error).__name__}: "
+        click.echo(f"dagsched: {kind}{error}", err=True)
         sys.exit(FAILED)
     sys.exit(code or 0)

@@ -175,7 +175,7 @@ def test_on_the_command_line(notes: Path, tmp_path: Path) -> None:
         [*command, "resume", run_id], capture_output=True, text=True, check=False
     )
     assert again.returncode == 1
-    assert again.stderr.startswith(f"dagsched: DagschedError: run '{run_id}' is unknown")
+    assert again.stderr.startswith(f"dagsched: run '{run_id}' is unknown")
     assert "Traceback" not in again.stderr
 
 

@@ -171,8 +171,10 @@ def _executor(
         doing = None
     share = 0.0
     if lane is not None and lane < len(grid.busy_share) and state != "lost":
-        # The bin that is now has only begun.
-        share = float(grid.busy_share[lane, -_LOAD_BINS - 1 : -1].mean())
+        # The bin that is now has only begun, and none was before the environment's first.
+        opened_bin = int(around.opened_s * 1e9) // BIN_NS
+        bins = min(_LOAD_BINS, max(1, grid.first + BINS - 1 - opened_bin))
+        share = float(grid.busy_share[lane, -bins - 1 : -1].mean())
     if state == "lost":
         word = "lost"
     elif not stats.pid:

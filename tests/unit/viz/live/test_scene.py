@@ -1,5 +1,6 @@
 """What is seen of events: runs, lanes, troubles, and the snapshot that is told of them."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -148,6 +149,9 @@ def test_what_executors_do_is_told_and_drawn() -> None:
     assert (second["doing"]["key"], second["doing"]["function"]) == ("", "f")
     assert first["busy_share"] == pytest.approx(0.4)
     assert row["load_share"] == pytest.approx(0.3)
+    young = dataclasses.replace(surroundings(), opened_s=NOW - 2)
+    (row,) = snapshot(scene, young, NOW)["nodes"]
+    assert row["executors"][0]["busy_share"] == pytest.approx(1.0)
     assert shown["environment"]["counters"] == {"node_losses": 1}
     lane = shown["stream"]["lanes"][0]
     assert lane["busy"][-9:] == [100] * 8 + [0]
