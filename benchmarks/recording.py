@@ -3,6 +3,9 @@
 Question: how much longer do runs of 100,000 no-op tasks take with `Config.trace`, in seconds and in
 CPU seconds of all our processes, than the same without, in alternation within one run?
 
+Second, for machines that do other things, too: how much CPU time does recording add to that of all
+stages of a run in one thread? That repeats within a percent, and has neither sockets nor waiting.
+
     python benchmarks/recording.py [--rounds 15] [--tasks 100000] [--nodes 1]
 """
 
@@ -19,6 +22,7 @@ from common import arguments, positive, print_section
 from dagsched import NodeEnv, RunEnv, addprocs
 from dagsched.bench.display import markdown
 from dagsched.bench.graphs import Measured, chain, task_bench, wide
+from dagsched.bench.inline import InlineCluster
 from dagsched.bench.measuring import alternated, family_cpu_s, run_s
 from dagsched.config import Config
 
@@ -89,6 +93,17 @@ def row(name: str, made: Measured, on: RunEnv, off: RunEnv, rounds: int) -> list
     return cells
 
 
+def row_in_one_thread(name: str, made: Measured, rounds: int) -> list[str]:
+    """Least CPU time a task of all stages, with and without."""
+    with InlineCluster(Config()) as on, InlineCluster(Config(trace=False)) as off:
+        sums: list[list[float]] = [[], []]
+        for _ in range(rounds):
+            for kept, cluster in zip(sums, (on, off), strict=True):
+                kept.append(sum(cluster.run(made).per_task_us().values()))
+    with_it, without = map(min, sums)
+    return [name, f"{with_it:.3f}", f"{without:.3f}", f"{100 * (with_it / without - 1):+.1f} %"]
+
+
 def main() -> None:
     parser = arguments(__doc__, rounds=15)
     parser.add_argument("--tasks", type=positive, default=100_000)
@@ -107,9 +122,11 @@ def main() -> None:
     heading = ["graph"]
     for unit in ("ms", "CPU ms"):
         heading += [f"{unit}, on", f"{unit}, off", "more", "more, least"]
+    inline = [row_in_one_thread(name, made, given.rounds) for name, made in graphs.items()]
     print_section(
         f"{count:,} tasks, {given.nodes} x {given.executors} executors, {given.rounds} rounds, "
-        f"load {os.getloadavg()[0]:.1f}\n\n" + markdown(heading, rows)
+        f"load {os.getloadavg()[0]:.1f}\n\n{markdown(heading, rows)}\n\n"
+        + markdown(["in one thread", "us a task, on", "us a task, off", "more"], inline)
     )
 
 

@@ -131,6 +131,7 @@ class BundleRun:
         self.services = services
         self.status = status
         self.code = code
+        self._position_frame = frames[0]
         self.positions = int32_list(frames[0])
         self.indptr = int32_list(frames[1])
         self.deps = int32_list(frames[2])
@@ -165,6 +166,16 @@ class BundleRun:
         self._export()
         self.outcome.seconds = self._seconds()
         return self.outcome
+
+    def reply_frames(self) -> list[Frame]:
+        """The frames that `BundleDone` says, of what has come of the tasks."""
+        outcome = self.outcome
+        # Most often all have ended, in their order.
+        is_all = outcome.done == self.positions
+        done = bytes(self._position_frame) if is_all else _int32_frame(outcome.done)
+        stamps = _int64_frame(outcome.stamps) if self.services.config.trace else b""
+        tasks = (*outcome.inline, *outcome.failure_frames, *outcome.expanded_frames)
+        return [done, stamps, *tasks]
 
     def release(self) -> None:
         """Let go of all values; what was sealed for this bundle only can be freed afterwards."""
@@ -531,7 +542,7 @@ def int32_list(frame: Frame) -> list[int]:
     return memoryview(frame).cast("B").cast("i").tolist()
 
 
-def int32_frame(numbers: Sequence[int]) -> bytes:
+def _int32_frame(numbers: Sequence[int]) -> bytes:
     """Numbers as a little-endian int32 frame."""
     return array("i", numbers).tobytes()
 
@@ -539,7 +550,7 @@ def int32_frame(numbers: Sequence[int]) -> bytes:
 _FEW = 64
 
 
-def int64_frame(numbers: Sequence[int]) -> bytes:
+def _int64_frame(numbers: Sequence[int]) -> bytes:
     """Numbers as a little-endian int64 frame."""
     if len(numbers) < _FEW:
         return array("q", numbers).tobytes()

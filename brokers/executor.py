@@ -21,13 +21,7 @@ from typing import NoReturn
 
 from dagsched.brokers.channel import Receiver, Sender
 from dagsched.brokers.code import RunCode
-from dagsched.brokers.execution import (
-    BundleRun,
-    Outcome,
-    Services,
-    int32_frame,
-    int64_frame,
-)
+from dagsched.brokers.execution import BundleRun, Services
 from dagsched.brokers.handover import Handover
 from dagsched.brokers.lanes import LaneRun
 from dagsched.brokers.objects.arena import Arena
@@ -319,7 +313,7 @@ class Executor:
             outcome.retries,
         )
         fault("executor.before_report")
-        self.send([Parcel(done, _frames_of(outcome, has_stamps=self._settings.config.trace))])
+        self.send([Parcel(done, bundle.reply_frames())])
         fault("executor.after_report")
         # Only now: if anything up to here ends the process, this bundle is the one to look at.
         status[RUNNING] = 0
@@ -442,15 +436,6 @@ class _Collector:
                 self._executor.load(ref, self._executor.take_reply(request))
                 for request, ref in enumerate(refs, first)
             ]
-
-
-def _frames_of(outcome: Outcome, *, has_stamps: bool) -> list[Frame]:
-    stamps = int64_frame(outcome.stamps) if has_stamps else b""
-    frames: list[Frame] = [int32_frame(outcome.done), stamps]
-    frames += outcome.inline
-    frames += outcome.failure_frames
-    frames += outcome.expanded_frames
-    return frames
 
 
 def _of_runs(keys: Sequence[Key]) -> list[tuple[int, int]]:

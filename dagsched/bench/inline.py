@@ -7,6 +7,7 @@ and repeat well on a busy machine. What tasks change of their process isn't look
 """
 
 import gc
+import itertools
 import mmap
 import os
 import time
@@ -23,7 +24,7 @@ from dagsched.bench.measuring import BenchError, check_value
 from dagsched.brokers.code import RunCode
 from dagsched.brokers.core import BrokerCore
 from dagsched.brokers.entering import check_order
-from dagsched.brokers.execution import BundleRun, Services, int32_frame, int64_frame
+from dagsched.brokers.execution import BundleRun, Services
 from dagsched.brokers.objects.arena import Arena
 from dagsched.brokers.objects.nursery import Nursery
 from dagsched.brokers.objects.reader import Reader
@@ -56,6 +57,8 @@ from dagsched.serialize import load_value
 
 BROKER, EXECUTORS, HOST = 2, (3, 4), "127.0.0.1"
 TURNS_MAX = 1_000_000
+
+_NUMBERS = itertools.count(1)
 
 Batch = list[Frame]
 
@@ -185,8 +188,7 @@ class _Executor:
             outcome.expanded, outcome.deferred, (), (), outcome.retry_count, outcome.seconds,
             0, 0, 1, outcome.retries,
         )  # fmt: skip
-        reply = [int32_frame(outcome.done), int64_frame(outcome.stamps), *outcome.inline]
-        batch = encode_batch([Parcel(done, reply)], 0)
+        batch = encode_batch([Parcel(done, bundle.reply_frames())], 0)
         end = time.thread_time()
         self.times.decode += bundle.begun_s - start
         self.times.call += bundle.ended_s - bundle.begun_s
@@ -195,13 +197,17 @@ class _Executor:
 
 
 class InlineCluster:
-    """One node of two executors, and its master, in the calling thread. A context manager."""
+    """One node of two executors, and its master, in the calling thread. A context manager.
 
-    def __init__(self) -> None:
-        self._config = Config()
+    Args:
+        config: limits; None: as they are by default.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        self._config = config or Config()
         self._times = StageTimes()
         self._now = 0.0  # stands still while there is work, so no lease or delay ends
-        self._prefix = f"dagsched-bench-{os.getpid()}"
+        self._prefix = f"dagsched-bench-{os.getpid()}-{next(_NUMBERS)}"
         self._master, self._broker = (
             MasterCore(self._config),
             BrokerCore(BROKER, HOST, self._config),
