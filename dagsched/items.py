@@ -32,11 +32,14 @@ class Items:
 
 
 def kept_apart(value: Any) -> Any:
-    """What a task returns whose items are taken one by one; anything else as it is."""
-    kind = type(value)
-    if kind is dict:
+    """What a task returns whose items are taken one by one; anything else as it is.
+
+    Of what is derived from dict, list or tuple, too, unless it has its own way to find an item.
+    """
+    find = getattr(type(value), "__getitem__", None)
+    if find is dict.__getitem__ and not hasattr(value, "__missing__"):
         return Items({key: dumps(item) for key, item in value.items()})
-    if kind is list or kind is tuple:
+    if find is list.__getitem__ or find is tuple.__getitem__:
         count = len(value)
         data = [dumps(item) for item in value]
         return Items(dict(enumerate(data)) | {i - count: data[i] for i in range(count)})

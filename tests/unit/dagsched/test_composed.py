@@ -3,7 +3,8 @@
 import gc
 import pickle
 import weakref
-from typing import Any
+from collections import defaultdict
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -59,7 +60,19 @@ def test_containers_are_made_anew() -> None:
     assert dict_of("a", 1, "b", 2) == {"a": 1, "b": 2}
 
 
-@pytest.mark.parametrize("value", [{"a": [1], 2: [3]}, [[1], [2]], ([1], [2])])
+class Pieces(dict[Any, Any]):
+    """As Dask's shuffle has them."""
+
+
+class Pair(NamedTuple):
+    first: list[int]
+    second: list[int]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"a": [1], 2: [3]}, [[1], [2]], ([1], [2]), Pieces({0: [1], 1: [2]}), Pair([1], [2])],
+)
 def test_items_are_taken_one_by_one(value: Any) -> None:
     apart = pickle.loads(pickle.dumps(kept_apart(value), 5))
     assert type(apart) is Items
@@ -76,6 +89,10 @@ def test_an_item_is_a_copy_each_time() -> None:
 
 
 def test_what_has_no_items_of_its_own_stays_as_it_is() -> None:
-    array = np.arange(3)
-    assert kept_apart(array) is array
-    assert take_item(array, 1) == 1
+    class Reversed(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            return super().__getitem__(-1 - index)
+
+    for value in (np.arange(3), defaultdict(int, {0: 0, 1: 1}), Reversed([2, 1, 0])):
+        assert kept_apart(value) is value
+        assert take_item(value, 1) == 1
