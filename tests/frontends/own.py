@@ -27,6 +27,7 @@ SHARED_MEMORY = "needs to change, or to count in, the memory of the test's own p
 OTHERS_LOCK = "a lock that only one process has can't travel"
 OTHER_PROCESS = "looks for warnings or errors that are raised in another process"
 ORDER = "fails with every scheduler in this release"
+GENERATOR = "generators can't travel"
 NETWORK = "needs the network, or packages that aren't installed"
 
 EXPLAINED = {
@@ -36,7 +37,8 @@ EXPLAINED = {
     r"test_bag\.py::test_from_delayed_iterator": SHARED_MEMORY,
     r"test_bag\.py::test_repartition_partition_size_complex_dtypes": ORDER,
     r"test_bag\.py::test_bag_with_single_callable": "a copy of a function is another function",
-    r"test_bag\.py::test_reductions_are_lazy": "generators can't travel",
+    r"test_bag\.py::test_reductions_are_lazy": GENERATOR,
+    r"test_text\.py::test_(read_text(\[|_unicode_no_coll)|files_per_part)": GENERATOR,
     r"test_bag\.py::test_temporary_directory": "looks for files that Dask leaves; ours are removed",
     r"_array_expr/tests/test_collection\.py::test_(blockwise|is_dask_collection_doesnt)": ORDER,
     r"test_array_core\.py::test_store(_delayed_target|_regions|_compute_false|_sources)?": (
