@@ -97,10 +97,10 @@ class Cluster:
         self._sweeper = BackgroundThread("dagsched-sweep")
         self._inheritance: Inheritance | None = None
         self._answers = Answers()
-        self._enquiries = Enquiries(self._call, self._answers, self.check_open)
+        self.enquiries = Enquiries(self._call, self._answers, self.check_open)
         self._references = References(names.token, self._call, self._answers, self.check_open)
         observed = Observed(
-            names, self._enquiries, self._roster, self._storing.state, lambda: self.runs
+            names, self.enquiries, self._roster, self._storing.state, lambda: self.runs
         )
         self.dashboard = Dashboard(observed, self._call)
         self._note = EnvironmentNote.of(names, None)
@@ -296,7 +296,7 @@ class Cluster:
     def _finish_without_tasks(self, run: "Run") -> None:
         """A run of nothing but constants and kept values needs no cluster."""
         values = self.source_values(run)
-        self._enquiries.note_numbers(run, "done")
+        self.enquiries.note_numbers(run, "done")
         self._running.pop(run.number, None)
         run.finish_at_once([values[position] for position in run.shape.outputs])
 
@@ -424,11 +424,11 @@ class Cluster:
     def stats(self) -> dict[str, Any]:
         """Numbers of the last run, with what the brokers hold now."""
         links = {} if self._shell is None else self._shell.link_counts
-        return self._enquiries.stats() | {"store": self._storing.state(), "links": links}
+        return self.enquiries.stats() | {"store": self._storing.state(), "links": links}
 
     def explain(self, run: int, position: int) -> "Explanation | None":
         """Ask the master about a task; None: it knows nothing of it, or doesn't answer."""
-        return self._enquiries.explain(run, position)
+        return self.enquiries.explain(run, position)
 
     def stream_outputs(self, run: "Run") -> None:
         """Have a run told of its outputs one by one."""
@@ -542,7 +542,7 @@ class Cluster:
             self._references.keep(run, plan, event)
         if self._profile is not None:
             self._profile.write(run.run_id)
-        run.take_end(event, self._enquiries.note_numbers)
+        run.take_end(event, self.enquiries.note_numbers)
 
     def _take_removed(self, broker: int, reason: str) -> None:
         is_news = self._roster.take_removed(broker, reason)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagsched.answers import NO_ANSWER, Answers
 from dagsched.errors import ClosedError, InternalError
+from dagsched.pastrun import PastRun
 
 if TYPE_CHECKING:
     from dagsched.master.core import MasterCore
@@ -41,12 +42,15 @@ class Enquiries:
         self._answers = answers
         self._check_open = check_open
         self._last_numbers: RunNumbers | None = None
+        self.last_run: PastRun | None = None
+        """The run that was over last; None: there was none, or it was too large to be kept."""
 
     def note_numbers(self, run: "Run", state: str) -> None:
         """A run is over, as `state`."""
         from dagsched.stats import RunNumbers
 
         self._last_numbers = RunNumbers.of(run, state)
+        self.last_run = PastRun.of(run, state)
 
     def stats(self) -> dict[str, Any]:
         """Numbers of the last run, with what the brokers hold now."""

@@ -17,6 +17,7 @@ from dagsched.trace import TaskNames, Trace, TraceBuilder, TraceEvent
 if TYPE_CHECKING:
     from dagsched.graph import TaskGraph
     from dagsched.master.events import RunHappened, RunStalled
+    from dagsched.pastrun import PastRun
     from dagsched.run import Run
 
 
@@ -48,7 +49,7 @@ class History:
         return cls(*_between_tasks(graph), trace, names)
 
     @classmethod
-    def of_run(cls, run: "Run") -> "History":
+    def of_run(cls, run: "Run | PastRun") -> "History":
         """Of a run, as far as is known now."""
         record = run.record
         trace = trace_of(run)
@@ -90,7 +91,7 @@ class History:
         return f"<History of {ran}{self.task_count:,} tasks, {len(self.deps):,} edges>"
 
 
-def trace_of(run: "Run") -> Trace:
+def trace_of(run: "Run | PastRun") -> Trace:
     """When and where each task of a run was executed, what they are called, and what happened."""
     order = run.shape.order
     count = len(order)
@@ -127,7 +128,7 @@ def trace_of(run: "Run") -> Trace:
     )
 
 
-def _event(run: "Run", event: "RunHappened | RunStalled") -> TraceEvent:
+def _event(run: "Run | PastRun", event: "RunHappened | RunStalled") -> TraceEvent:
     """Something that happened, by graph ids and without what only the master needs."""
     from dagsched.master.events import RunStalled
     from dagsched.story import stall_text
@@ -151,7 +152,7 @@ def _event(run: "Run", event: "RunHappened | RunStalled") -> TraceEvent:
     )
 
 
-def _stats(run: "Run") -> dict[str, Any]:
+def _stats(run: "Run | PastRun") -> dict[str, Any]:
     from dagsched.stats import TALLY_FIELDS, broker_rows, executor_rows, retry_fields
 
     nodes, tally = run.record.node_stats, run.record.tally

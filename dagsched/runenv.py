@@ -34,6 +34,7 @@ from dagsched.tracking import track_address
 
 if TYPE_CHECKING:
     from dagsched.cluster import Cluster
+    from dagsched.pastrun import PastRun
     from dagsched.run import Run
 
 __all__ = [
@@ -146,6 +147,15 @@ class RunEnv(Shown):
     def runs(self) -> "list[Run]":
         """Runs that are not over, or whose handles are held somewhere; oldest first."""
         return [] if self._cluster is None else self._cluster.runs
+
+    def _newest_run(self) -> "Run | PastRun | None":
+        """What a picture of the environment shows."""
+        if self._cluster is None:
+            return None
+        held, last = self.runs, self._cluster.enquiries.last_run
+        if held and (last is None or held[-1].number >= last.number):
+            return held[-1]
+        return last
 
     @property
     def dashboard_url(self) -> str | None:

@@ -11,6 +11,7 @@ from dagsched.keys import find_key, unknown_key
 
 if TYPE_CHECKING:
     from dagsched.master.events import RunHappened, RunStalled
+    from dagsched.pastrun import PastRun
     from dagsched.run import Run
     from dagsched.trace import Execution
 
@@ -23,7 +24,7 @@ def task_name(run: "Run", position: int) -> str:
     return f"task {run.graph.key(task)} (function {_function(run, task)})"
 
 
-def key_at(run: "Run", position: int) -> str:
+def key_at(run: "Run | PastRun", position: int) -> str:
     """What the task or source at a position is called in sentences."""
     count = len(run.shape.order)
     if 0 <= position < count:
@@ -196,7 +197,7 @@ class _Teller:
         return "which had its value" if has_run else "which was to run it"
 
 
-def stall_text(run: "Run", event: "RunStalled") -> str:
+def stall_text(run: "Run | PastRun", event: "RunStalled") -> str:
     """Why nothing moves, in words."""
     from dagsched.master.explaining import phrase, words
 

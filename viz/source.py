@@ -35,12 +35,13 @@ def history_of(thing: object) -> History:
 
         return History.of_graph(build_graph(from_networkx(thing)))
     if _is_environment(thing):
-        if not thing.runs:
+        run = thing._newest_run()
+        if run is None:
             raise ValueError(
-                "the environment has no run whose handle is held: keep what submit(env, dag) "
-                "returns, and hand that over"
+                "the environment has had no run, or its last one had over a million tasks and its "
+                "handle is gone: keep what submit(env, dag) returns, and hand that over"
             )
-        return History.of_run(thing.runs[-1])
+        return History.of_run(run)
     raise TypeError(
         "visualize draws a Delayed, containers of them, a networkx.DiGraph, a Run, a RunEnv (its "
         f"last run) or what dagsched.viz.load gives, not a {type(thing).__name__}"

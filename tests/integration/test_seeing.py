@@ -1,15 +1,17 @@
 """What is seen of runs of real processes: tables, saved files, the command line, notebooks."""
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import dagsched.viz
-from dagsched import NodeEnv, RunEnv, addprocs, delayed, submit, visualize
+from dagsched import NodeEnv, RunEnv, addprocs, delayed, rundag, submit, visualize
 from tests import graphs
 from tests.checkout import ROOT
 
@@ -117,6 +119,32 @@ def test_handles_show_themselves(env: RunEnv) -> None:
     assert visualize(env, kind="gantt").history.run_id == run.run_id
 
 
+class Large:
+    """An argument that is not to live longer than its user thinks."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return (Large, ())
+
+
+def test_an_environment_shows_its_last_run_without_holding_what_was_in_it(env: RunEnv) -> None:
+    argument = Large()
+    assert rundag(env, delayed(repr, name="kind")(delayed(type)(argument))) == repr(Large)
+    is_gone = weakref.ref(argument)
+    del argument
+    gc.collect()
+    assert is_gone() is None
+    assert env.runs == []
+    shown = visualize(env, kind="gantt").history
+    assert (shown.state, sorted(shown.names.functions)) == ("done", ["repr", "type"])
+    assert shown.names.key(1).startswith("kind-")
+    assert shown.trace.ran.all()
+    with pytest.raises(ValueError, match="four"):
+        rundag(env, delayed(int, name="number")("four"))
+    failed = visualize(env, kind="summary")
+    assert failed.history.state == "failed"
+    assert "number" in failed.text
+
+
 def test_an_environment_without_a_run_says_so(env: RunEnv) -> None:
-    with pytest.raises(ValueError, match="has no run whose handle is held: keep what submit"):
+    with pytest.raises(ValueError, match=r"has had no run, .* keep what submit"):
         visualize(env)
