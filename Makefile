@@ -19,7 +19,7 @@ help: ## say what there is
 .PHONY: setup
 setup: $(STAMP) ## make .venv and install the checkout into it
 
-$(STAMP): setup.cfg setup.py pyproject.toml brokers/objects/_nursery.c dagsched/_walking.c
+$(STAMP): setup.cfg setup.py pyproject.toml brokers/objects/_nursery.c dagsched/_walking.c dagsched/partition/_scans.c
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@

@@ -6,6 +6,7 @@ from itertools import pairwise
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,9 @@ from dagsched.partition.arrays import (
     distinct_counts,
     edges_of,
     levels_of,
+    levels_plainly,
     staged,
+    staged_plainly,
     stages_of,
 )
 from dagsched.partition.intervals import (
@@ -300,18 +303,42 @@ def test_levels(graph: tuple[Rows, np.ndarray]) -> None:
 
 @given(st.one_of(graphs(), large_graphs()), st.integers(0, 1 << 30))
 @settings(max_examples=200, deadline=None)
-def test_whole_passes_find_what_scans_do(graph: tuple[Rows, np.ndarray], seed: int) -> None:
+def test_compiled_scans_lists_and_whole_passes_agree(
+    graph: tuple[Rows, np.ndarray], seed: int
+) -> None:
     rows, weights_s = graph
     edges = edges_of(*csr(rows))
     crosses = np.random.default_rng(seed).random(edges.count) < 0.2
     columns = (edges.deps.tolist(), edges.tasks.tolist(), crosses.tolist())
     level, critical_s = levels_of(edges, weights_s)
+    by_lists, path_s = levels_plainly(edges, weights_s)
+    assert by_lists.tolist() == level.tolist()
+    assert abs(path_s - critical_s) < 1e-9
+    assert staged(edges, crosses).tolist() == stages_of(*columns, len(rows))
     with mock.patch.object(arrays, "SHALLOW_EDGES_MIN", 1):
-        by_passes, longest_s = levels_of(edges, weights_s)
+        by_passes, longest_s = levels_plainly(edges, weights_s)
         assert by_passes.tolist() == level.tolist() == naive_levels(rows)
         assert abs(longest_s - critical_s) < 1e-9
         if edges.count:
-            assert staged(edges, crosses).tolist() == stages_of(*columns, len(rows))
+            assert staged_plainly(edges, crosses).tolist() == stages_of(*columns, len(rows))
+
+
+@pytest.mark.skipif(arrays._scans is None, reason="there was no compiler")
+def test_scans_refuse_what_are_no_edges() -> None:
+    deps, tasks = np.array([0], np.int32), np.array([1], np.int64)
+    crosses, stage = np.array([True]), np.zeros(2, np.int64)
+    level, start = np.zeros(2, np.int32), np.zeros(2)
+    arrays._scans.stages(deps, tasks, crosses, stage)
+    arrays._scans.levels(deps, tasks, np.ones(2), level, start)
+    assert (stage.tolist(), level.tolist(), start.tolist()) == ([0, 1], [0, 1], [0.0, 1.0])
+    for bad_deps, bad_tasks in (([2], [1]), ([-1], [1]), ([0], [2]), ([0], [-1]), ([0, 0], [1])):
+        columns = np.array(bad_deps, np.int32), np.array(bad_tasks, np.int64)
+        with pytest.raises(ValueError, match="no edges"):
+            arrays._scans.stages(*columns, crosses, stage)
+        with pytest.raises(ValueError, match="no edges"):
+            arrays._scans.levels(*columns, np.ones(2), level, start)
+    with pytest.raises(ValueError, match="no edges"):
+        arrays._scans.levels(deps, tasks, np.ones(3), level, start)
 
 
 @given(st.lists(st.integers(-9, 9), max_size=40), st.sampled_from([np.int32, np.int64]))
