@@ -35,6 +35,7 @@ from dagsched import (
     rundag,
     submit,
 )
+from dagsched.brokers.launch import Lifeline
 from dagsched.errors import NoNodesError, TaskCancelled, TaskTimedOut
 from dagsched.protocol.codec import Decoder, encode_batch
 from dagsched.protocol.messages import (
@@ -75,7 +76,7 @@ def executor_pids(env: RunEnv) -> dict[int, int]:
     """Process id of each executor by its id, as the brokers know them."""
     return {
         executor.id: executor.pid
-        for node in env._cluster._enquiries.ask_stats()[0]  # type: ignore[union-attr, index]
+        for node in env._cluster.enquiries.ask_stats()[0]  # type: ignore[union-attr, index]
         for executor in node.executors
     }
 
@@ -343,13 +344,16 @@ def never_joining(monkeypatch: pytest.MonkeyPatch, brokers: set[int] | None) -> 
     """Have processes that never say hello in place of these brokers (None: of all)."""
     real = launching.launch_broker
 
-    def launch(settings: Any, *rest: Any) -> "subprocess.Popen[bytes]":
+    def launch(settings: Any, *rest: Any) -> tuple["subprocess.Popen[bytes]", Lifeline]:
         if brokers is not None and settings.broker not in brokers:
             return real(settings, *rest)
         # It reads its lifeline and so ends when the environment lets go of it.
-        return subprocess.Popen(
-            ["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        read_end, write_end = os.pipe()
+        process = subprocess.Popen(
+            ["cat"], stdin=read_end, stdout=subprocess.DEVNULL, start_new_session=True
         )
+        os.close(read_end)
+        return process, Lifeline(write_end)
 
     monkeypatch.setattr(launching, "launch_broker", launch)
 
