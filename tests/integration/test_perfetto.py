@@ -129,8 +129,8 @@ def total(*blocks: bytes, path: str) -> int:
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
     """On two nodes; one task fails at first, and values travel."""
-    nodes = [NodeEnv(2, "127.0.0.1", [3]), NodeEnv(4, "127.0.0.1", [5])]
-    addprocs(4)
+    first, second = addprocs(2), addprocs(2)
+    nodes = [NodeEnv(broker, "127.0.0.1", [executor]) for broker, executor in (first, second)]
     with RunEnv(nodes=nodes, metastore="memory://") as env:
         run = submit(env, total(*map(block, range(12)), path=str(tmp_path / "failed")))
         run.result()
