@@ -3,7 +3,35 @@
 Pure. The same words stand in every format.
 """
 
+import re
+from html import escape
+
 from dagsched.viz.model import Mark, NodeLine, Picture, State
+
+# What XML has no place for, what moves a cursor, and what turns the direction of letters.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def plain(text: str) -> str:
+    """Somebody's text, with a sign in place of what is no letter but does something.
+
+    Example:
+        >>> plain("red: " + chr(27) + "[31m")
+        'red: �[31m'
+    """
+    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def markup(text: str) -> str:
+    """The same for XML and HTML.
+
+    Example:
+        >>> markup("a < b" + chr(0))
+        'a &lt; b�'
+    """
+    return escape(plain(text))
 
 
 def short_key(mark: Mark) -> str:

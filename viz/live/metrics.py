@@ -74,7 +74,9 @@ class _Numbers(Collector):
             "dagsched_task_retries", "Attempts that came to nothing.", counts.retried
         )
         yield CounterMetricFamily(
-            "dagsched_tasks_recomputed", "Tasks to be computed again.", counts.recomputed
+            "dagsched_tasks_recomputed",
+            "Tasks to be computed again, or placed anew.",
+            counts.recomputed,
         )
         yield _gauges(
             "dagsched_tasks", "Tasks of runs that go on.", "state", _tasks_by_state(self._scene)

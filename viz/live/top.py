@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dagsched.errors import DagschedError
+from dagsched.viz.text import plain
 
 Snapshot = Mapping[str, Any]
 Row = list[RenderableType]
@@ -76,13 +77,17 @@ def _head(shown: Snapshot, width: int) -> RenderableType:
 
 
 def _table(title: str, *columns: str) -> Table:
-    """Texts to the left, columns whose name ends with a colon to the right."""
+    """Texts to the left, columns whose name ends with a colon to the right.
+
+    In a narrow terminal the columns whose name ends with ".." are cut before all others.
+    """
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, expand=False)
     for name in columns:
-        is_right = name.endswith(":")
+        is_right, gives_way = name.endswith(":"), name.endswith("..")
+        # rich cuts those first that may be wrapped; `_cut` keeps their texts in a line.
         table.add_column(
-            name.removesuffix(":"), justify="right" if is_right else "left",
-            no_wrap=True, overflow="ellipsis", header_style="dim",
+            name.removesuffix(":").removesuffix(".."), justify="right" if is_right else "left",
+            no_wrap=not gives_way, overflow="ellipsis", header_style="dim",
         )  # fmt: skip
     return table
 
@@ -106,7 +111,7 @@ def _nodes(
     nodes: Sequence[Snapshot], now_s: float, room: int, *, is_narrow: bool
 ) -> RenderableType:
     more = () if is_narrow else ("tasks:", "memory:", "objects:")
-    table = _table("nodes", "id", "state", "busy:", *more, "doing")
+    table = _table("nodes", "id", "state", "busy:", *more, "doing..")
     for node in nodes:
         if room <= 0:
             table.add_row("..", "", "", *("" for _ in more), "")
@@ -117,7 +122,7 @@ def _nodes(
             used = node["memory_used_bytes"]
             row += [f"{sum(one['task_count'] for one in node['executors']):,}",
                     "" if used is None else _bytes(used), _bytes(node["live_bytes"])]  # fmt: skip
-        table.add_row(*row, node["host"], style="bold")
+        table.add_row(*row, _cut(node["host"]), style="bold")
         for one in node["executors"][: max(0, room)]:
             room -= 1
             table.add_row(*_executor(one, now_s, is_narrow=is_narrow))
@@ -136,14 +141,14 @@ def _executor(one: Snapshot, now_s: float, *, is_narrow: bool) -> Row:
     if not is_narrow:
         rss = one["rss_bytes"]
         row += [f"{one['task_count']:,}", "" if rss is None else _bytes(rss), ""]
-    return [*row, Text(text)]
+    return [*row, _cut(text)]
 
 
 def _functions(functions: Sequence[Snapshot], *, is_narrow: bool) -> RenderableType:
     more = () if is_narrow else ("tasks:", "longest:")
-    table = _table("functions", "function", "done:", "busy:", "mean:", *more)
+    table = _table("functions", "function..", "done:", "busy:", "mean:", *more)
     for one in functions:
-        row: Row = [Text(one["name"]), f"{one['done_count']:,}", _seconds(one["busy_s"]),
+        row: Row = [_cut(one["name"]), f"{one['done_count']:,}", _seconds(one["busy_s"]),
                _seconds(one["mean_s"])]  # fmt: skip
         if not is_narrow:
             row += [f"{one['task_count']:,}", _seconds(one["longest_s"])]
@@ -153,15 +158,20 @@ def _functions(functions: Sequence[Snapshot], *, is_narrow: bool) -> RenderableT
 
 def _troubles(troubles: Sequence[Snapshot], *, is_narrow: bool) -> RenderableType:
     more = () if is_narrow else ("node:", "executor:")
-    table = _table("troubles", "time", "what", "task", *more, "why")
+    table = _table("troubles", "time", "what", "task..", *more, "why..")
     for one in troubles:
         clock = time.strftime("%H:%M:%S", time.localtime(one["time_s"]))
         why = ": ".join(part for part in (one["type"], one["text"].partition("\n")[0]) if part)
-        row: Row = [clock, _coloured(one["kind"]), Text(one["key"] or one["run_id"])]
+        row: Row = [clock, _coloured(one["kind"]), _cut(one["key"] or one["run_id"])]
         if not is_narrow:
             row += [str(one["node"] or ""), str(one["executor"] or "")]
-        table.add_row(*row, Text(why))
+        table.add_row(*row, _cut(why))
     return table
+
+
+def _cut(text: str) -> Text:
+    """Somebody's text in one line, and without what would move the cursor."""
+    return Text(" ".join(plain(text).split()), no_wrap=True, overflow="ellipsis")
 
 
 def _coloured(word: str, more: str = "") -> Text:

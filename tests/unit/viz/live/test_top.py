@@ -1,6 +1,7 @@
 """The picture in the terminal: all that matters, also where there is little room."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -62,6 +63,25 @@ def test_it_fits(width: int, height: int) -> None:
     assert max(map(len, lines)) <= width
     assert len(lines) <= height
     assert "00000000-40" in "\n".join(lines)
+
+
+def test_a_long_text_leaves_room_for_all_else() -> None:
+    runs = shown()
+    failure = {
+        **runs["failures"][0], "key": "task-1", "type": "ValueError",
+        "text": "w" * 900 + "\x1b[31m", "node": 2, "executor": 3,
+    }  # type: ignore[index]  # fmt: skip
+    long_named = {**runs["functions"][0], "name": "two\n\x1b" + "f" * 300}  # type: ignore[index]
+    odd = {**runs, "failures": [failure], "functions": [long_named]}
+    for width in (60, 80, 160):
+        out = io.StringIO()
+        console = Console(file=out, width=width, height=24, color_system=None)
+        console.print(screen(odd, width, 24))
+        text = out.getvalue()
+        assert re.search(r"\d\d:\d\d:\d\d  retried  task-1 .*ValueError: www+\u2026", text)
+        assert re.search(r"two \ufffdf+\u2026 +1 ", text)
+        assert "\x1b" not in text
+        assert len(text.splitlines()) <= 24
 
 
 def test_a_pipe_gets_all_runs() -> None:
