@@ -200,7 +200,7 @@ class Trace:
             both when it was noted).
 
         Raises:
-            KeyError: there is no such table.
+            KeyError: there is no such table; the message names those that there are.
 
         Example:
             >>> builder = TraceBuilder()
@@ -212,6 +212,8 @@ class Trace:
             columns = self._tasks()
         else:
             rows = {"bundles": self.bundles, "transfers": self.transfers, "spills": self.spills}
+            if name not in tuple(rows):
+                raise KeyError(f"there is no table {name!r}: there are tasks, {', '.join(rows)}")
             columns = dict(rows[name].columns)
         if keys and "task" in columns:
             tasks = columns["task"].tolist()

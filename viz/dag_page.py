@@ -4,14 +4,13 @@ Pure. Responsible for what the page is given; how it draws what is opened stands
 `templates/dag.html`.
 """
 
-from html import escape
-
 import numpy as np
 
 from dagsched.history import History
 from dagsched.viz.model import Picture
 from dagsched.viz.pages import data_page
 from dagsched.viz.palette import node_colours
+from dagsched.viz.text import markup
 
 ITEMS_MAX = 8_000_000
 """Most tasks and edges, together, that a page is given."""
@@ -54,8 +53,9 @@ def dag_page(history: History, picture: Picture, svg: str) -> str:
         "own": {str(task): name for task, name in names.own.items()},
         "keys": None if names.own_keys is None else [str(key) for key in names.own_keys],
         "failed": list(trace.failed),
+        "done": history.state == "done",  # then all have run, those without times as well
         "boxes": [mark.key for mark in picture.marks],
         "colours": dict(zip(map(str, nodes), node_colours(len(nodes)), strict=True)),
         "columns": columns,
     }
-    return data_page("dag.html", data, title=escape(picture.title or "dagsched"), svg=svg)
+    return data_page("dag.html", data, title=markup(picture.title or "dagsched"), svg=svg)

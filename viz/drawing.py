@@ -7,6 +7,7 @@ from typing import Literal, overload
 
 from dagsched.history import History
 from dagsched.historyfile import load_history
+from dagsched.viz.picture import as_done
 from dagsched.viz.source import history_of, picture_of, title_of
 from dagsched.viz.views import (
     Drawing,
@@ -113,7 +114,7 @@ def visualize(
 
     Raises:
         ValueError: an unknown kind, a suffix that the kind is not written as, or no run.
-        TypeError: `dag_or_run` is none of these.
+        TypeError: `dag_or_run` is none of these, or `title` no text.
         OSError: the file can't be written.
 
     Example:
@@ -122,8 +123,10 @@ def visualize(
         >>> visualize(total).picture.edges
         [(0, 2), (1, 2)]
     """
-    if kind not in VIEWS:
+    if kind not in tuple(VIEWS):
         raise ValueError(f"kind is one of {', '.join(VIEWS)}, not {kind!r}")
+    if not isinstance(title, str | None):
+        raise TypeError(f"title is a text, not {title!r}")
     if filename is not None:
         check_suffix(filename, kind, VIEWS[kind].suffixes)  # before the work is done
     history = history_of(dag_or_run)
@@ -131,7 +134,8 @@ def visualize(
     view: View
     match kind:
         case "dag":
-            view = Drawing(picture_of(history, title), history)
+            picture = picture_of(history, title)
+            view = Drawing(as_done(picture) if history.state == "done" else picture, history)
         case "gantt":
             view = Gantt(history, words)
         case "trace":

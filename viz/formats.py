@@ -4,12 +4,11 @@ Pure. The page holds the SVG itself and refers to nothing outside.
 """
 
 import json
-from html import escape
 
 from dagsched.viz.model import Picture, State
 from dagsched.viz.palette import NO_NODE, text_on
 from dagsched.viz.svg import colour_by_node, fill_of, rank_count_of
-from dagsched.viz.text import headline, label, node_text, tooltip
+from dagsched.viz.text import headline, label, markup, node_text, plain, tooltip
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -18,7 +17,7 @@ _PAGE = """<!DOCTYPE html>
 <title>{title}</title>
 <style>
 body {{ margin: 0; font-family: sans-serif; background: #fff; }}
-#bar {{ position: fixed; right: 12px; top: 8px; background: #fffd; padding: 4px 8px; }}
+#bar {{ position: fixed; right: 12px; bottom: 8px; background: #fffd; padding: 4px 8px; }}
 #fit:checked ~ main svg {{ width: 100%; height: auto; }}
 .mark:hover rect {{ stroke-width: 6; }}
 </style>
@@ -70,7 +69,7 @@ def _legend_lines(picture: Picture) -> str:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    escaped = plain(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
 
 
@@ -114,4 +113,4 @@ def json_text(picture: Picture) -> str:
 
 def html_text(picture: Picture, svg: str) -> str:
     """A page around the drawn picture."""
-    return _PAGE.format(title=escape(picture.title or "dagsched"), svg=svg)
+    return _PAGE.format(title=markup(picture.title or "dagsched"), svg=svg)

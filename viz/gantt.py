@@ -7,7 +7,6 @@ each with the function that took most of its time, the paler the more of it was 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from dagsched.viz.model import Integers
 from dagsched.viz.moves import TRANSFER, Moves, about, make_moves
 from dagsched.viz.palette import FAILED, node_colours, shortened, text_on, text_width
 from dagsched.viz.perfetto import crossings
-from dagsched.viz.text import counted, duration, size
+from dagsched.viz.text import counted, duration, markup, size
 
 BARS_MAX = 3_000
 """Most executions that are drawn one by one."""
@@ -121,7 +120,7 @@ def draw_gantt(history: History, title: str) -> str:
     total = bottom + 30
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{total:.0f}" '
-        f'viewBox="0 0 {width:.0f} {total:.0f}"><title>{escape(title)}</title>'
+        f'viewBox="0 0 {width:.0f} {total:.0f}"><title>{markup(title)}</title>'
         f'<style>{_STYLE}</style><rect width="{width:.0f}" height="{total:.0f}" fill="#fff"/>'
     )
     return "\n".join([head, *parts, "</svg>"])
@@ -139,16 +138,28 @@ def _x(chart: Chart, time_ns: float) -> float:
 
 
 def _text(x: float, y: float, text: str, more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{markup(text)}</text>'
 
 
 # --- around the lanes -----------------------------------------------------------------------------
 
 
+def ran_words(history: History) -> str:
+    """How many tasks have run.
+
+    All have in a run that is done; of some it may not be known when and where: those whose node
+    was lost before it told of them, that ran for an earlier client, or that returned a graph.
+    """
+    ran, count = int(history.trace.ran.sum()), history.task_count
+    if history.state != "done" or ran == count:
+        return f"{ran:,} of {counted(count, 'task')} run"
+    return f"{counted(count, 'task')} run, when and where isn't known of {count - ran:,}"
+
+
 def gantt_headline(history: History, lanes: Lanes) -> str:
     """The line under the title."""
     trace = history.trace
-    parts = [f"{int(trace.ran.sum()):,} of {counted(history.task_count, 'task')} run"]
+    parts = [ran_words(history)]
     if trace.repeats:
         parts.append(f"{counted(len(trace.repeats), 'execution')} more")
     parts.append(f"{duration(lanes.length_ns)} on {counted(len(lanes.places), 'executor')}")
@@ -296,14 +307,14 @@ def _bars(chart: Chart, lane: int, y: float) -> list[str]:
         # Neighbours are told apart by a gap, where there is room for one.
         inner = wide - 0.6 if wide > 2.5 else wide
         parts.append(
-            f'<g class="bar"><title>{escape(chr(10).join(facts))}</title><rect x="{x:.2f}" '
+            f'<g class="bar"><title>{markup(chr(10).join(facts))}</title><rect x="{x:.2f}" '
             f'y="{y:.1f}" width="{inner:.2f}" height="{height:.1f}" fill="{fill}"{more}/>'
         )
         label = names.key(task)
         if wide > 30 and height > 10 and text_width(label, 11) < wide - 6:
             parts.append(
                 f'<text x="{x + 4:.1f}" y="{y + height / 2 + 4:.1f}" '
-                f'style="fill:{text_on(fill)}">{escape(label)}</text>'
+                f'style="fill:{text_on(fill)}">{markup(label)}</text>'
             )
         if task in failed and lanes.is_last[place]:
             parts.append(_cross(x + wide / 2, y + height / 2, min(wide / 2, 9), height / 2))
@@ -387,7 +398,7 @@ def _moves(chart: Chart, node: int, y: float) -> list[str]:
             _x(chart, max(0, int(times[index])))
             for times in (moves.begin_ns, moves.start_ns, moves.end_ns)
         )
-        told = escape("\n".join(about(chart.history, moves, index)))
+        told = markup("\n".join(about(chart.history, moves, index)))
         common = f'y="{y:.1f}" height="{MOVES_HEIGHT}" fill="{_move_colour(chart, index)}"'
         if start > begin:
             wide = start - begin
@@ -463,15 +474,30 @@ def _values(chart: Chart, place_of: Mapping[int, float]) -> list[str]:
     return parts
 
 
+class Labels:
+    """Words at places along a line; those that would stand on each other share the first's."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[float, str]] = []
+
+    def add(self, x: float, words: str) -> None:
+        """Words at a place that is not before the last."""
+        last_x, last = self.kept[-1] if self.kept else (-1e9, "")
+        if x >= last_x + 10 + text_width(last, 11):
+            self.kept.append((x, words))
+        elif len(last) < 40:
+            self.kept[-1] = last_x, f"{last}, {words}"
+
+
 def _events(chart: Chart, place_of: Mapping[int, float], top: float, bottom: float) -> list[str]:
     """Attempts that came to nothing in their lanes, losses and recoveries across all."""
     lanes = chart.lanes
     lane_of_place = {place: lane for lane, place in enumerate(lanes.places)}
-    parts = []
+    parts, shown = [], Labels()
     for event in chart.history.trace.events:
         time_ns = min(max(0, event.time_ns - lanes.origin_ns), lanes.length_ns)
         x = _x(chart, time_ns)
-        told = f"<title>{escape(f'{event.kind} at {duration(time_ns)}: {event.text}')}</title>"
+        told = f"<title>{markup(f'{event.kind} at {duration(time_ns)}: {event.text}')}</title>"
         y = place_of.get(lane_of_place.get((event.node, event.executor), -1))
         if event.kind == "failed" and y is not None:
             cross = _cross(x, y + chart.lane_height / 2, 6, chart.lane_height / 2)
@@ -489,5 +515,10 @@ def _events(chart: Chart, place_of: Mapping[int, float], top: float, bottom: flo
                 f'stroke-dasharray="5 3">{told}</path>'
             )
             words = event.kind.replace("_", " ") + (f" {event.node}" if event.node > 0 else "")
-            parts.append(_text(x + 3, top + 12, words, f' style="fill:{FAILED}"'))
+            shown.add(x, words)
+    right = MARGIN + LABEL_WIDTH + CHART_WIDTH
+    for x, words in shown.kept:
+        is_late = x + 3 + text_width(words, 11) > right
+        more = f' style="fill:{FAILED}"' + (' text-anchor="end"' if is_late else "")
+        parts.append(_text(x - 3 if is_late else x + 3, top + 12, words, more))
     return parts

@@ -4,7 +4,6 @@ Pure. Responsible for what the page is given; how it draws stands in `templates/
 travel packed as in saved runs, and the browser unpacks them.
 """
 
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,10 @@ from dagsched.tables import SPILL_KINDS
 from dagsched.viz.gantt import FILES, function_colours, gantt_headline
 from dagsched.viz.lanes import Lanes, make_lanes
 from dagsched.viz.model import Integers
-from dagsched.viz.moves import Moves, make_moves
+from dagsched.viz.moves import TRANSFER, Moves, make_moves
 from dagsched.viz.pages import data_page
 from dagsched.viz.palette import node_colours, text_on
-from dagsched.viz.text import size
+from dagsched.viz.text import markup, size
 
 EDGES_MAX = 2_000_000
 """Most edges that the page is given; without them it can't show what a task needed."""
@@ -29,8 +28,8 @@ def gantt_page(history: History, title: str) -> str:
     return data_page(
         "gantt.html",
         _data(history, lanes),
-        title=escape(title),
-        headline=escape(gantt_headline(history, lanes)),
+        title=markup(title),
+        headline=markup(gantt_headline(history, lanes)),
     )
 
 
@@ -63,6 +62,7 @@ def _data(history: History, lanes: Lanes) -> dict[str, Any]:
         "moves": _nodes_of(lanes, moves),
         "fileKinds": list(SPILL_KINDS.values()),
         "fileColour": FILES,
+        "hasFiles": bool((moves.kind != TRANSFER).any()),
         "bounds": lanes.bounds.tolist(),
         "functions": list(names.functions),
         "order": order,

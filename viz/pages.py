@@ -27,7 +27,9 @@ def data_page(name: str, data: Mapping[str, Any], **texts: str) -> str:
     """A page whose script works on some data, the columns of which are arrays."""
     columns = {key: _packed(values) for key, values in data["columns"].items()}
     text = json.dumps({**data, "columns": columns}, separators=(",", ":"))
-    return fill_page(name, data=text.replace("</", "<\\/"), script=_template("columns.js"), **texts)
+    return fill_page(
+        name, data=text.replace("<", "\\u003c"), script=_template("columns.js"), **texts
+    )
 
 
 def _packed(values: Integers) -> dict[str, Any]:

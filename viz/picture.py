@@ -4,6 +4,7 @@ Pure. Small graphs get a mark a task; `folding` makes boxes of large ones.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -59,6 +60,15 @@ def make_picture(
         )
     edges = list(zip(dependencies.tolist(), dependents.tolist(), strict=True))
     return Picture(title, _task_marks(tasks, trace), edges, tasks.count, len(dependents), lines)
+
+
+def as_done(picture: Picture) -> Picture:
+    """The same of a run that is done: what it has no times of has run all the same."""
+    marks = [
+        replace(mark, state=State.DONE) if mark.state is State.WAITING else mark
+        for mark in picture.marks
+    ]
+    return replace(picture, marks=marks)
 
 
 def node_lines(

@@ -4,19 +4,18 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from typing import Any
 
 from dagsched.history import History
 from dagsched.tables import COLUMNS
 from dagsched.trace import TraceEvent
-from dagsched.viz.gantt import ticks
-from dagsched.viz.moves import FileLine
+from dagsched.viz.gantt import ran_words, ticks
+from dagsched.viz.moves import FileLine, Route
 from dagsched.viz.pages import fill_page
 from dagsched.viz.palette import shortened
 from dagsched.viz.summary import Course, Summary
-from dagsched.viz.text import counted, duration, size
+from dagsched.viz.text import counted, duration, markup, plain, size
 
 ROWS_MAX = 30
 PATH_MAX = 20
@@ -75,9 +74,10 @@ def sections_of(summary: Summary) -> list[Section]:
 
 def text_report(summary: Summary, title: str) -> str:
     """For terminals."""
-    lines = [title, "=" * len(title)]
+    lines = [plain(title), "=" * len(title)]
     for section in sections_of(summary):
-        lines += ["", section.title, "-" * len(section.title), *section.lines]
+        lines += ["", section.title, "-" * len(section.title)]
+        lines += map(plain, section.lines)
         if section.sketch:
             lines += ["", section.sketch]
         if section.rows:
@@ -87,15 +87,15 @@ def text_report(summary: Summary, title: str) -> str:
 
 def page_report(summary: Summary, title: str) -> str:
     """For browsers; refers to nothing outside."""
-    return fill_page("report.html", title=escape(title), body=body_report(summary))
+    return fill_page("report.html", title=markup(title), body=body_report(summary))
 
 
 def body_report(summary: Summary) -> str:
     """The inside of the page."""
     parts = []
     for section in sections_of(summary):
-        parts.append(f"<h2>{escape(section.title)}</h2>")
-        parts += [f"<p>{escape(line)}</p>" for line in section.lines]
+        parts.append(f"<h2>{markup(section.title)}</h2>")
+        parts += [f"<p>{markup(line)}</p>" for line in section.lines]
         parts.append(section.figure)
         if section.rows:
             parts.append(_page_table(section))
@@ -133,7 +133,7 @@ def json_report(summary: Summary, title: str) -> str:
 
 
 def _text_table(section: Section) -> list[str]:
-    rows = [list(section.header), *map(list, section.rows)]
+    rows = [list(section.header), *([_one_line(cell) for cell in row] for row in section.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -144,13 +144,17 @@ def _text_table(section: Section) -> list[str]:
     ]
 
 
+def _one_line(cell: str) -> str:
+    return " ".join(plain(cell).split())
+
+
 def _page_table(section: Section) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in section.header)
+    head = "".join(f"<th>{markup(cell)}</th>" for cell in section.header)
     rows = [
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        "<tr>" + "".join(f"<td>{markup(cell)}</td>" for cell in row) + "</tr>"
         for row in section.rows
     ]
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
 # --- sections -------------------------------------------------------------------------------------
@@ -165,12 +169,17 @@ def _outcome(summary: Summary, course: Course) -> Section:
     executors = len(course.executors)
     nodes = counted(len({line.node for line in course.executors}), "node")
     place = f"{counted(executors, 'executor')} of {nodes}"
-    tasks = f"{course.ran_count:,} of {counted(history.task_count, 'task')} run"
     busy = _share(course.busy_ns, course.length_ns * executors)
     lines = [
-        f"{history.state}: {tasks} in {duration(course.length_ns)} on {place}",
+        f"{history.state}: {ran_words(history)} in {duration(course.length_ns)} on {place}",
         f"executors were busy for {busy} of the time; {duration(course.busy_ns)} of work in all",
     ]
+    returned = sum(event.kind == "expanded" for event in history.trace.events)
+    if returned:
+        lines.append(
+            f"{counted(returned, 'task')} returned a graph: what ran in it is in no number here "
+            "but those of nodes, and its time counts as idle"
+        )
     if history.ended_ns < 0:
         lines.append("the run had not ended when this was gathered")
     failed = [history.names.key(task) for task in history.trace.failed]
@@ -210,7 +219,8 @@ def _curve(course: Course, executor_count: int) -> str:
         points.append(f"L{left + place * step:.1f} {y:.1f}L{left + (place + 1) * step:.1f} {y:.1f}")
     points.append(f"L{width} {height}z")
     line_y = height - executor_count / top * (height - 10)
-    size_text = f'width="{width + 10}" height="{height + bottom}"'
+    wide, tall = width + 10, height + bottom
+    size_text = f'viewBox="0 0 {wide} {tall}" width="{wide}" height="{tall}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size_text} font-size="11">',
         f'<path d="{"".join(points)}" fill="#56b4e9"/>',
@@ -231,9 +241,13 @@ def _critical(summary: Summary, course: Course) -> Section:
     names, trace = summary.history.names, summary.history.trace
     path = course.critical
     took = f"{duration(course.critical_ns)}: {_share(course.critical_ns, course.length_ns)}"
+    chain = (
+        "a task that waits for none"
+        if len(path) == 1
+        else f"{len(path):,} tasks that wait for each other"
+    )
     words = (
-        f"{counted(len(path), 'task')} that wait for each other took {took} of the run's time; "
-        "no number of executors makes it faster than that"
+        f"{chain} took {took} of the run's time; no number of executors makes it faster than that"
     )
     lines = [words]
     durations = trace.duration_ns.clip(0)
@@ -309,8 +323,7 @@ def _nodes(summary: Summary, course: Course) -> Section:
     words = [rows.words(name) for name in COLUMNS if (rows := getattr(trace, name)).every > 1]
     words += [
         f"{counted(route.value_count, 'value')}, {size(route.size_bytes)}, came from node "
-        f"{route.source} to node {route.target} in {counted(route.object_count, 'object')}, each "
-        f"{duration(route.took_ns // route.object_count)} after it was wanted and there on average"
+        f"{route.source} to node {route.target} in {_objects(route)}"
         for route in course.routes[:ROWS_MAX]
     ]
     if not course.routes:
@@ -336,6 +349,15 @@ def _nodes(summary: Summary, course: Course) -> Section:
     return Section("Between nodes, and memory", words, header, rows)
 
 
+def _objects(route: Route) -> str:
+    """How many came, and how long each took; of what nobody had asked for that isn't known."""
+    objects = counted(route.object_count, "object")
+    if not route.took_ns:
+        return objects
+    each = duration(route.took_ns // route.object_count)
+    return f"{objects}, each {each} after it was wanted and there on average"
+
+
 def _file_words(line: FileLine) -> str:
     """What went to files of a node, or was read there."""
     objects = f"node {line.node}: {counted(line.object_count, 'object')}, {size(line.size_bytes)}, "
@@ -356,7 +378,9 @@ def _slowest(summary: Summary, course: Course) -> list[Section]:
     for index in course.slowest:
         task, size_bytes = int(moves.task[index]), int(moves.size_bytes[index])
         took = int(moves.took_ns()[index])
-        rate = f"{size(size_bytes * 1_000_000_000 // took)}/s" if took else "-"
+        if not took:
+            continue
+        rate = f"{size(size_bytes * 1_000_000_000 // took)}/s"
         rows.append(
             [names.key(task) if task >= 0 else "-", str(moves.source[index]),
              str(moves.node[index]), size(size_bytes),
@@ -435,6 +459,6 @@ def _shape(summary: Summary) -> Section:
     words = (
         f"{counted(history.task_count, 'task')}, {counted(len(history.deps), 'edge')}; "
         f"{shape.root_count:,} without dependencies, {shape.leaf_count:,} that nobody needs; "
-        f"{shape.depth:,} levels, the widest of {counted(shape.widest, 'task')}"
+        f"{counted(shape.depth, 'level')}, the widest of {counted(shape.widest, 'task')}"
     )
     return Section("Graph", [words])

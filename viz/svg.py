@@ -6,7 +6,6 @@ reference to anything outside; every browser, and the PNG renderer, draws the sa
 
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from dagsched.viz.layout import MARK_HEIGHT, Layout, Route, make_layout
 from dagsched.viz.model import Mark, NodeLine, Picture, State
@@ -19,7 +18,7 @@ from dagsched.viz.palette import (
     text_on,
     text_width,
 )
-from dagsched.viz.text import headline, label, node_text, tooltip
+from dagsched.viz.text import headline, label, markup, node_text, tooltip
 
 MARGIN = 20.0
 FONT = "DejaVu Sans, Verdana, Geneva, sans-serif"
@@ -59,7 +58,7 @@ def draw_svg(picture: Picture) -> str:
     style = _STYLE.format(font=FONT, size=FONT_SIZE)
     parts = [
         _HEAD.format(width=width, height=height),
-        f"<title>{escape(picture.title or 'dagsched')}</title><style>{style}</style>",
+        f"<title>{markup(picture.title or 'dagsched')}</title><style>{style}</style>",
         _ARROW,
         f'<rect width="{width:.0f}" height="{height:.0f}" fill="#fff"/>',
         legend,
@@ -153,10 +152,10 @@ def _marks(
         fill = fill_of(mark, count)
         border = colours.get(mark.node, NO_NODE)
         parts.append(
-            f'<g class="mark {mark.state.name.lower()}"><title>{escape(tooltip(mark, first_ns))}'
+            f'<g class="mark {mark.state.name.lower()}"><title>{markup(tooltip(mark, first_ns))}'
             f"</title>{_outline(mark, x, y, width, fill, border)}"
             f'<text x="{x:.1f}" y="{y + FONT_SIZE * 0.36:.1f}" fill="{text_on(fill)}">'
-            f"{escape(text)}</text>{_cross(mark, x, y, width)}</g>"
+            f"{markup(text)}</text>{_cross(mark, x, y, width)}</g>"
         )
     return parts
 
@@ -285,4 +284,4 @@ def _signs(picture: Picture, y: float) -> tuple[str, float]:
 
 
 def _legend_text(x: float, y: float, text: str, more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{markup(text)}</text>'

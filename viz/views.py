@@ -7,7 +7,6 @@ import gzip
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from html import escape
 from os import PathLike
 from pathlib import Path
 from typing import ClassVar
@@ -23,7 +22,7 @@ from dagsched.viz.png import render_png
 from dagsched.viz.report import body_report, json_report, page_report, text_report
 from dagsched.viz.summary import Summary, summarize
 from dagsched.viz.svg import draw_svg, svg_size
-from dagsched.viz.text import counted
+from dagsched.viz.text import counted, markup
 
 Writers = Mapping[str, Callable[[], Iterable[bytes]]]
 
@@ -205,7 +204,7 @@ class PerfettoTrace(_OfRun):
     def _repr_html_(self) -> str:
         tasks = counted(int(self.history.trace.ran.sum()), "task")
         return (
-            f"<p>Trace of {escape(self.title)}, {tasks}: save('x.json'), then open it at "
+            f"<p>Trace of {markup(self.title)}, {tasks}: save('x.json'), then open it at "
             "ui.perfetto.dev or chrome://tracing</p>"
         )
 
@@ -244,7 +243,7 @@ class SummaryView(View):
         }
 
     def _repr_html_(self) -> str:
-        return f"<h1>{escape(self.title)}</h1>{body_report(self.summary)}"
+        return f"<h1>{markup(self.title)}</h1>{body_report(self.summary)}"
 
     def __repr__(self) -> str:
         return f"<SummaryView of {self.title}, {self.history.task_count:,} tasks>"
