@@ -153,7 +153,7 @@ def ran_words(history: History) -> str:
     ran, count = int(history.trace.ran.sum()), history.task_count
     if history.state != "done" or ran == count:
         return f"{ran:,} of {counted(count, 'task')} run"
-    return f"{counted(count, 'task')} run, when and where isn't known of {count - ran:,}"
+    return f"{counted(count, 'task')} run (when and where isn't known of {count - ran:,})"
 
 
 def gantt_headline(history: History, lanes: Lanes) -> str:
@@ -520,5 +520,5 @@ def _events(chart: Chart, place_of: Mapping[int, float], top: float, bottom: flo
     for x, words in shown.kept:
         is_late = x + 3 + text_width(words, 11) > right
         more = f' style="fill:{FAILED}"' + (' text-anchor="end"' if is_late else "")
-        parts.append(_text(x - 3 if is_late else x + 3, top + 12, words, more))
+        parts.append(_text(x - 3 if is_late else x + 3, top + 3, words, more))
     return parts

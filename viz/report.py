@@ -96,7 +96,8 @@ def body_report(summary: Summary) -> str:
     for section in sections_of(summary):
         parts.append(f"<h2>{markup(section.title)}</h2>")
         parts += [f"<p>{markup(line)}</p>" for line in section.lines]
-        parts.append(section.figure)
+        if section.figure:
+            parts.append(f'<div class="wide">{section.figure}</div>')
         if section.rows:
             parts.append(_page_table(section))
     return "\n".join(parts)
@@ -219,8 +220,7 @@ def _curve(course: Course, executor_count: int) -> str:
         points.append(f"L{left + place * step:.1f} {y:.1f}L{left + (place + 1) * step:.1f} {y:.1f}")
     points.append(f"L{width} {height}z")
     line_y = height - executor_count / top * (height - 10)
-    wide, tall = width + 10, height + bottom
-    size_text = f'viewBox="0 0 {wide} {tall}" width="{wide}" height="{tall}"'
+    size_text = f'width="{width + 10}" height="{height + bottom}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size_text} font-size="11">',
         f'<path d="{"".join(points)}" fill="#56b4e9"/>',

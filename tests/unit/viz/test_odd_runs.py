@@ -88,9 +88,9 @@ def test_a_name_does_not_end_the_script_that_it_stands_in(kind: str, tmp_path: P
 
 def test_all_tasks_of_a_run_that_is_done_have_run() -> None:
     history = seen_once()
-    assert "done: 3 tasks run, when and where isn't known of 2 in" in _summary(history)
+    assert "done: 3 tasks run (when and where isn't known of 2) in" in _summary(history)
     gantt = visualize(history, kind="gantt")
-    assert "3 tasks run, when and where isn&#x27;t known of 2, " in gantt._repr_html_()
+    assert "3 tasks run (when and where isn&#x27;t known of 2), " in gantt._repr_html_()
     dag = visualize(history)
     assert "not run" not in dag.svg
     assert dag.svg.count("\ndone") == 3
