@@ -35,6 +35,22 @@ In Python:
 """
 
 
+def _store_option(words: str) -> "Callable[[Callable[..., None]], Callable[..., None]]":
+    """--metastore, whose URL is looked at before anything is done."""
+
+    def check(_context: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
+        from dagsched.metastore.opening import check_url
+
+        try:
+            if url is not None:
+                check_url(url)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        return url
+
+    return click.option("--metastore", metavar="URL", help=words, callback=check)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, help=_HELP)
 @click.version_option(__version__, prog_name="dagsched")
 def commands() -> None:
@@ -189,7 +205,7 @@ def bench(stages: bool, rounds: int, no_arrays: bool, as_json: bool) -> None:
 
 
 @commands.command()
-@click.option("--metastore", metavar="URL", help="Look into this store as well.")
+@_store_option("Look into this store as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def runs(metastore: str | None, as_json: bool) -> None:
     """List runs: of clients that live, of those that died, and what is left of finished ones."""
@@ -229,7 +245,7 @@ def _show_runs(found: "Sequence[ListedRun]") -> None:
     type=click.IntRange(1, 256),
     help="Processes of this machine that go on with the run.  [default: one a CPU]",
 )
-@click.option("--metastore", metavar="URL", help="Store of the run, if its directory has gone.")
+@_store_option("Store of the run, if its directory has gone.")
 @click.option(
     "-o",
     "--output",
@@ -327,7 +343,7 @@ def _of_a_task(command: "Callable[..., None]") -> "Callable[..., None]":
     for decorate in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
         click.option("--rootpath", default="/D", show_default=True, help="Of the environment."),
-        click.option("--metastore", metavar="URL", help="Store, if the run's directory has gone."),
+        _store_option("Store, if the run's directory has gone."),
         click.argument("key"),
         click.argument("run_id", metavar="RUN"),
     ):
@@ -392,7 +408,7 @@ def _tale(run_id: str, key: str, metastore: str | None, rootpath: str) -> "TaskT
     help="Of picture.  [default: the first of these that PICTURE's suffix belongs to]",
 )
 @click.option("--title", help="Stands at the top.  [default: the run's id]")
-@click.option("--metastore", metavar="URL", help="Store of RUN, if its directory has gone.")
+@_store_option("Store of RUN, if its directory has gone.")
 @click.option("--rootpath", default="/D", show_default=True, help="Of RUN's environment.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def viz(

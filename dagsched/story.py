@@ -64,6 +64,9 @@ def _from_record(run: "Run", task: int, position: int) -> str:
         return f"{text}; it failed{run.failure_text()}" if has_failed else text
     if has_failed:
         return f"{name} failed{run.failure_text()}; {place}"
+    if run.state == "done":
+        unseen = "its node was lost first, another client had the run, or it returned a graph"
+        return f"{name} has run, when and where isn't known ({unseen}); {place}"
     if run.done():
         return f"{name} was not run: the run ended as {run.state}; {place}"
     return f"{name} has not ended, and the master has not answered; {place}"

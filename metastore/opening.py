@@ -4,8 +4,10 @@ What a store needs is imported with it.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from dagsched.config import Config
 from dagsched.metastore.keys import environment_prefix
@@ -14,6 +16,24 @@ if TYPE_CHECKING:
     from dagsched.metastore.port import MetaStore
 
 SCHEMES = ("memory://", "redis://", "rediss://", "unix://")
+
+
+def check_url(url: str) -> None:
+    """Whether a URL names a store; whether one answers there is seen when it is opened.
+
+    Raises:
+        ValueError: it does not.
+    """
+    told = re.sub(r"//[^/]*@", "//***@", url)  # without a password
+    if not url.startswith(SCHEMES):
+        raise ValueError(
+            f"metastore {told!r} is not valid: it is None (a store of the environment's own) or "
+            f"begins with one of {', '.join(SCHEMES)}"
+        )
+    try:
+        urlsplit(url).port  # noqa: B018  # the port is only looked at when it is asked for
+    except ValueError as error:
+        raise ValueError(f"metastore {told!r} is not valid: {error}") from None
 
 
 def open_store(
@@ -32,6 +52,8 @@ def open_store(
         StoreUnavailable: no server of that kind answers within `store_timeout_s`.
     """
     store: MetaStore
+    if url is not None:
+        check_url(url)
     if url is None:
         from dagsched.metastore.embedded import EmbeddedStore
 
@@ -40,15 +62,10 @@ def open_store(
         from dagsched.metastore.memory import MemoryStore
 
         store = MemoryStore()
-    elif url.startswith(SCHEMES[1:]):
+    else:
         from dagsched.metastore.redis import RedisStore
 
         store = RedisStore(url, prefix, config)
-    else:
-        raise ValueError(
-            f"metastore {url!r} is not valid: it is None (a store of the environment's own) or "
-            f"begins with one of {', '.join(SCHEMES)}"
-        )
     store.open()
     return store
 

@@ -347,6 +347,25 @@ def test_viz_says_what_is_wrong(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command", ["runs", "resume RUN", "explain RUN f-1", "story RUN f-1", "viz RUN"]
+)
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("foo://u:secret@h", "'foo://***@h' is not valid: it is None"),
+        ("redis://u:secret@h:x/0", "'redis://***@h:x/0' is not valid: Port could not be cast"),
+    ],
+)
+def test_what_is_no_url_of_a_store_is_wrong_usage(
+    command: str, url: str, words: str, capsys
+) -> None:
+    assert exit_code_of(*command.replace("RUN", "cafe0123-1").split(), "--metastore", url) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert "secret" not in told
+
+
 def test_viz_without_its_file_or_of_another_kind_says_so(tmp_path: Path, capsys) -> None:
     assert exit_code_of("viz", str(tmp_path / "x")) == 1
     assert "run.save(path) writes one" in capsys.readouterr().err

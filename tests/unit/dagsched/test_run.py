@@ -508,6 +508,15 @@ def test_a_missing_output_is_an_internal_error(host: FakeHost) -> None:
         run.result()
 
 
+def test_a_task_of_a_run_that_is_done_has_run_though_nobody_said_where(host: FakeHost) -> None:
+    run = make_run(host)
+    run.take_outputs(OutputsComplete(7, [inline(2, 10), inline(0, 3)]))
+    end(run)
+    text = run.explain(run.graph.keys()[0])
+    assert "has run, when and where isn't known (its node was lost first, another client" in text
+    assert "not run" not in text
+
+
 def test_trace_story_and_explanation(host: FakeHost) -> None:
     run = make_run(host)
     keys = run.graph.keys()
