@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dagsched.master import events
-from dagsched.protocol.messages import NodeStats
+from dagsched.protocol.messages import ExecutorStats, NodeStats
 from dagsched.viz.live.cells import (
     BIN_NS,
     BINS,
@@ -65,6 +65,7 @@ class Scene:
         self.lanes: dict[tuple[int, int], int] = {}  # by node and executor
         self.stats: dict[int, NodeStats] = {}  # by node, as told last
         self.stats_at_s = 0.0  # when that was
+        self._past: dict[int, NodeStats] = {}  # the same of nodes that tell no more
         self.counters: Mapping[str, int] = {}
         self.silences: Mapping[int, tuple[float, bool]] = {}
         self.failed_cells: list[tuple[int, int]] = []  # bin and lane of each
@@ -189,9 +190,26 @@ class Scene:
         self, stats: Sequence[NodeStats], counters: Mapping[str, int], when: float
     ) -> None:
         """What all nodes say of themselves, at `when` (monotonic seconds)."""
+        self._past |= self.stats
         self.stats = {node.id: node for node in stats}
         self.stats_at_s = when
         self.counters = counters
+
+    def sums_of(self, node: int, host: str) -> NodeStats:
+        """What a node that was lost had done by the time it told for the last time.
+
+        It holds nothing any more, but what was counted doesn't become less.
+        """
+        past = self.stats.get(node) or self._past.get(node) or NodeStats(node, host)
+        return NodeStats(
+            node, host, in_bytes=past.in_bytes, out_bytes=past.out_bytes,
+            spill_count=past.spill_count,
+            executors=[
+                ExecutorStats(one.id, 0, task_count=one.task_count,
+                              restart_count=one.restart_count)
+                for one in past.executors
+            ],
+        )  # fmt: skip
 
     # --- executors ------------------------------------------------------------------------------
 

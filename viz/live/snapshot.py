@@ -134,7 +134,8 @@ def _node(
     if state == "up":
         state = "suspected" if silence_s > SUSPECTED_AFTER_S else state
         state = "drained" if is_leaving else state
-    known = stats or NodeStats(node.brokerid, node.host)
+    past = scene.sums_of(node.brokerid, node.host) if state == "lost" else None
+    known = stats or past or NodeStats(node.brokerid, node.host)
     by_id = {executor.id: executor for executor in known.executors}
     executors = [
         _executor(scene, around, node.brokerid, state,

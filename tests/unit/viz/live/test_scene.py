@@ -19,6 +19,7 @@ from dagsched.master.surveys import STATES, Standing
 from dagsched.nodes import NodeEnv
 from dagsched.protocol.messages import Doing, ExecutorStats, Failure, NodeStats
 from dagsched.viz.live.cells import BIN_S, BINS
+from dagsched.viz.live.metrics import exposition
 from dagsched.viz.live.scene import RUNS_MAX, Scene
 from dagsched.viz.live.snapshot import Since, snapshot
 from dagsched.viz.live.troubles import TEXT_CHARS_MAX, TRACEBACK_CHARS_MAX, TROUBLES_MAX
@@ -173,6 +174,24 @@ def test_states_of_nodes() -> None:
         "lost", "starting", "lost", "starting", "starting",
     ]  # fmt: skip
     assert (rows[0]["cpu_load_1m"], rows[0]["memory_used_bytes"]) == (None, None)
+
+
+def test_what_a_lost_node_had_done_is_still_counted() -> None:
+    scene = Scene(900.0)
+    busy = ExecutorStats(3, 33, task_count=7, rss_bytes=1 << 20, restart_count=1)
+    node = NodeStats(2, "h", executors=[busy], live_bytes=9, live_object_count=1, pid=22,
+                     in_bytes=50, out_bytes=60, spill_count=4)  # fmt: skip
+    around = surroundings((NodeEnv(2, "h", [3]), "lost"))
+    scene.take_stats([node], {}, NOW - 2)
+    for _ in range(2):
+        (row,) = snapshot(scene, around, NOW)["nodes"]
+        assert (row["in_bytes"], row["out_bytes"], row["spill_count"]) == (50, 60, 4)
+        assert (row["live_bytes"], row["live_object_count"], row["pid"]) == (0, 0, 0)
+        (executor,) = row["executors"]
+        assert (executor["task_count"], executor["restart_count"]) == (7, 1)
+        assert (executor["state"], executor["rss_bytes"]) == ("lost", None)
+        scene.take_stats([], {}, NOW - 1)
+    assert 'dagsched_transfer_received_bytes_total{node="2"} 50.0' in exposition(scene, around, NOW)
 
 
 def test_subtrees_have_the_states_of_their_tasks() -> None:
