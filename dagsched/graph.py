@@ -85,9 +85,17 @@ class TaskGraph:
         return f"{self.name(task_id)}-{self.serials[task_id]}"
 
     def task_names(self) -> TaskNames:
-        """What the tasks are called, without the tasks."""
+        """What the tasks are called, without the tasks.
+
+        Functions of one name, as lambdas that a loop makes, are one there.
+        """
         own = {task_id: asked.name for task_id, asked in self.options.items() if asked.name}
-        return TaskNames(self.function_names, self.function_of, self.serials, own, self.own_keys)
+        names, of = self.function_names, self.function_of
+        number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        if len(number_of) < len(names):
+            of = np.array([number_of[name] for name in names], np.int32)[of]
+            names = list(number_of)
+        return TaskNames(names, of, self.serials, own, self.own_keys)
 
     def keys(self) -> list[str]:
         """The keys of all tasks, by id."""

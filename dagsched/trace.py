@@ -273,7 +273,7 @@ class Trace:
         columns = self.table(name, keys=keys)
         frame = pd.DataFrame(columns)
         for column, names in self._coded(columns):
-            # Two functions may have one name, and categories must differ.
+            # A file may have two functions of one name, and categories must differ.
             frame[column] = pd.Categorical(np.array(names, object)[columns[column]])
         return frame
 

@@ -99,7 +99,7 @@ def headline(picture: Picture) -> str:
     if picture.is_folded:
         parts.append(f"drawn as {counted(len(picture.marks), 'box', 'boxes')}")
     if not picture.has_run:
-        return ", ".join([*parts, "not run"])
+        return ", ".join([*parts, "not run"] if picture.marks else parts)
     ran = [mark for mark in picture.marks if mark.start_ns >= 0]
     if ran and not picture.is_folded:
         first = min(mark.start_ns for mark in ran)

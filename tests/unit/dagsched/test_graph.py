@@ -422,6 +422,18 @@ def test_a_longer_cycle_is_named_in_order() -> None:
 # networkx.
 
 
+def test_functions_of_one_name_are_one_to_the_reader() -> None:
+    squares = [delayed(lambda x, n=n: x * n)(abs_) for n, abs_ in enumerate([delayed(abs)(1)] * 4)]
+    graph = build_graph([*squares, delayed(len)([])])
+    assert len(graph.functions) == 6
+    names = graph.task_names()
+    assert sorted(names.functions) == ["<lambda>", "abs", "len"]
+    assert [names.function(task) for task in range(len(graph))] == [
+        graph.function_names[index] for index in graph.function_of.tolist()
+    ]
+    assert [names.key(task) for task in range(len(graph))] == graph.keys()
+
+
 def test_to_networkx() -> None:
     top = delayed(g)(A, Ref(1, 1))
     digraph = build_graph(top).to_networkx()

@@ -15,7 +15,7 @@ from dagsched.history import History
 from dagsched.tables import Rows
 from dagsched.trace import TraceBuilder, TraceEvent
 from dagsched.viz.drawing import VIEWS
-from tests.unit.viz.builders import chain, history_of, many
+from tests.unit.viz.builders import GraphBuilder, chain, history_of, many
 
 ODD = "a<b & \"c\" 'd' é中🎉 \0\x1b[31m\x85\u202e\ud800\ufffe <!--<script> </script> \r\n"
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff\ufffe]")
@@ -84,6 +84,14 @@ def test_a_name_does_not_end_the_script_that_it_stands_in(kind: str, tmp_path: P
 
 
 # --- what isn't known -----------------------------------------------------------------------------
+
+
+def test_a_run_of_constants_is_not_said_to_be_not_run() -> None:
+    history = history_of(GraphBuilder().tasks(), TraceBuilder().build(np.arange(0)))
+    assert ">0 tasks, 0 edges</text>" in visualize(history).svg
+    assert "1 task, 0 edges, not run" in visualize(history_of(chain(1))).svg
+    for kind in VIEWS:
+        assert visualize(history, kind=kind)._repr_html_()
 
 
 def test_all_tasks_of_a_run_that_is_done_have_run() -> None:

@@ -149,4 +149,4 @@ def test_nothing_outside_is_referred_to() -> None:
 def test_an_empty_graph_is_a_page_with_its_headline() -> None:
     tasks = chain(1)
     empty = type(tasks)([], np.array([], int), np.array([0]), np.array([], int), str)
-    assert "0 tasks, 0 edges, not run" in text_of(draw_svg(make_picture(empty)))
+    assert "0 tasks, 0 edges\n" in text_of(draw_svg(make_picture(empty)))
