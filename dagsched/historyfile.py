@@ -26,6 +26,7 @@ file's size and a limit before anything is unpacked, and believes no number that
 
 import json
 import os
+import secrets
 import struct
 import zlib
 from collections.abc import Mapping
@@ -105,7 +106,8 @@ def save_history(history: History, path: str | PathLike[str]) -> Path:
     every = {name: getattr(history.trace, name).every for name in COLUMNS}
     run["every"] = {name: number for name, number in every.items() if number > 1}
     head = json.dumps({"run": run, "columns": [column for column, _ in packed]}).encode()
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    # A name of its own: others may save there too, and one that died may have left what it had.
+    partial = target.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         with open(partial, "xb") as file:
             file.write(_HEAD.pack(MAGIC, VERSION, len(head)) + head)

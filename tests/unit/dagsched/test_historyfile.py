@@ -1,10 +1,12 @@
 """Runs in files: what is kept, and what a file that can't be trusted may do."""
 
 import json
+import os
 import random
 import struct
 import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +59,19 @@ def run_of_three() -> History:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     return save_history(run_of_three(), tmp_path / "x.dagsched")
+
+
+def test_several_save_to_one_file_and_what_a_dead_one_left_is_in_nobodys_way(
+    tmp_path: Path,
+) -> None:
+    history, target = run_of_three(), tmp_path / ("x" * 240 + ".dagsched")
+    with ThreadPoolExecutor(4) as pool:
+        for saving in [pool.submit(save_history, history, target) for _ in range(100)]:
+            assert saving.result(30) == target
+    (tmp_path / f".x.dagsched.{os.getpid()}").touch()
+    save_history(history, tmp_path / "x.dagsched")
+    assert load_history(target).task_count == load_history(tmp_path / "x.dagsched").task_count == 3
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_what_is_loaded_is_what_was_saved(saved: Path) -> None:
