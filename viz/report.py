@@ -283,6 +283,8 @@ def _idle(course: Course) -> Section:
         ("a task was ready: on its way, or behind others elsewhere", idle.waiting_ns),
         ("after the last task: results were gathered, the end was told", idle.after_ns),
     ]
+    if idle.lost_ns:
+        causes.append(("their node was lost", idle.lost_ns))
     return Section(
         "Idle time by cause",
         [f"executors were idle for {_share(sum(idle), whole)} of their time"],

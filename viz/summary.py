@@ -49,6 +49,7 @@ class Idle(NamedTuple):
     moving_ns: int  # a task was ready but for inputs that hadn't come from other nodes
     waiting_ns: int  # a task was ready, and not begun: it was on its way, or given to another
     after_ns: int  # since the last task of all had ended
+    lost_ns: int  # their node was lost
 
 
 class ExecutorLine(NamedTuple):
@@ -190,7 +191,7 @@ def _idle(history: History, lanes: Lanes, times: Int64, counts: Int64) -> Idle:
     """
     count = len(lanes.places)
     if not len(times):
-        return Idle(count * lanes.length_ns, 0, 0, 0, 0)
+        return Idle(count * lanes.length_ns, 0, 0, 0, 0, 0)
     first, last = int(times[0]), int(times[-1])
     trace = history.trace
     has_inputs = np.diff(history.indptr) > 0
@@ -199,18 +200,35 @@ def _idle(history: History, lanes: Lanes, times: Int64, counts: Int64) -> Idle:
     ready, start = ready[waits] - lanes.origin_ns, trace.start_ns[waits] - lanes.origin_ns
     there = np.minimum(np.maximum(arrivals_ns(history, lanes.origin_ns)[waits], ready), start)
     moving_steps, waiting_steps = active(ready, there), active(there, start)
-    moments = np.concatenate([times, moving_steps[0], waiting_steps[0]])
-    moments = np.unique(moments[(moments >= first) & (moments <= last)])
-    idle = count - _at(times, counts, moments[:-1])
-    waiting = np.minimum(idle, _at(*waiting_steps, moments[:-1]))
-    moving = np.minimum(idle - waiting, _at(*moving_steps, moments[:-1]))
-    lengths = np.diff(moments)
-    idle_ns, moving_ns, waiting_ns = (
-        int((some * lengths).sum()) for some in (idle, moving, waiting)
+    gone_steps = _gone(history, lanes)
+    moments = np.unique(
+        np.concatenate(
+            [[0, lanes.length_ns], times, moving_steps[0], waiting_steps[0], gone_steps[0]]
+        )
     )
-    starved_ns = idle_ns - moving_ns - waiting_ns
-    after_ns = count * (lanes.length_ns - last)
-    return Idle(count * first, starved_ns, moving_ns, waiting_ns, after_ns)
+    begins, lengths = moments[:-1], np.diff(moments)
+    idle = count - _at(times, counts, begins)
+    gone = np.minimum(idle, _at(*gone_steps, begins))
+    idle -= gone
+    within = (begins >= first) & (begins < last)
+    waiting = np.minimum(idle, _at(*waiting_steps, begins)) * within
+    moving = np.minimum(idle - waiting, _at(*moving_steps, begins)) * within
+    starved = (idle - waiting - moving) * within
+    parts = (
+        idle * (begins < first), starved, moving, waiting, idle * (begins >= last), gone,
+    )  # fmt: skip
+    return Idle(*(int((part * lengths).sum()) for part in parts))
+
+
+def _gone(history: History, lanes: Lanes) -> tuple[Int64, Int64]:
+    """How many executors are gone with their nodes, from each moment on."""
+    lost_at: dict[int, int] = {}
+    for event in history.trace.events:
+        if event.kind == "node_lost":
+            moment = min(max(0, event.time_ns - lanes.origin_ns), lanes.length_ns)
+            lost_at.setdefault(event.node, moment)
+    gone = np.array([lost_at[node] for node, _ in lanes.places if node in lost_at], np.int64)
+    return active(gone, np.full(len(gone), lanes.length_ns))
 
 
 def _at(times: Int64, counts: Int64, moments: Int64) -> Int64:

@@ -383,8 +383,35 @@ def test_idle_time_is_told_apart_by_what_was_ready() -> None:
         "moving_ns": 0,
         "waiting_ns": 20,
         "after_ns": 40,
+        "lost_ns": 0,
     }
     assert sum(course.idle) + course.busy_ns == 2 * 100
+
+
+def test_executors_of_a_lost_node_are_idle_for_no_other_cause() -> None:
+    # Three tasks are ready from the submission on. Executor 4 is lost with its node at 30, having
+    # run one from 10 to 20; executor 3 runs the others until 80; the run ends at 100.
+    builder = TraceBuilder()
+    for task, (node, start, end) in enumerate([(2, 0, 40), (2, 40, 80), (5, 10, 20)]):
+        builder.add(node, node + 1, 1, np.array([task]), np.array([start, end]))
+    trace = builder.build(np.arange(3))
+    losses = [TraceEvent(at, "node_lost", node) for at, node in ((30, 5), (60, 5), (70, 9))]
+    graph = GraphBuilder()
+    for _ in range(3):
+        graph.call("use")
+    history = history_of(graph.tasks(), replace(trace, events=losses), submitted_ns=0, ended_ns=100)
+    course = summarize(history).course
+    assert course is not None
+    # Executor 4 waits for 10 + 10, then is gone for 70; executor 3 is idle at the end for 20.
+    assert tuple(course.idle) == (0, 0, 0, 20, 20, 70)
+    assert sum(course.idle) + course.busy_ns == 2 * 100
+    assert "their node was lost" in visualize(history, kind="summary").text
+    assert (
+        "their node"
+        not in visualize(
+            replace(history, trace=replace(history.trace, events=[])), kind="summary"
+        ).text
+    )
 
 
 def test_only_as_many_executors_wait_as_are_idle() -> None:
@@ -400,7 +427,7 @@ def test_only_as_many_executors_wait_as_are_idle() -> None:
     history = history_of(graph.tasks(), builder.build(np.arange(5)), submitted_ns=0, ended_ns=70)
     course = summarize(history).course
     assert course is not None
-    assert tuple(course.idle) == (0, 10, 0, 30, 0)
+    assert tuple(course.idle) == (0, 10, 0, 30, 0, 0)
 
 
 def test_parallelism_has_the_area_of_the_work(turns: History) -> None:
