@@ -176,6 +176,7 @@ def gantt_headline(history: History, lanes: Lanes) -> str:
 def _legend(parts: list[str], chart: Chart, order: Sequence[int], title: str) -> float:
     """Title, figures and functions; gives where the chart begins."""
     y = MARGIN + 14
+    title = shortened(title, 17, LABEL_WIDTH + CHART_WIDTH)
     parts.append(_text(MARGIN, y, title, ' class="title"'))
     y += 20
     headline = gantt_headline(chart.history, chart.lanes)
@@ -219,7 +220,8 @@ def _axis(length_ns: int, top: float, bottom: float) -> list[str]:
         x = MARGIN + LABEL_WIDTH + tick * CHART_WIDTH / max(1, length_ns)
         parts.append(f'<path class="tick" d="M{x:.1f} {top + 4:.1f}V{bottom + 4:.1f}"/>')
         text = duration(tick) if tick else "0"
-        parts.append(_text(x, bottom + 17, text, ' text-anchor="middle"'))
+        within = LABEL_WIDTH + CHART_WIDTH + 2 * MARGIN - text_width(text, 11) / 2
+        parts.append(_text(min(x, within), bottom + 17, text, ' text-anchor="middle"'))
     return parts
 
 

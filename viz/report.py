@@ -184,7 +184,7 @@ def _outcome(summary: Summary, course: Course) -> Section:
     if history.ended_ns < 0:
         lines.append("the run had not ended when this was gathered")
     failed = [history.names.key(task) for task in history.trace.failed]
-    lines += [f"failed for good: {key}" for key in failed]
+    lines += [f"failed for good: {_short(key)}" for key in failed]
     return Section("Outcome", lines)
 
 
@@ -220,7 +220,7 @@ def _curve(course: Course, executor_count: int) -> str:
         points.append(f"L{left + place * step:.1f} {y:.1f}L{left + (place + 1) * step:.1f} {y:.1f}")
     points.append(f"L{width} {height}z")
     line_y = height - executor_count / top * (height - 10)
-    size_text = f'width="{width + 10}" height="{height + bottom}"'
+    size_text = f'width="{width + 30}" height="{height + bottom}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size_text} font-size="11">',
         f'<path d="{"".join(points)}" fill="#56b4e9"/>',
@@ -264,7 +264,7 @@ def _critical(summary: Summary, course: Course) -> Section:
     longest = sorted(path, key=lambda task: -int(durations[task]))[:PATH_MAX]
     kept = sorted(longest, key=path.index) if len(path) < 10_000 else longest
     rows = [
-        [names.key(task), duration(int(durations[task])), str(trace.node[task]),
+        [_short(names.key(task)), duration(int(durations[task])), str(trace.node[task]),
          str(trace.executor[task])]
         for task in kept
     ]  # fmt: skip
@@ -384,7 +384,7 @@ def _slowest(summary: Summary, course: Course) -> list[Section]:
             continue
         rate = f"{size(size_bytes * 1_000_000_000 // took)}/s"
         rows.append(
-            [names.key(task) if task >= 0 else "-", str(moves.source[index]),
+            [_short(names.key(task)) if task >= 0 else "-", str(moves.source[index]),
              str(moves.node[index]), size(size_bytes),
              duration(int(moves.start_ns[index] - moves.begin_ns[index])), duration(took), rate]
         )  # fmt: skip
@@ -443,7 +443,7 @@ def _event_row(history: History, group: Sequence[TraceEvent]) -> list[str]:
     event = group[0]
     count = sum(one.item_count for one in group)
     if event.task >= 0:
-        task = history.names.key(event.task)
+        task = _short(history.names.key(event.task))
     else:
         task = counted(count, "task") if count and event.kind != "placed" else "-"
     return [

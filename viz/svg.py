@@ -24,6 +24,7 @@ MARGIN = 20.0
 FONT = "DejaVu Sans, Verdana, Geneva, sans-serif"
 FONT_SIZE = 11.5
 LABEL_WIDTH_MAX = 190.0
+TITLE_WIDTH_MAX = 1_100.0
 ARROWS_MAX = 600
 """More edges than this are drawn without arrow heads; all lead down."""
 
@@ -210,7 +211,7 @@ def _cross(mark: Mark, x: float, y: float, width: float) -> str:
 def _legend(picture: Picture, colours: Mapping[int, str]) -> tuple[str, float, float]:
     """Title, figures, nodes and signs: the SVG text, its width and its height."""
     line_height, y = 21.0, MARGIN + 14
-    title = picture.title or "dagsched"
+    title = shortened(picture.title or "dagsched", 17, TITLE_WIDTH_MAX)
     under = headline(picture)
     parts = ['<g class="legend">', _legend_text(MARGIN, y, title, ' class="title"')]
     y += line_height

@@ -100,10 +100,13 @@ def test_fingers_zoom_and_move(chromium: Any, lost: History, tmp_path: Path) -> 
         assert moved == pytest.approx([14 * MS, 22 * MS])
 
 
-def test_a_summary_is_read_without_moving_the_page(
-    chromium: Any, lost: History, tmp_path: Path
+@pytest.mark.parametrize("kind", ["summary", "gantt"])
+def test_a_page_is_read_without_moving_it_sideways(
+    chromium: Any, lost: History, kind: str, tmp_path: Path
 ) -> None:
-    visualize(lost, tmp_path / "x.html", kind="summary")
+    names = replace(lost.names, functions=["n" * 300])
+    history = replace(lost, names=names, trace=replace(lost.trace, names=names))
+    visualize(history, tmp_path / "x.html", kind=kind, title="T" * 300)
     context = chromium.new_context(**PHONE)
     try:
         page = context.new_page()

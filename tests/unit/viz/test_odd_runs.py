@@ -83,6 +83,23 @@ def test_a_name_does_not_end_the_script_that_it_stands_in(kind: str, tmp_path: P
     assert found.starts == found.ends == 2
 
 
+def test_long_names_and_titles_are_cut_where_all_else_would_give_way() -> None:
+    history = renamed(seen_once(), "n" * 300)
+    for kind in ("dag", "gantt"):
+        plain = visualize(history, kind=kind)._repr_html_()
+        drawn = visualize(history, kind=kind, title="T" * 900)._repr_html_()
+        assert f"<title>{'T' * 900}</title>" in drawn
+        assert re.search(r'class="title">T+\u2026T+</text>', drawn)
+        assert int(_first(drawn, "width")) <= max(1_300, int(_first(plain, "width")))
+    assert max(map(len, _summary(history).splitlines())) < 300  # an error has 120 of them
+
+
+def _first(svg: str, name: str) -> str:
+    found = re.search(rf'{name}="(\d+)"', svg)
+    assert found is not None
+    return found[1]
+
+
 # --- what isn't known -----------------------------------------------------------------------------
 
 
