@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dagsched.plan import Int32, Int64
+from dagsched.protocol.asking import failure_in_words
 from dagsched.tables import input_bytes
 from dagsched.trace import TaskNames, Trace, TraceBuilder, TraceEvent
 
@@ -111,7 +112,7 @@ def trace_of(run: "Run | PastRun") -> Trace:
     if failure is not None and run.record.ended_s is not None:
         task = int(order[failure.position]) if 0 <= failure.position < count else -1
         place = run.record.failed_node or -1, failure.executor or -1
-        words = f"{failure.type_name}: {failure.text}" if failure.type_name else failure.text
+        words = failure_in_words(failure)
         ended_ns = int(run.record.ended_s * 1e9)
         events.append(TraceEvent(ended_ns, "failed", *place, task, failure.attempt, text=words))
     return replace(

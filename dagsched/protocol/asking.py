@@ -5,7 +5,7 @@ Asked only when somebody wants to know why a task is where it is: it costs a run
 
 from collections.abc import Sequence
 
-from dagsched.protocol.structs import ExitInfo, Struct
+from dagsched.protocol.structs import ExitInfo, Failure, Struct
 
 WORDS_MAX = 500  # characters of what an executor printed, in what is told of its end
 
@@ -97,3 +97,28 @@ def end_in_words(executor: int, end: ExitInfo | None) -> str:
         how = f"ended with exit code {end.exit_code}"
     said = end.log_tail.strip().rpartition("\n")[2]
     return f"executor {executor} {how}" + (f", its last words: {said}" if said else "")
+
+
+def failure_in_words(failure: Failure) -> str:
+    """Why a task failed for good: the type and text of what it raised, or what became of it.
+
+    Example:
+        >>> failure_in_words(Failure(0, 1, "timeout"))
+        'it took longer than its timeout and was ended'
+        >>> failure_in_words(Failure(0, 1, "raised", "ValueError", "no"))
+        'ValueError: no'
+    """
+    match failure.kind:
+        case "timeout":
+            what = "it took longer than its timeout and was ended"
+        case "lost":
+            what = end_in_words(failure.executor, failure.exit)
+        case "memory":
+            what = "there was no room for it in memory"
+        case "result":
+            what = "its result can't travel between processes"
+        case "argument":
+            what = "its function or arguments can't be unpickled on their node"
+        case _:
+            what = failure.type_name
+    return ": ".join(part for part in (what, failure.text) if part)

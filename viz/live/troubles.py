@@ -5,6 +5,7 @@ from typing import Any
 
 from dagsched.master.events import RunEnded, RunHappened, RunStalled
 from dagsched.master.explaining import words
+from dagsched.protocol.asking import failure_in_words
 from dagsched.viz.live.seen import SeenRun
 
 TROUBLES_MAX = 100
@@ -57,10 +58,7 @@ class Troubles:
             text = texts.get(event.state, f"the run was {event.state}")
             self._put(run, when, event.state, final=True, text=text)
             return
-        text = failure.text
-        if failure.exit is not None:
-            end = failure.exit
-            text = f"executor ended: signal {end.signal}, exit code {end.exit_code}; {text}"
+        text = failure.text if failure.type_name else failure_in_words(failure)
         self._put(
             run, when, "failed", final=True, position=failure.position, node=event.node or 0,
             executor=failure.executor, attempt=failure.attempt,

@@ -517,6 +517,30 @@ def test_a_task_of_a_run_that_is_done_has_run_though_nobody_said_where(host: Fak
     assert "not run" not in text
 
 
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (Failure(1, 1, "timeout", exit=ExitInfo(None, 9)), "it took longer than its timeout"),
+        (
+            Failure(1, 1, "lost", executor=4, exit=ExitInfo(None, 9, log_tail="a\nno!\n")),
+            "executor 4 was killed by signal 9, its last words: no!",
+        ),
+        (Failure(1, 1, "lost", executor=4, exit=ExitInfo(3)), "executor 4 ended with exit code 3"),
+        (Failure(1, 1, "result", text="a lock"), "its result can't travel between processes: a l"),
+        (Failure(1, 1, "argument", text="no module"), "its function or arguments can't be unpickl"),
+        (Failure(1, 1, "memory"), "there was no room for it in memory"),
+        (Failure(1, 1, "raised", "ValueError", "no"), "ValueError: no"),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Failure) else "",
+)
+def test_what_a_trace_says_of_a_failure(host: FakeHost, failure: Failure, words: str) -> None:
+    run = make_run(host)
+    end(run, "failed", failure, b"")
+    event = run.trace().events[-1]
+    assert (event.kind, event.attempt) == ("failed", 1)
+    assert event.text.startswith(words)
+
+
 def test_trace_story_and_explanation(host: FakeHost) -> None:
     run = make_run(host)
     keys = run.graph.keys()

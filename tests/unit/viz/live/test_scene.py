@@ -17,7 +17,7 @@ from dagsched.master.events import (
 )
 from dagsched.master.surveys import STATES, Standing
 from dagsched.nodes import NodeEnv
-from dagsched.protocol.messages import Doing, ExecutorStats, Failure, NodeStats
+from dagsched.protocol.messages import Doing, ExecutorStats, ExitInfo, Failure, NodeStats
 from dagsched.viz.live.cells import BIN_S, BINS
 from dagsched.viz.live.metrics import exposition
 from dagsched.viz.live.scene import RUNS_MAX, Scene
@@ -192,6 +192,16 @@ def test_what_a_lost_node_had_done_is_still_counted() -> None:
         assert (executor["state"], executor["rss_bytes"]) == ("lost", None)
         scene.take_stats([], {}, NOW - 1)
     assert 'dagsched_transfer_received_bytes_total{node="2"} 50.0' in exposition(scene, around, NOW)
+
+
+def test_how_a_task_ended_that_raised_nothing_is_told_in_words() -> None:
+    scene = a_scene()
+    failure = Failure(1, 1, "timeout", executor=3, exit=ExitInfo(None, 9))
+    scene.take([(NOW, RunEnded(1, "failed", failure, None, 2, [], []))], NOW)
+    (row,) = seen(scene)["failures"]
+    assert (row["type"], row["text"]) == (
+        "timeout", "it took longer than its timeout and was ended",
+    )  # fmt: skip
 
 
 def test_subtrees_have_the_states_of_their_tasks() -> None:
