@@ -118,6 +118,7 @@ class SeenRun:
         self.state, self.ended_s = state, when
         if state == "done":
             self._has_ended[:] = True
+            self.functions.end()
         self._patches = self._last_patches(homes)
         self.facts = self._standing = None
         self._function_of = self._place_of = np.empty(0, np.int32)

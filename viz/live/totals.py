@@ -115,6 +115,10 @@ class FunctionTotals:
         """Tasks that had ended are to run again."""
         self.done_count -= np.bincount(functions, minlength=len(self.names))
 
+    def end(self) -> None:
+        """All have ended, those as well whose times were lost with a node or not told yet."""
+        self.done_count[:] = self.task_count
+
     def rows(self, most: int) -> list[dict[str, object]]:
         """As the snapshot has them, by busy time."""
         order = np.argsort(-self._busy_ns, kind="stable")[:most].tolist()

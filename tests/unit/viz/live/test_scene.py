@@ -194,6 +194,19 @@ def test_what_a_lost_node_had_done_is_still_counted() -> None:
     assert 'dagsched_transfer_received_bytes_total{node="2"} 50.0' in exposition(scene, around, NOW)
 
 
+@pytest.mark.parametrize(("state", "counts"), [("done", [2, 2]), ("cancelled", [1, 0])])
+def test_functions_of_a_run_that_is_done_have_run_all_their_tasks(
+    state: str, counts: list[int]
+) -> None:
+    scene = Scene(900.0)
+    scene.begin(facts(["f", "g"], [0, 1, 0, 1]))
+    scene.take([(NOW, traces([0], [1001, 1003]))], NOW)
+    scene.take([(NOW, RunEnded(1, state, None, None, None, [], []))], NOW)
+    told = {one["name"]: one["done_count"] for one in seen(scene)["functions"]}
+    assert told == dict(zip(["f", "g"], counts, strict=True))
+    assert seen(scene)["functions"][0]["mean_s"] == pytest.approx(2.0)  # of the one with a time
+
+
 def test_how_a_task_ended_that_raised_nothing_is_told_in_words() -> None:
     scene = a_scene()
     failure = Failure(1, 1, "timeout", executor=3, exit=ExitInfo(None, 9))
