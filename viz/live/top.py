@@ -1,7 +1,7 @@
 """`dagsched top`: the snapshot as text that fits a terminal. Pure but for the loop at its end."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -199,25 +199,45 @@ def _bytes(count: float) -> str:
 
 def show_once(read: Callable[[], Snapshot], console: Console) -> None:
     """Print one snapshot; where the output is no terminal nothing is left out for want of lines."""
+    _print(read(), console)
+
+
+def _print(shown: Snapshot, console: Console) -> None:
     height = console.height if console.is_terminal else 10_000
-    console.print(screen(read(), console.width, height))
+    console.print(screen(shown, console.width, height))
 
 
 def show_on(read: Callable[[], Snapshot], console: Console, interval_s: float) -> None:
     """Show snapshots until the environment is closed, or the user has had enough.
 
+    Where the output is no terminal they stand one below the other.
+
     Raises:
         DagschedError: there was none.
     """
     first = read()
+    if not console.is_terminal:
+        for shown in _readings(first, read, interval_s):
+            _print(shown, console)
+            console.print()
+        return
     with Live(
         screen(first, console.width, console.height), console=console, screen=True,
         auto_refresh=False,
     ) as live:  # fmt: skip
-        while True:
-            time.sleep(interval_s)
-            try:
-                shown = read()
-            except DagschedError:
-                return  # the environment has been closed
+        for shown in _readings(first, read, interval_s):
             live.update(screen(shown, console.width, console.height), refresh=True)
+
+
+def _readings(
+    first: Snapshot, read: Callable[[], Snapshot], interval_s: float
+) -> Iterator[Snapshot]:
+    """One snapshot an interval, until the environment has been closed."""
+    shown = first
+    while True:
+        yield shown
+        time.sleep(interval_s)
+        try:
+            shown = read()
+        except DagschedError:
+            return

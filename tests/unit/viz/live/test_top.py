@@ -106,6 +106,22 @@ def test_it_ends_with_the_environment() -> None:
         show_on(read, Console(file=out), 0.0)
 
 
+def test_a_pipe_gets_a_picture_an_interval_as_it_comes() -> None:
+    out = io.StringIO()
+    seen: list[int] = []
+
+    def read() -> dict[str, object]:
+        seen.append(out.getvalue().count("process 7"))
+        if len(seen) > 3:
+            raise DagschedError("gone")
+        return shown(40)
+
+    show_on(read, Console(file=out, width=160, height=10), 0.0)
+    assert seen == [0, 1, 2, 3]
+    assert out.getvalue().count("00000000-") >= 3 * 40
+    assert "\x1b" not in out.getvalue()
+
+
 def test_sparklines() -> None:
     assert sparkline([], 5) == ""
     assert sparkline([0.0] * 3, 5) == "   "
