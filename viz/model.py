@@ -57,6 +57,11 @@ class Mark:
         return self.task_count > 1
 
 
+def is_unseen(mark: Mark) -> bool:
+    """Whether it ran, and nobody has told when and where."""
+    return mark.state is State.DONE and mark.start_ns < 0
+
+
 @dataclass(frozen=True, slots=True)
 class NodeLine:
     """A line of the legend."""

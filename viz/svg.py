@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from dagsched.viz.layout import MARK_HEIGHT, Layout, Route, make_layout
-from dagsched.viz.model import Mark, NodeLine, Picture, State
+from dagsched.viz.model import Mark, NodeLine, Picture, State, is_unseen
 from dagsched.viz.palette import (
     FAILED,
     NO_NODE,
@@ -268,6 +268,7 @@ def _signs(picture: Picture, y: float) -> tuple[str, float]:
     x += text_width(text, 12) + 24
     samples = (
         (State.WAITING, 0, "not run", any(m.state is State.WAITING for m in picture.marks)),
+        (State.DONE, 1, "run, not known where", any(is_unseen(m) for m in picture.marks)),
         (State.FAILED, 1, "failed", any(m.state is State.FAILED for m in picture.marks)),
         (State.DONE, 2, "more than one attempt", any(m.executions > 1 for m in picture.marks)),
     )

@@ -118,6 +118,7 @@ def test_all_tasks_of_a_run_that_is_done_have_run() -> None:
     assert "3 tasks run (when and where isn&#x27;t known of 2), " in gantt._repr_html_()
     dag = visualize(history)
     assert "not run" not in dag.svg
+    assert ">run, not known where</text>" in dag.svg
     assert dag.svg.count("\ndone") == 3
     assert "dasharray" not in dag.svg.partition("</style>")[2]
 
@@ -126,6 +127,7 @@ def test_tasks_of_a_run_that_failed_may_not_have_run() -> None:
     history = seen_once(state="failed")
     assert "failed: 1 of 3 tasks run in" in _summary(history)
     assert "2 not run" in visualize(history).svg
+    assert "not known where" not in visualize(history).svg
 
 
 def test_the_boxes_of_a_run_that_is_done_have_run(tmp_path: Path) -> None:
