@@ -204,7 +204,10 @@ def print_stats(env: "RunEnv", file: IO[str] | None = None) -> None:
 
     Raises:
         ClosedError: the environment has been closed.
+        TypeError: `env` is none.
     """
+    if not callable(getattr(env, "stats", None)):
+        raise TypeError(f"print_stats needs a RunEnv, not {type(env).__name__}")
     out = sys.stdout if file is None else file
     out.write(format_stats(env.stats()) + "\n")
 

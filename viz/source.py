@@ -3,6 +3,7 @@
 import sys
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from dagsched.containers import leaves
 from dagsched.delayed import Delayed
 from dagsched.graph import TaskGraph, build_graph
 from dagsched.history import History
@@ -23,6 +24,8 @@ def history_of(thing: object) -> History:
     """
     # A Delayed answers to every attribute, so it must be known before anything is asked of it.
     if isinstance(thing, Delayed | list | tuple | dict | set | frozenset):
+        if next(leaves(thing, _is_run), None) is not None:
+            raise TypeError("visualize draws one run at a time: hand over the run itself")
         return History.of_graph(build_graph(thing))
     if isinstance(thing, TaskGraph):
         return History.of_graph(thing)
@@ -75,6 +78,10 @@ def _is_networkx(value: object) -> TypeGuard["nx.DiGraph[Any]"]:
     """Whether it is a networkx graph; who never imported networkx, has none and needs no import."""
     module = sys.modules.get("networkx")
     return module is not None and isinstance(value, module.DiGraph)
+
+
+def _is_run(value: object) -> bool:
+    return isinstance(value, Run)
 
 
 def _is_environment(value: object) -> TypeGuard[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dagsched.viz
-from dagsched import NodeEnv, RunEnv, addprocs, delayed, rundag, submit, visualize
+from dagsched import NodeEnv, RunEnv, addprocs, delayed, print_stats, rundag, submit, visualize
 from tests import graphs
 from tests.checkout import ROOT
 
@@ -143,6 +143,15 @@ def test_an_environment_shows_its_last_run_without_holding_what_was_in_it(env: R
     failed = visualize(env, kind="summary")
     assert failed.history.state == "failed"
     assert "number" in failed.text
+
+
+def test_what_is_no_run_or_environment_is_refused(env: RunEnv) -> None:
+    run = submit(env, delayed(abs)(-1))
+    assert run.result(60) == 1
+    with pytest.raises(TypeError, match="one run at a time"):
+        visualize([run])
+    with pytest.raises(TypeError, match="needs a RunEnv, not NoneType"):
+        print_stats(None)  # type: ignore[arg-type]
 
 
 def test_an_environment_without_a_run_says_so(env: RunEnv) -> None:
