@@ -20,7 +20,7 @@ from dask.diagnostics import Profiler, ProgressBar
 
 from dagsched import RunEnv, visualize
 from dagsched.errors import CycleError, GraphError, TaskCancelled
-from dagsched.plugins.dask import Client, Future, as_completed, get, wait
+from dagsched.plugins.dask import Client, Future, as_completed, futures_of, get, wait
 from tests.checkout import ROOT
 
 
@@ -245,6 +245,83 @@ def test_a_future_is_cancelled() -> None:
         assert future.cancelled()
         with pytest.raises(TimeoutError):
             client.submit(time.sleep, 100).result(0.01)
+
+
+def test_of_many_calls_some_are_under_way_at_a_time(env: RunEnv) -> None:
+    from dagsched.plugins.dask.client import WINDOW_RUNS
+
+    def most_runs() -> int:
+        return sum(not run.done() for run in env.runs)
+
+    with Client(env, set_as_default=False) as client:
+        before = most_runs()
+        futures, counts = [], []
+        for n in range(8 * WINDOW_RUNS):
+            futures.append(client.submit(pow, n, 2))
+            counts.append(most_runs())
+        assert max(counts) <= before + WINDOW_RUNS
+        assert client.gather(futures) == [n * n for n in range(len(futures))]
+
+
+def test_what_waits_for_its_turn_is_cancelled_at_once() -> None:
+    import time
+
+    from dagsched.plugins.dask.client import WINDOW_RUNS
+
+    with (
+        RunEnv(executors=1, metastore="memory://") as own,
+        Client(own, set_as_default=False) as client,
+    ):
+        futures = [client.submit(time.sleep, 100) for _ in range(2 * WINDOW_RUNS)]
+        futures[-1].cancel()
+        assert futures[-1].done()
+        assert futures[-1].cancelled()
+        client.cancel(futures)
+        wait(futures, timeout=30)
+        assert client.submit(abs, -1).result(30) == 1
+
+
+def test_waiting_as_dask_users_do(env: RunEnv, tmp_path: Path) -> None:
+    def wait_for(path: Path) -> int:
+        import time
+
+        while not path.exists():
+            time.sleep(0.001)
+        return 7
+
+    with Client(env) as client:
+        fast, slow = client.submit(abs, -1), client.submit(wait_for, tmp_path / "go")
+        done, not_done = wait([fast, slow], return_when="FIRST_COMPLETED")
+        assert (done, not_done) == ({fast}, {slow})
+        with pytest.raises(TimeoutError):
+            wait({"x": [slow]}, timeout=0.01)
+        with pytest.raises(TimeoutError):
+            list(as_completed([slow], timeout=0.01))
+        (tmp_path / "go").touch()
+        assert wait(slow).done == {slow}
+        results = as_completed([fast], with_results=True)
+        values = []
+        for _, value in results:
+            values.append(value)
+            if value < 4:
+                results.add(client.submit(lambda x: x + 1, value))
+        assert values == [1, 2, 3, 4]
+        failed = client.submit(int, "x")
+        with pytest.raises(ValueError, match="invalid literal"):
+            next(as_completed([failed], with_results=True))
+        (pair,) = as_completed([failed], with_results=True, raise_errors=False)
+        assert isinstance(pair[1], ValueError)
+        kept = client.persist(da.ones(10, chunks=2))
+        assert len(futures_of(kept)) == len(wait(kept).done) == 5
+
+
+def test_keywords_of_dask_that_have_no_effect_are_no_arguments(env: RunEnv) -> None:
+    with Client(env, set_as_default=False) as client:
+        options: dict[str, Any] = {"allow_other_workers": True, "fifo_timeout": "1s"}
+        assert client.submit(abs, -1, **options).result() == 1
+        assert client.gather(client.map(abs, [-1], batch_size=5, **options)) == [1]
+    with pytest.raises(TypeError, match=r"RunEnv or None, not 'tcp://"):
+        Client("tcp://127.0.0.1:8786")  # type: ignore[arg-type]
 
 
 def test_a_future_is_awaited(env: RunEnv) -> None:

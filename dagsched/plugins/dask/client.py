@@ -6,7 +6,6 @@ pretended: addresses name nodes and executors, and there is no scheduler process
 
 import contextlib
 import itertools
-import queue
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -27,6 +26,7 @@ from dagsched.plugins.dask.constants import Constants
 from dagsched.plugins.dask.conversion import convert_graph
 from dagsched.plugins.dask.futures import Batch, Future, opened
 from dagsched.plugins.dask.getting import get, low_level_graph
+from dagsched.plugins.dask.window import Window
 from dagsched.ref import collect
 from dagsched.run import Run
 from dagsched.runenv import RunEnv, default_env
@@ -34,6 +34,9 @@ from dagsched.submission import submit
 
 MAP_RUNS_MAX = 32
 """One `map` is so many runs at the most; futures of one run are done together."""
+
+WINDOW_RUNS = 32
+"""So many runs are under way at a time, or four for each executor."""
 
 
 class Client:
@@ -43,13 +46,20 @@ class Client:
         env: the environment; None: the one in use, see `setrunenv`.
         set_as_default: Dask's own `compute` and `persist` use this client until it is closed; they
             shuffle by tasks, for nodes share no disk.
+
+    Raises:
+        TypeError: `env` is none; there are no addresses of clusters here.
     """
 
     asynchronous = False  # which Dask asks
 
     def __init__(self, env: RunEnv | None = None, *, set_as_default: bool = True) -> None:
+        if not isinstance(env, RunEnv | None):
+            raise TypeError(f"a Client needs a RunEnv or None, not {env!r}")
         self.env = default_env() if env is None else env
         self._numbers = itertools.count(1)
+        executor_count = sum(len(node.executorids) for node in self.env.nodes)
+        self._window = Window(max(WINDOW_RUNS, 4 * executor_count))
         self._restore = contextlib.ExitStack()
         if set_as_default:
             settings = {"scheduler": self.get, "dataframe.shuffle.method": "tasks"}
@@ -67,6 +77,8 @@ class Client:
         pure: bool = True,  # noqa: ARG002 - each submission is a run of its own
         workers: Any = None,  # noqa: ARG002 - names processes that there are not
         resources: Mapping[str, float] | None = None,
+        allow_other_workers: bool = False,  # noqa: ARG002
+        fifo_timeout: Any = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> Future:
         """Calls a function on a node.
@@ -80,6 +92,8 @@ class Client:
             pure: has no effect.
             workers: has no effect.
             resources: what the call needs.
+            allow_other_workers: has no effect.
+            fifo_timeout: has no effect.
             **kwargs: of the function.
         """
         calls = [(key or self._key(function), args, kwargs)]
@@ -95,6 +109,9 @@ class Client:
         pure: bool = True,  # noqa: ARG002 - as in submit
         workers: Any = None,  # noqa: ARG002
         resources: Mapping[str, float] | None = None,
+        allow_other_workers: bool = False,  # noqa: ARG002
+        fifo_timeout: Any = None,  # noqa: ARG002
+        batch_size: int | None = None,  # noqa: ARG002
         **kwargs: Any,
     ) -> list[Future]:
         """Calls a function with each item of iterables; `key` is a prefix or a list of keys."""
@@ -134,7 +151,7 @@ class Client:
             names = [getattr(function, "__name__", "call")] * len(converted.function_names)
             return self._submit(replace(converted, function_names=names), priority)
 
-        return self._futures(keys, start, inputs)  # type: ignore[arg-type]  # leaves are Futures
+        return self._futures(keys, start, inputs, priority)  # type: ignore[arg-type]  # leaves are Futures
 
     # --- collections ------------------------------------------------------------------------------
 
@@ -169,7 +186,9 @@ class Client:
         key = f"{type(collection).__name__.lower()}-{next(self._numbers)}"
         graph[key] = Task(key, finish, _nested(collection.__dask_keys__()), *extra)
         options = options_by_key(collection.__dask_graph__())
-        return self._futures([key], lambda: self._run(graph, [key], options, priority), ())[0]
+        return self._futures(
+            [key], lambda: self._run(graph, [key], options, priority), (), priority
+        )[0]
 
     def persist(
         self, collections: Any, optimize_graph: bool = True, priority: int = 0, **_: Any
@@ -186,7 +205,9 @@ class Client:
             options.update(options_by_key(one.__dask_graph__()))
         keys_of = [list(flatten(one.__dask_keys__())) for one in collections]
         keys = list(dict.fromkeys(itertools.chain.from_iterable(keys_of)))
-        futures = self._futures(keys, lambda: self._run(graph, keys, options, priority), ())
+        futures = self._futures(
+            keys, lambda: self._run(graph, keys, options, priority), (), priority
+        )
         nodes = {f.key: DataNode(f.key, f) for f in futures}
         made = []
         for one, own in zip(collections, keys_of, strict=True):
@@ -210,7 +231,7 @@ class Client:
             return self.scatter([data])[0]
         keys = [self._key(type(value)) for value in data]
         graph = {key: DataNode(key, value) for key, value in zip(keys, data, strict=True)}
-        return self._futures(keys, lambda: self._run(graph, keys, {}, 0), ())
+        return self._futures(keys, lambda: self._run(graph, keys, {}, 0), (), 0)
 
     def gather(self, futures: Any, errors: str = "raise") -> Any:
         """The values of futures inside lists, tuples, dicts, in the same shape.
@@ -301,9 +322,13 @@ class Client:
         return submit(self.env, by_reference(graph), priority=priority)
 
     def _futures(
-        self, keys: Sequence[Any], start: Callable[[], Run], inputs: Sequence[Future]
+        self,
+        keys: Sequence[Any],
+        start: Callable[[], Run],
+        inputs: Sequence[Future],
+        priority: int,
     ) -> list[Future]:
-        batch = Batch(start, inputs)
+        batch = Batch(start, inputs, self._window, priority)
         futures = [Future(key, batch, index) for index, key in enumerate(keys)]
         batch.begin()
         return futures
@@ -344,26 +369,6 @@ def by_reference(graph: TaskGraph) -> TaskGraph:
             "references",
         ],
     )
-
-
-def as_completed(futures: Iterable[Future]) -> Iterator[Future]:
-    """Futures as they get done."""
-    waiting = list(futures)
-    ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
-    for future in waiting:
-        future.add_done_callback(ended.put)
-    for _ in waiting:
-        yield ended.get()
-
-
-def wait(futures: Iterable[Future], timeout: float | None = None) -> None:
-    """Waits until futures are done, well or not.
-
-    Raises:
-        TimeoutError: one isn't after so many seconds.
-    """
-    for future in futures:
-        future.exception(timeout)
 
 
 def _is_future(item: object) -> bool:

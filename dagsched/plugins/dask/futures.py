@@ -11,6 +11,7 @@ from typing import Any
 
 from dagsched.attempts import Raised
 from dagsched.errors import RemoteTraceback, TaskCancelled
+from dagsched.plugins.dask.window import Window
 from dagsched.ref import Ref, collect
 from dagsched.run import Run
 
@@ -18,16 +19,26 @@ _numbers = itertools.count(1)
 
 
 class Batch:
-    """One run, or one that is to come once its inputs are there.
+    """One run, or one that is to come once its inputs are there and it is its turn.
 
     Args:
         start: begins the run, which returns a list of references.
         inputs: futures that must be done before.
+        window: gives it its turn.
+        priority: among those that wait for theirs.
     """
 
-    def __init__(self, start: Callable[[], Run], inputs: Sequence["Future"]) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Run],
+        inputs: Sequence["Future"],
+        window: Window,
+        priority: int = 0,
+    ) -> None:
         self._start = start
         self._inputs = inputs
+        self._window = window
+        self.priority = priority
         self.number = next(_numbers)
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], object]] = []
@@ -35,25 +46,31 @@ class Batch:
         self._refs: list[Ref] = []
         self._error: BaseException | None = None
         self._over = threading.Event()
-        self._is_cancelled = False
 
     def begin(self) -> None:
-        """Starts the run as soon as all inputs are done."""
+        """Has the run start as soon as all inputs are done."""
         waiting = [future for future in self._inputs if not future.done()]
         if waiting:
             waiting[0].batch.call_back(self.begin)
             return
         failed = next((f for f in self._inputs if f.exception() is not None), None)
+        if failed is not None:
+            self._end(failed.exception())
+        else:
+            self._window.enter(self)
+
+    def launch(self) -> bool:
+        """Starts the run; False: it can't be, or it was cancelled."""
         try:
-            if failed is not None:
-                raise failed.exception()  # type: ignore[misc]  # it isn't None
             with self._lock:
-                if self._is_cancelled:
-                    raise TaskCancelled("it was cancelled before it had begun")
-                self._run = self._start()
-            self._run.add_done_callback(self._take)
+                if self._over.is_set():
+                    return False
+                run = self._run = self._start()
         except Exception as error:  # noqa: BLE001 - the futures tell
             self._end(error)
+            return False
+        run.add_done_callback(self._take)
+        return True
 
     def _take(self, run: Run) -> None:
         try:
@@ -62,10 +79,13 @@ class Batch:
             self._end(error)
         else:
             self._end(None)
+        self._window.leave()
 
     def _end(self, error: BaseException | None) -> None:
-        self._error = error
         with self._lock:
+            if self._over.is_set():
+                return
+            self._error = error
             self._over.set()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
@@ -80,12 +100,13 @@ class Batch:
         callback()
 
     def cancel(self) -> None:
-        """Stops the run."""
+        """Stops the run, or keeps it from starting."""
         with self._lock:
-            self._is_cancelled = True
             run = self._run
         if run is not None:
             run.cancel()
+        else:
+            self._end(TaskCancelled("it was cancelled before it had begun"))
 
     @property
     def is_over(self) -> bool:
