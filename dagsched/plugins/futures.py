@@ -6,6 +6,7 @@ Responsible for what users see: the executor and its futures. How calls become r
 
 import itertools
 import os
+import pickle
 import time
 import weakref
 from collections import deque
@@ -17,6 +18,7 @@ from dagsched.plugins.items import Item
 from dagsched.plugins.lazy import LazyFuture
 from dagsched.plugins.pool import BrokenDagschedExecutor, Pool
 from dagsched.plugins.setup import Setup
+from dagsched.serialize import ATOMIC_TYPES
 
 if TYPE_CHECKING:
     from dagsched.runenv import RunEnv
@@ -124,7 +126,7 @@ class DagschedExecutor(Executor):
             futures = (self.submit(fn, *row) for row in rows)
             return _results(futures, end_s, buffersize)
         chunks = iter(lambda: list(itertools.islice(rows, chunksize)), [])
-        of_chunks = (self.submit(_call_each, fn, chunk) for chunk in chunks)
+        of_chunks = (self.submit(*_chunk_call(fn, chunk)) for chunk in chunks)
         results: Iterator[list[T]] = _results(of_chunks, end_s, buffersize)
         return itertools.chain.from_iterable(results)
 
@@ -147,8 +149,22 @@ class DagschedExecutor(Executor):
         self._pool.finish(cancel=True, stop=True)
 
 
+def _chunk_call(fn: Callable[..., T], rows: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The call for some rows; where they can hold nothing else they travel as bytes.
+
+    Nobody then looks into each for futures, or copies each so that no other call sees a change.
+    """
+    if ATOMIC_TYPES.issuperset(map(type, itertools.chain.from_iterable(rows))):
+        return _call_each_packed, fn, pickle.dumps(rows, 5)
+    return _call_each, fn, rows
+
+
 def _call_each(fn: Callable[..., T], rows: list[tuple[Any, ...]]) -> list[T]:
     return [fn(*row) for row in rows]
+
+
+def _call_each_packed(fn: Callable[..., T], rows: bytes) -> list[T]:
+    return _call_each(fn, pickle.loads(rows))
 
 
 def _results(

@@ -128,6 +128,24 @@ def test_map_as_the_builtin(executor: DagschedExecutor) -> None:
         executor.map(pow, range(4), range(4), chunksize=-1)
 
 
+def test_rows_of_a_chunk_that_hold_no_futures_are_not_looked_into(
+    executor: DagschedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    submitted = executor.submit
+
+    def submit(fn: Any, *args: Any) -> Any:
+        sizes.extend(len(arg) for arg in args if isinstance(arg, list))
+        return submitted(fn, *args)
+
+    monkeypatch.setattr(executor, "submit", submit)
+    assert list(executor.map(add, range(100), chunksize=50)) == list(range(100))
+    assert sizes == []
+    one = submitted(add, 1)
+    assert list(executor.map(add, [one, 2], [4, 5], chunksize=2)) == [5, 7]
+    assert sizes == [2]
+
+
 def test_map_raises_in_its_place(executor: DagschedExecutor) -> None:
     mapped = executor.map(divmod, [1, 1, 1, 1], [2, 3, 0, 5])
     assert [next(mapped), next(mapped)] == [(0, 1), (0, 1)]
