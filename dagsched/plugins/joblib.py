@@ -1,11 +1,12 @@
 """joblib on an environment: ``register()``, then ``joblib.parallel_config("dagsched")``.
 
 Responsible for the backend: how joblib's batches become calls of a `DagschedExecutor`, and for
-large arrays, which are sent once for each call of `joblib.Parallel`.
+large arrays, which are shared by the batches of one call of `joblib.Parallel`.
 """
 
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
     from dagsched.runenv import RunEnv
 
 SHARED_BYTES_MIN = 1 << 20
-"""Arrays from this size on are sent once, and mapped by all executors of a node."""
+"""Arrays from this size on are shared, and mapped by all executors of a node."""
+
+FIRST_BYTES_MAX = 16 << 20
+"""Up to this size they go with the first batch that has them, and are shared from the second on:
+most arrays that are made for a call are seen once, and sharing one costs a run."""
 
 
 def register(*, make_default: bool = False) -> None:
@@ -71,7 +76,8 @@ class DagschedBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         super().__init__(**options)
         self._env = env
         self._executor: DagschedExecutor | None = None
-        self._shared: dict[int, tuple[Any, Ref]] = {}  # by id of an array, which is kept alive
+        # By id of an array, until it ends: itself, and the reference if it is shared.
+        self._shared: dict[int, tuple[weakref.ref[Any], Ref | None]] = {}
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """How many batches can run at the same time."""
@@ -157,15 +163,19 @@ class DagschedBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
         return default_env()
 
-    def _share(self, array: Any) -> Ref:
-        """What stands for a large array: a reference to its only copy."""
+    def _share(self, array: Any) -> Any:
+        """What stands for a large array: a reference to its only copy, or at first itself."""
         from dagsched.submission import submit
 
-        known = self._shared.get(id(array))
-        if known is None:
-            ref: Ref = submit(self._environment(), delayed(identity)(array), as_refs=True).result()
-            known = self._shared[id(array)] = (array, ref)
-        return known[1]
+        number = id(array)
+        known = self._shared.get(number)
+        if known is not None and known[1] is not None:
+            return known[1]
+        shared, ref = self._shared, None
+        if known is not None or array.nbytes > FIRST_BYTES_MAX:
+            ref = submit(self._environment(), delayed(identity)(array), as_refs=True).result()
+        shared[number] = (weakref.ref(array, lambda _: shared.pop(number, None)), ref)
+        return array if ref is None else ref
 
 
 def _is_large_array(value: object) -> bool:
@@ -176,12 +186,12 @@ def _is_large_array(value: object) -> bool:
 
 
 class _BatchPickler(CloudPickler):
-    """Leaves large arrays out, wherever they are; `shared` has references to them in order."""
+    """Leaves large arrays out, wherever they are; `shared` has what stands for them in order."""
 
-    def __init__(self, file: io.BytesIO, share: Callable[[Any], Ref]) -> None:
+    def __init__(self, file: io.BytesIO, share: Callable[[Any], Any]) -> None:
         super().__init__(file, protocol=5)
         self._share = share
-        self.shared: list[Ref] = []
+        self.shared: list[Any] = []
 
     def reducer_override(self, obj: object) -> Any:
         """As of `pickle.Pickler`."""

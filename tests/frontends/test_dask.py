@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from dask.callbacks import Callback
-from dask.diagnostics import Profiler, ProgressBar
+from dask.diagnostics import CacheProfiler, Profiler, ProgressBar
 
 from dagsched import RunEnv, visualize
 from dagsched.errors import CycleError, GraphError, TaskCancelled
@@ -158,6 +158,9 @@ def test_progress_bars_and_profilers() -> None:
         assert da.ones(100, chunks=10).sum().compute() == 100
     assert "100% Completed" in out.getvalue()
     assert len(profiler.results) > 5
+    with CacheProfiler() as of_values:
+        assert da.ones(100, chunks=10).sum().compute() == 100
+    assert len(of_values.results) > 5
 
 
 def test_pictures_show_the_keys(env: RunEnv, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.parallel import TimeoutError as JoblibTimeoutError
 
 from dagsched import RunEnv, setrunenv
-from dagsched.plugins.joblib import SHARED_BYTES_MIN, register
+from dagsched.plugins.joblib import FIRST_BYTES_MAX, SHARED_BYTES_MIN, register
 from tests.checkout import ROOT
 
 register()
@@ -143,8 +144,16 @@ def test_generators(env: RunEnv, return_as: str) -> None:
         assert rest == [None, *range(1, 300)]
 
 
-def test_large_arrays_are_sent_once(env: RunEnv) -> None:
-    array = np.random.default_rng(1).random(SHARED_BYTES_MIN // 4)  # two megabytes
+@pytest.mark.filterwarnings("ignore:the graph holds a constant")
+@pytest.mark.parametrize(
+    ("size_bytes", "times"),
+    [
+        (2 * SHARED_BYTES_MIN, 2),  # with the first batch that has it, and then for all others
+        (FIRST_BYTES_MAX + 8, 1),
+    ],
+)
+def test_large_arrays_are_sent_once(env: RunEnv, size_bytes: int, times: int) -> None:
+    array = np.random.default_rng(1).random(size_bytes // 8)
     expected = [strided_sum(array, start=n) for n in range(40)]
     sent: list[int] = []
     whole = env._cluster.start_run  # type: ignore[union-attr]  # it is open
@@ -159,10 +168,43 @@ def test_large_arrays_are_sent_once(env: RunEnv) -> None:
     with_array = Parallel(batch_size=1)(delayed(strided_sum)(array, start=n) for n in range(40))
     assert with_array == expected
     assert len(sent) == 41
-    assert sum(sent) == array.nbytes
+    assert sum(sent) == times * array.nbytes
     # In the next call they are sent anew, for they may have been changed.
     array += 1
     assert Parallel(n_jobs=2)(delayed(np.sum)(array) for _ in range(3)) == [array.sum()] * 3
+
+
+@pytest.mark.filterwarnings("ignore:the graph holds a constant")
+@pytest.mark.parametrize("size_bytes", [SHARED_BYTES_MIN, FIRST_BYTES_MAX + 8])
+def test_arrays_that_are_made_for_a_call_are_let_go(env: RunEnv, size_bytes: int) -> None:
+    made: list[weakref.ref[Any]] = []
+    most = 0
+
+    def arrays() -> Iterator[Any]:
+        nonlocal most
+        for n in range(24):
+            array = np.full(size_bytes // 8, float(n))
+            made.append(weakref.ref(array))
+            most = max(most, sum(one() is not None for one in made))
+            yield array
+
+    calls = (delayed(np.max)(array) for array in arrays())
+    assert Parallel(n_jobs=2, batch_size=1)(calls) == list(range(24))
+    assert most < 16
+
+
+def test_arrays_that_are_seen_once_cost_no_run(env: RunEnv) -> None:
+    runs: list[Any] = []
+    whole = env._cluster.start_run  # type: ignore[union-attr]  # it is open
+
+    def start_run(dag: object, **options: Any) -> Any:
+        runs.append(run := whole(dag, **options))
+        return run
+
+    env._cluster.start_run = start_run  # type: ignore[union-attr, method-assign]  # looks on
+    calls = (delayed(np.max)(np.full(SHARED_BYTES_MIN // 8, float(n))) for n in range(10))
+    assert Parallel(n_jobs=2, batch_size=1)(calls) == list(range(10))
+    assert len(runs) == 10
 
 
 def test_no_task_sees_what_another_did_to_a_shared_array(env: RunEnv) -> None:

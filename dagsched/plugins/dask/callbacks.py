@@ -72,7 +72,7 @@ class Watcher:
         waiting = _Counted(keys, lambda known: min(known, len(keys) - len(ended)))
         self._state = {
             "waiting": waiting, "ready": set(), "running": set(), "finished": ended,
-            "cache": {}, "dependencies": _Dependencies(run),
+            "released": set(), "cache": {}, "dependencies": _Dependencies(run),
         }  # fmt: skip
         for _, start_state, _, _, _ in self._callbacks:
             if start_state is not None:
