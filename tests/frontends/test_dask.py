@@ -176,6 +176,15 @@ def test_pictures_show_the_keys(env: RunEnv, tmp_path: Path) -> None:
     assert any("done" in line or "ended" in line or "ran" in line for line in run.story("('x', 1)"))
 
 
+def test_shuffles_on_disk_leave_no_files(tmp_path: Path) -> None:
+    frame = dd.from_pandas(pd.DataFrame({"a": range(100), "b": range(100)}), npartitions=4)
+    with dask.config.set(
+        {"temporary_directory": str(tmp_path), "dataframe.shuffle.method": "disk"}
+    ):
+        assert frame.shuffle("a").compute().b.sum() == 4_950
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- the client ---------------------------------------------------------------------------------
 
 

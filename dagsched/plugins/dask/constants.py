@@ -3,12 +3,12 @@
 import functools
 import shutil
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from dagsched.plugins.dask.futures import Future
+from dagsched.plugins.dask.nodes import TemporaryFile, makes_files
 from dagsched.ref import Ref
 
 _ATOMIC = frozenset((int, float, bool, type(None), complex))
@@ -32,17 +32,25 @@ class Constants:
         self._owner_by_id: dict[int, Any] = {}
         self._directory = ""  # for files of tasks; empty: none was needed
 
-    def lasting_file(self) -> Callable[..., Any]:
-        """Makes, in a task, a `partd.File` that is there until `close`.
+    def lasting(self, maker: Any) -> Any:
+        """In place of what makes temporary files in a task: its files are there until `close`.
 
-        Its own are removed with the first object of it, whatever copies other tasks have.
+        Dask removes those of bags with the first object of them, whatever copies other tasks have,
+        and those of dataframes when the interpreter ends, which executors don't wait for.
+
+        Args:
+            maker: something that `makes_files`; anything else comes back as it is.
         """
-        import dask
-
+        if not makes_files(maker):
+            return maker
         if not self._directory:
+            import dask
+
             where = dask.config.get("temporary_directory", None)
             self._directory = tempfile.mkdtemp(prefix="dagsched-dask-", dir=where)
-        return functools.partial(_made_file, self._directory)
+        if maker is TemporaryFile:
+            return functools.partial(_made_file, self._directory)
+        return type(maker)(maker.encode_cls, False, self._directory)
 
     def close(self) -> None:
         """Removes files of tasks."""
@@ -86,9 +94,7 @@ class Constants:
 
 def _made_file(directory: str, *_: Any, **__: Any) -> Any:
     """A file in a directory, which doesn't remove it."""
-    from partd import File
-
-    return File(tempfile.mkdtemp(suffix=".partd", dir=directory))
+    return TemporaryFile(tempfile.mkdtemp(suffix=".partd", dir=directory))
 
 
 def is_plain(value: Any, size_max: int) -> bool:

@@ -12,7 +12,7 @@ from dagsched.composed import dict_of, list_of, set_of, tuple_of
 
 __all__ = [
     "ALIAS", "ATOMIC", "CONTAINER", "CONTAINER_MAKERS", "DATA", "OTHER_NODE", "REFERENCE", "TASK",
-    "VALUE", "Task", "TemporaryFile", "fused_call", "is_node", "kind_of",
+    "VALUE", "Task", "TemporaryFile", "fused_call", "is_node", "kind_of", "makes_files",
 ]  # fmt: skip
 
 ATOMIC, REFERENCE, ALIAS, TASK, DATA, CONTAINER, OTHER_NODE, VALUE = range(8)
@@ -35,6 +35,11 @@ CONTAINER_MAKERS: dict[Any, Any] = {list: list_of, tuple: tuple_of, set: set_of,
 _ATOMIC_TYPES = (int, float, bool, type(None), complex, str, bytes)
 
 _kind_by_type: dict[type, int] = dict.fromkeys(_ATOMIC_TYPES, ATOMIC)
+
+
+def makes_files(function: object) -> bool:
+    """Whether it makes the files in which a bag groups, or a dataframe shuffles, on disk."""
+    return function is TemporaryFile or type(function).__name__ == "maybe_buffered_partd"
 
 
 def kind_of(kind: type) -> int:

@@ -34,10 +34,10 @@ from dagsched.plugins.dask.nodes import (
     TASK,
     VALUE,
     Task,
-    TemporaryFile,
     fused_call,
     is_node,
     kind_of,
+    makes_files,
 )
 
 _SIZED = frozenset((str, bytes))
@@ -134,7 +134,7 @@ class TaskReader:
     def _simple(self, key: Any, task: Any) -> ReadTask | None:
         """A task with small constants and values of tasks as arguments; None: it has others."""
         function, graph = task.func, self._graph
-        if function is fused_call or function is TemporaryFile:
+        if function is fused_call or makes_files(function):
             return None
         arguments: list[Any] = []
         slots: list[tuple[int, int]] = []
@@ -371,15 +371,13 @@ class TaskReader:
 
     def _bake(self, value: Any) -> Place:
         """A constant that is the same for all tasks of this form."""
-        self._baked.append(self._constants.lasting_file() if value is TemporaryFile else value)
+        self._baked.append(self._constants.lasting(value))
         return len(self._baked) * 3 - 3 + CONSTANT
 
     def _step(
         self, function: Callable[..., Any], places: list[Place], names: tuple[str, ...] = ()
     ) -> Place:
-        if function is TemporaryFile:
-            function = self._constants.lasting_file()
-        self._steps.append((function, tuple(places), names))
+        self._steps.append((self._constants.lasting(function), tuple(places), names))
         return len(self._steps) * 3 - 3 + STEP
 
     # --- what comes of it -------------------------------------------------------------------------
