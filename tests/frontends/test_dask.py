@@ -259,6 +259,30 @@ def test_a_future_is_cancelled() -> None:
             client.submit(time.sleep, 100).result(0.01)
 
 
+def test_dataframes_by_a_client(env: RunEnv) -> None:
+    df = dd.from_pandas(pd.DataFrame({"a": range(60), "b": [1, 2, 3] * 20}), npartitions=4)
+    frames = [
+        df.a.sum(),
+        df.groupby("b").a.mean(),
+        df.merge(df, on="a"),
+        df.set_index("a", npartitions=3),
+        df.shuffle("b"),
+        df.drop_duplicates("b", split_out=2),
+    ]
+    with Client(env) as client:
+        for frame in frames:
+            expected = frame.compute(scheduler="sync")
+            for found in (client.compute(frame, sync=True), client.persist(frame).compute()):
+                if isinstance(expected, pd.DataFrame):
+                    found, wanted = found.sort_index(), expected.sort_index()
+                    assert found.equals(wanted[found.columns])
+                else:
+                    assert (found == expected).all() if hasattr(found, "all") else found == expected
+        kept, array = dask.persist(df.groupby("b").a.sum(), da.ones(10, chunks=5) + 1)
+        assert (kept.compute().sum(), array.sum().compute()) == (1_770, 20)
+        assert client.compute([df.a.sum(), array.sum()], sync=True) == [1_770, 20]
+
+
 def test_of_many_calls_some_are_under_way_at_a_time(env: RunEnv) -> None:
     from dagsched.plugins.dask.client import WINDOW_RUNS
 

@@ -180,7 +180,7 @@ class Client:
         self, collection: Any, optimize_graph: bool = True, priority: int = 0, **_: Any
     ) -> Future:
         if optimize_graph:
-            (collection,) = dask.optimize(collection)
+            (collection,) = _optimized([collection])
         graph = low_level_graph(collection.__dask_graph__())
         finish, extra = collection.__dask_postcompute__()
         key = f"{type(collection).__name__.lower()}-{next(self._numbers)}"
@@ -197,7 +197,7 @@ class Client:
         if not isinstance(collections, list | tuple):
             return self.persist([collections], optimize_graph, priority)[0]
         if optimize_graph:
-            collections = list(dask.optimize(*collections))
+            collections = _optimized(collections)
         graph: dict[Any, Any] = {}
         options: dict[Any, Options] = {}
         for one in collections:
@@ -369,6 +369,20 @@ def by_reference(graph: TaskGraph) -> TaskGraph:
             "references",
         ],
     )
+
+
+def _optimized(collections: Sequence[Any]) -> list[Any]:
+    """Collections with optimised graphs.
+
+    Dataframes do that themselves: `dask.optimize` asks their expressions for a graph too early.
+    """
+    kinds_own = [hasattr(type(one), "optimize") for one in collections]
+    others = [one for one, is_own in zip(collections, kinds_own, strict=True) if not is_own]
+    done = iter(dask.optimize(*others))
+    return [
+        one.optimize() if is_own else next(done)
+        for one, is_own in zip(collections, kinds_own, strict=True)
+    ]
 
 
 def _is_future(item: object) -> bool:
