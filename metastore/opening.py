@@ -25,7 +25,7 @@ def check_url(url: str) -> None:
         ValueError: it does not.
     """
     told = re.sub(r"//[^/]*@", "//***@", url)  # without a password
-    if not url.startswith(SCHEMES):
+    if url != SCHEMES[0] and not url.startswith(SCHEMES[1:]):
         raise ValueError(
             f"metastore {told!r} is not valid: it is None (a store of the environment's own) or "
             f"begins with one of {', '.join(SCHEMES)}"
