@@ -196,29 +196,31 @@ def launch_broker(
     }
     threads = dict.fromkeys(_THREAD_VARIABLES, "1")
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-    log_fd = os.open(settings.log_path, log_flags, 0o600)
-    alive_fd = share(Path(settings.run_directory))
+    with contextlib.ExitStack() as closing:
+        log_fd = os.open(settings.log_path, log_flags, 0o600)
+        closing.callback(os.close, log_fd)
+        alive_fd = share(Path(settings.run_directory))
+        inherited = (alive_fd,) if alive_fd >= 0 else ()
+        for fd in inherited:
+            closing.callback(os.close, fd)
+        read_fd, write_fd = os.pipe()
+        closing.callback(os.close, read_fd)
+        lifeline = Lifeline(write_fd)
+        try:
+            process = subprocess.Popen(
+                # -P: a user's json.py in the working directory must not become ours.
+                [*command_prefix, sys.executable, "-P", "-m", "dagsched.brokers"],
+                stdin=read_fd,
+                stdout=log_fd,
+                stderr=log_fd,
+                env=threads | dict(environ) | own,
+                start_new_session=True,
+                pass_fds=inherited,
+            )
+        except BaseException:
+            lifeline.close()
+            raise
     settings = dataclasses.replace(settings, alive_fd=alive_fd)
-    inherited = (alive_fd,) if alive_fd >= 0 else ()
-    read_fd, write_fd = os.pipe()
-    lifeline = Lifeline(write_fd)
-    try:
-        process = subprocess.Popen(
-            # -P: a user's json.py in the working directory must not become ours.
-            [*command_prefix, sys.executable, "-P", "-m", "dagsched.brokers"],
-            stdin=read_fd,
-            stdout=log_fd,
-            stderr=log_fd,
-            env=threads | dict(environ) | own,
-            start_new_session=True,
-            pass_fds=inherited,
-        )
-    except BaseException:
-        lifeline.close()
-        raise
-    finally:
-        for fd in (read_fd, log_fd, *inherited):
-            os.close(fd)
     # If it has died already, whoever watches the process will see that; its log says why.
     with contextlib.suppress(BrokenPipeError):
         lifeline.write(settings.to_line())

@@ -48,22 +48,12 @@ scan_levels(const Edges *edges, const double *weights, int32_t *level, double *s
     return 0;
 }
 
+/* Let go of what was looked at; what a call returns. */
 static PyObject *
-stages(PyObject *module, PyObject *args)
+ended(Py_buffer *views, int count, int failed)
 {
-    Py_buffer deps, tasks, crosses, stage;
-    if (!PyArg_ParseTuple(args, "y*y*y*w*", &deps, &tasks, &crosses, &stage))
-        return NULL;
-    Edges edges = {deps.buf, tasks.buf, crosses.len, stage.len / (Py_ssize_t)sizeof(int64_t)};
-    int failed = deps.len != edges.count * (Py_ssize_t)sizeof(int32_t) ||
-                 tasks.len != edges.count * (Py_ssize_t)sizeof(int64_t);
-    Py_BEGIN_ALLOW_THREADS
-    failed = failed || scan_stages(&edges, crosses.buf, stage.buf) < 0;
-    Py_END_ALLOW_THREADS
-    PyBuffer_Release(&deps);
-    PyBuffer_Release(&tasks);
-    PyBuffer_Release(&crosses);
-    PyBuffer_Release(&stage);
+    for (int i = 0; i < count; i++)
+        PyBuffer_Release(&views[i]);
     if (failed) {
         PyErr_SetString(PyExc_ValueError, "these are no edges of so many tasks");
         return NULL;
@@ -72,28 +62,35 @@ stages(PyObject *module, PyObject *args)
 }
 
 static PyObject *
+stages(PyObject *module, PyObject *args)
+{
+    Py_buffer views[4], *deps = views, *tasks = views + 1, *crosses = views + 2, *stage = views + 3;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*", deps, tasks, crosses, stage))
+        return NULL;
+    Edges edges = {deps->buf, tasks->buf, crosses->len, stage->len / (Py_ssize_t)sizeof(int64_t)};
+    int failed = deps->len != edges.count * (Py_ssize_t)sizeof(int32_t) ||
+                 tasks->len != edges.count * (Py_ssize_t)sizeof(int64_t);
+    Py_BEGIN_ALLOW_THREADS
+    failed = failed || scan_stages(&edges, crosses->buf, stage->buf) < 0;
+    Py_END_ALLOW_THREADS
+    return ended(views, 4, failed);
+}
+
+static PyObject *
 levels(PyObject *module, PyObject *args)
 {
-    Py_buffer deps, tasks, weights, level, start;
-    if (!PyArg_ParseTuple(args, "y*y*y*w*w*", &deps, &tasks, &weights, &level, &start))
+    Py_buffer views[5], *deps = views, *tasks = views + 1, *weights = views + 2;
+    Py_buffer *level = views + 3, *start = views + 4;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*w*", deps, tasks, weights, level, start))
         return NULL;
-    Py_ssize_t count = level.len / (Py_ssize_t)sizeof(int32_t);
-    Edges edges = {deps.buf, tasks.buf, deps.len / (Py_ssize_t)sizeof(int32_t), count};
-    int failed = tasks.len != edges.count * (Py_ssize_t)sizeof(int64_t) ||
-                 weights.len != count * (Py_ssize_t)sizeof(double) || start.len != weights.len;
+    Py_ssize_t count = level->len / (Py_ssize_t)sizeof(int32_t);
+    Edges edges = {deps->buf, tasks->buf, deps->len / (Py_ssize_t)sizeof(int32_t), count};
+    int failed = tasks->len != edges.count * (Py_ssize_t)sizeof(int64_t) ||
+                 weights->len != count * (Py_ssize_t)sizeof(double) || start->len != weights->len;
     Py_BEGIN_ALLOW_THREADS
-    failed = failed || scan_levels(&edges, weights.buf, level.buf, start.buf) < 0;
+    failed = failed || scan_levels(&edges, weights->buf, level->buf, start->buf) < 0;
     Py_END_ALLOW_THREADS
-    PyBuffer_Release(&deps);
-    PyBuffer_Release(&tasks);
-    PyBuffer_Release(&weights);
-    PyBuffer_Release(&level);
-    PyBuffer_Release(&start);
-    if (failed) {
-        PyErr_SetString(PyExc_ValueError, "these are no edges of so many tasks");
-        return NULL;
-    }
-    Py_RETURN_NONE;
+    return ended(views, 5, failed);
 }
 
 static PyMethodDef methods[] = {

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,23 @@ def test_a_future_is_cancelled() -> None:
         assert future.cancelled()
         with pytest.raises(TimeoutError):
             client.submit(time.sleep, 100).result(0.01)
+
+
+def test_a_callback_that_raises_keeps_nothing_from_going_on(
+    env: RunEnv, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_future: Future) -> None:
+        raise ValueError("not liked")
+
+    with Client(env, set_as_default=False) as client:
+        first = client.submit(time.sleep, 0.3)
+        first.add_done_callback(fail)
+        second = client.submit(lambda _: 5, first)
+        assert second.result(timeout=30) == 5
+        for _ in range(40):  # more than are under way at a time
+            client.submit(abs, -1).add_done_callback(fail)
+        assert client.submit(abs, -2).result(timeout=30) == 2
+    assert "a callback of a future has failed" in caplog.text
 
 
 def test_dataframes_by_a_client(env: RunEnv) -> None:

@@ -5,6 +5,7 @@ that the other tasks of its batch go on.
 """
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -15,7 +16,17 @@ from dagsched.plugins.dask.window import Window
 from dagsched.ref import Ref, collect
 from dagsched.run import Run
 
+logger = logging.getLogger(__name__)
+
 _numbers = itertools.count(1)
+
+
+def _call(callback: Callable[[], object]) -> None:
+    """One that raises keeps no other from being called, among them those that start runs."""
+    try:
+        callback()
+    except Exception:
+        logger.exception("a callback of a future has failed")
 
 
 class Batch:
@@ -66,20 +77,24 @@ class Batch:
                 if self._over.is_set():
                     return False
                 run = self._run = self._start()
-        except Exception as error:  # noqa: BLE001 - the futures tell
+        except BaseException as error:
             self._end(error)
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise
             return False
         run.add_done_callback(self._take)
         return True
 
     def _take(self, run: Run) -> None:
+        error: BaseException | None = None
         try:
             self._refs = run.result()
-        except Exception as error:  # noqa: BLE001 - the futures tell
+        except Exception as raised:  # noqa: BLE001 - the futures tell
+            error = raised
+        try:
             self._end(error)
-        else:
-            self._end(None)
-        self._window.leave()
+        finally:
+            self._window.leave()
 
     def _end(self, error: BaseException | None) -> None:
         with self._lock:
@@ -89,7 +104,7 @@ class Batch:
             self._over.set()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            callback()
+            _call(callback)
 
     def call_back(self, callback: Callable[[], object]) -> None:
         """Calls something once the batch is over."""
@@ -97,7 +112,7 @@ class Batch:
             if not self._over.is_set():
                 self._callbacks.append(callback)
                 return
-        callback()
+        _call(callback)
 
     def cancel(self) -> None:
         """Stops the run, or keeps it from starting."""

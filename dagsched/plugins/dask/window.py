@@ -52,13 +52,21 @@ class Window:
             if self._is_advancing:
                 return
             self._is_advancing = True
+        interrupt: BaseException | None = None
         while True:
             with self._lock:
                 if self._count >= self._count_max or not self._waiting:
                     self._is_advancing = False
-                    return
+                    break
                 self._count += 1
                 item = heapq.heappop(self._waiting)[-1]
-            if not item.launch():
+            has_begun = False
+            try:
+                has_begun = item.launch()
+            except BaseException as error:  # noqa: BLE001 - Ctrl-C; the others must not wait for ever
+                interrupt = error
+            if not has_begun:
                 with self._lock:
                     self._count -= 1
+        if interrupt is not None:
+            raise interrupt

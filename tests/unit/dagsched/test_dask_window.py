@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from dagsched.plugins.dask.window import Window
 
 
@@ -40,6 +42,22 @@ def test_what_does_not_begin_takes_no_place() -> None:
     window.enter(Item(lambda: begun.append(1) is None))
     window.leave()
     assert begun == [1]
+
+
+def test_an_interrupt_is_raised_and_keeps_no_other_from_its_turn() -> None:
+    begun: list[str] = []
+    window = Window(1)
+
+    def interrupted() -> bool:
+        window.enter(Item(lambda: begun.append("next") is None))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        window.enter(Item(interrupted))
+    assert begun == ["next"]
+    window.enter(Item(lambda: begun.append("last") is None))
+    window.leave()
+    assert begun == ["next", "last"]
 
 
 def test_what_ends_as_it_begins_nests_nothing() -> None:
